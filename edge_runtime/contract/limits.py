@@ -1,0 +1,102 @@
+"""Every bound of the system, in one place, unit last.
+
+A queue, size, count or time that is not listed here is a defect: rule 4 of the
+design is that nothing is unbounded. Settings may lower most of these; nothing
+raises them at run time.
+"""
+
+from typing import Final
+
+# --- on the wire -----------------------------------------------------------------
+MESSAGE_MAX_BYTES: Final = 256 * 1024
+"""Largest MQTT payload that is sent or decoded; the Mosquitto configuration says the same."""
+UNIT_MAX_BYTES: Final = 120 * 1024
+"""A unit and a chunk close when their encoded items reach this."""
+ITEM_MAX_BYTES: Final = 112 * 1024
+"""Largest inline input of one item; larger ones end as HTTP 413 until references are built."""
+OUTPUT_MAX_BYTES: Final = 112 * 1024
+"""Largest inline output of one item; a larger one ends as `result_too_large`."""
+PARAMETERS_MAX_BYTES: Final = 8 * 1024
+UNITS_PER_OFFER_MAX: Final = 64
+VERDICTS_PER_MESSAGE_MAX: Final = 256
+CHUNKS_PER_MESSAGE_MAX: Final = 64
+ORDERS_PER_MESSAGE_MAX: Final = 256
+ITEMS_PER_CHUNK_MAX: Final = 256
+TEXT_MAX_CHARS: Final = 512
+"""Free text inside messages (error messages, names)."""
+ID_MAX_CHARS: Final = 64
+TENSOR_MAX_RANK: Final = 16
+TENSOR_MAX_ELEMENTS: Final = 1 << 27
+
+# --- the bus ---------------------------------------------------------------------
+BUS_INBOUND_MAX_MESSAGES: Final = 20_000
+BUS_OUTBOUND_MAX_MESSAGES: Final = 20_000
+BUS_OUTBOUND_MAX_BYTES: Final = 64 * 1024 * 1024
+BUS_RECONNECT_MAX_S: Final = 30.0
+BUS_CONNECT_TIMEOUT_S: Final = 10.0
+BUS_ACK_TIMEOUT_S: Final = 30.0
+
+# --- jobs ------------------------------------------------------------------------
+JOB_MAX_ITEMS: Final = 1_000_000
+JOB_MAX_BODY_BYTES: Final = 256 * 1024 * 1024
+JOBS_PER_REQUEST_MAX: Final = 256
+JOB_DEADLINE_MAX_S: Final = 30 * 24 * 3600
+JOB_DEADLINE_DEFAULT_S: Final = 24 * 3600
+JOB_RETENTION_MAX_S: Final = 365 * 24 * 3600
+JOB_RETENTION_DEFAULT_S: Final = 7 * 24 * 3600
+JOB_STATUS_RETAINED_S: Final = 24 * 3600
+OPEN_JOBS_MAX: Final = 1_000_000
+"""Open jobs in the store; a submission above it is refused with 429."""
+WINDOW_JOBS_MAX: Final = 20_000
+"""Open jobs whose items are held in memory; the rest wait in the store."""
+WINDOW_ITEMS_MAX: Final = 50_000
+WINDOW_BYTES_MAX: Final = 64 * 1024 * 1024
+ENDED_ATTEMPTS_KEPT_MAX: Final = 50_000
+
+# --- units, attempts, leases ---------------------------------------------------------
+UNIT_TARGET_MS: Final = 2_000
+UNIT_ITEMS_MAX: Final = 256
+OFFER_RESEND_MS: Final = 2_000
+OFFER_TIMEOUT_MS: Final = 15_000
+LEASE_MS: Final = 30_000
+LEASE_PER_EXPECTED: Final = 4
+"""A lease is at least this many times the unit's expected run time."""
+BACKLOG_TARGET_MS: Final = 2_500
+"""The dispatcher keeps offering to a car until it holds about this much work."""
+POISON_DISTINCT_CARS: Final = 3
+"""An item that failed on this many distinct cars fails for good."""
+ATTEMPTS_PER_ITEM_MAX: Final = 50
+"""Upper bound on attempts of one item whatever their end (no livelock)."""
+
+# --- the car ---------------------------------------------------------------------
+CAR_UNITS_MAX: Final = 64
+CHUNK_MAX_AGE_MS: Final = 250
+CHUNK_ITEMS_MAX: Final = 32
+CHUNK_RESEND_MS: Final = 3_000
+CHUNK_RESEND_MAX_MS: Final = 60_000
+CHUNKS_UNANSWERED_MAX: Final = 256
+FENCES_REMEMBERED_MAX: Final = 4_096
+JOURNAL_RESERVE_BYTES: Final = 32 * 1024 * 1024
+STATE_REFRESH_MS: Final = 10_000
+SENSOR_STALE_MS: Final = 5_000
+THAW_GRACE_MS: Final = 1_500
+TERMINATE_GRACE_MS: Final = 50
+ENGINE_IDLE_EXIT_MS: Final = 30_000
+ENGINE_HANG_MS: Final = 30_000
+ENGINE_MEMORY_MAX_BYTES: Final = 4 * 1024 * 1024 * 1024
+PACKAGE_MAX_BYTES: Final = 2 * 1024 * 1024 * 1024
+PACKAGE_MAX_FILES: Final = 256
+PACKAGE_MANIFEST_MAX_BYTES: Final = 256 * 1024
+RESIDENT_MODELS_MAX: Final = 4
+"""Models named in a Birth or state; the registry has this many columns for them."""
+
+# --- the dispatcher -----------------------------------------------------------------
+FLEET_MAX_CARS: Final = 10_000_000
+STATE_STALE_MS: Final = 35_000
+"""A car whose last state is older gets no offers."""
+TICK_EVENTS_MAX: Final = 4_096
+COMMIT_RETRY_MAX_S: Final = 5.0
+STORE_RESERVE_BYTES: Final = 64 * 1024 * 1024
+FEED_SUBSCRIBERS_MAX: Final = 1_024
+FEED_PAGE_ITEMS: Final = 512
+STORY_EVENTS_MAX: Final = 64
