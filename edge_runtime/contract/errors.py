@@ -5,7 +5,6 @@
 Each carries fields; callers never match message text.
 """
 
-
 from enum import Enum
 
 

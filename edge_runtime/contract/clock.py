@@ -1,0 +1,21 @@
+"""The pair of clocks that every core is told: `Now`.
+
+Boot time runs on while the computer sleeps and never jumps: leases, dwell and freshness use it.
+UTC may jump and may be wrong: deadlines, schedules and certificates use it.
+"""
+
+from typing import NamedTuple
+
+NS_PER_MS = 1_000_000
+
+
+class Now(NamedTuple):
+    """A moment: `boot_ns` since this computer started (sleep included), `utc_ms` since 1970."""
+
+    boot_ns: int
+    utc_ms: int
+
+    @property
+    def boot_ms(self) -> int:
+        """Boot time in whole milliseconds."""
+        return self.boot_ns // NS_PER_MS

@@ -1,0 +1,393 @@
+"""Every message that travels, as frozen tagged msgspec structs.
+
+Between car and dispatcher structs are array-like (small); on the topics that third parties read
+they are named maps with a `type` key. Evolution rules: new fields go last and have defaults; a
+new reason decodes as `unknown` on an older peer; a new tag is a counted rejection there. Golden
+vectors under `schemas/golden/` hold this down.
+
+Deliberately absent: anything that reads a clock or a random source, any default that hides a
+missing mandatory field.
+"""
+
+from typing import Annotated, NamedTuple
+
+import msgspec
+from msgspec import Meta
+
+from edge_runtime.contract import limits
+from edge_runtime.contract.reasons import (
+    Availability,
+    CancelReason,
+    ChunkVerdict,
+    HoldReason,
+    ItemError,
+    JobState,
+    Outcome,
+    RefusalReason,
+    ReleaseReason,
+    StopTier,
+)
+from edge_runtime.contract.signals import Signals
+
+CONTRACT_VERSION = 1
+
+Id = Annotated[str, Meta(min_length=1, max_length=limits.ID_MAX_CHARS)]
+Digest = Annotated[str, Meta(min_length=64, max_length=64, pattern="^[0-9a-f]{64}$")]
+Text = Annotated[str, Meta(max_length=limits.TEXT_MAX_CHARS)]
+Count = Annotated[int, Meta(ge=0, le=2**62)]
+
+
+class Fence(NamedTuple):
+    """Numbers an attempt; only grows for a unit. Compared as a tuple (design §3)."""
+
+    epoch: int
+    counter: int
+
+
+class AttemptId(NamedTuple):
+    """One offer of one unit to one car."""
+
+    unit: int
+    fence: Fence
+
+
+class _Wire(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
+    """Base of the array-like messages between car and dispatcher."""
+
+
+# --- car -> dispatcher: status ----------------------------------------------------------
+
+
+class VehicleLimits(_Wire, frozen=True):
+    """What a car takes at once."""
+
+    units_max: Count = 4
+    message_max_bytes: Count = limits.MESSAGE_MAX_BYTES
+
+
+class Birth(_Wire, frozen=True, tag="birth"):
+    """A car's runtime came up, or its connection did (design §5, `up/status`, retained).
+
+    `boot` only grows: max(stored + 1, UTC seconds at start). `connection` counts connects
+    within that boot. `hardware` names the class within which outputs compare.
+    """
+
+    vehicle: Id
+    boot: Count
+    connection: Count
+    contract: Count
+    runtime: Text
+    vss: Text
+    hardware: Text
+    tasks: Annotated[tuple[Id, ...], Meta(max_length=32)]
+    resident: Annotated[tuple[Digest, ...], Meta(max_length=limits.RESIDENT_MODELS_MAX)]
+    limits: VehicleLimits
+    region: Id = "default"
+
+
+class Offline(_Wire, frozen=True, tag="offline"):
+    """A car left, by its own word or by its Will. Of an older boot or connection: ignored."""
+
+    vehicle: Id
+    boot: Count
+    connection: Count
+
+
+Status = Birth | Offline
+
+
+class VehicleState(_Wire, frozen=True, tag="state"):
+    """A car's availability and signals (`up/state`). `seq` grows within a boot."""
+
+    vehicle: Id
+    boot: Count
+    seq: Count
+    at_ms: Count
+    availability: Availability
+    hold: HoldReason | None
+    free_units: Count
+    energy_budget_wh: float | None
+    signals: Signals
+    resident: Annotated[tuple[Digest, ...], Meta(max_length=limits.RESIDENT_MODELS_MAX)] = ()
+
+
+# --- car -> dispatcher: acknowledgements ---------------------------------------------------
+
+
+class Taken(_Wire, frozen=True, tag="taken"):
+    """The offer is in the car's journal."""
+
+    unit: Count
+    fence: Fence
+
+
+class Refused(_Wire, frozen=True, tag="refused"):
+    """The car will not run the offer; `retry_after_ms` hints when to ask it again."""
+
+    unit: Count
+    fence: Fence
+    reason: RefusalReason
+    retry_after_ms: Count
+    hold: HoldReason | None = None
+
+
+class Cancelled(_Wire, frozen=True, tag="cancelled"):
+    """The attempt is not, or no longer, running on this car and never will be."""
+
+    unit: Count
+    fence: Fence
+
+
+Verdict = Taken | Refused | Cancelled
+
+
+class Acks(_Wire, frozen=True, tag="acks"):
+    """Verdicts on offers and cancels, batched (`up/ack`)."""
+
+    vehicle: Id
+    boot: Count
+    verdicts: Annotated[tuple[Verdict, ...], Meta(max_length=limits.VERDICTS_PER_MESSAGE_MAX)]
+
+
+# --- car -> dispatcher: results -------------------------------------------------------------
+
+
+class ItemDone(_Wire, frozen=True, tag="ok"):
+    """One item's output: any MessagePack value, kept as the bytes the car sent."""
+
+    index: Count
+    output: msgspec.Raw
+    busy_ms: float = 0.0
+
+
+class ItemFailed(_Wire, frozen=True, tag="failed"):
+    """One item failed on this car."""
+
+    index: Count
+    code: ItemError
+    message: Text = ""
+
+
+ItemResult = ItemDone | ItemFailed
+
+
+class StopReport(_Wire, frozen=True):
+    """How a running computation was stopped: the rung, and event to last CPU time."""
+
+    tier: StopTier
+    latency_ms: float
+
+
+class Ending(_Wire, frozen=True):
+    """Why and how an attempt ended on its car; on its last chunk."""
+
+    outcome: Outcome
+    reason: ReleaseReason | None = None
+    hold: HoldReason | None = None
+    stop: StopReport | None = None
+
+
+class Chunk(_Wire, frozen=True, tag="chunk"):
+    """Finished items of one attempt, numbered from 0. `ending` is set on the last chunk."""
+
+    job: Id
+    unit: Count
+    fence: Fence
+    model: Digest
+    seq: Count
+    items: Annotated[tuple[ItemResult, ...], Meta(max_length=limits.ITEMS_PER_CHUNK_MAX)]
+    energy_j: float = 0.0
+    busy_ms: float = 0.0
+    load_ms: float = 0.0
+    ending: Ending | None = None
+
+
+class Results(_Wire, frozen=True, tag="results"):
+    """Chunks, batched (`up/result`)."""
+
+    vehicle: Id
+    boot: Count
+    chunks: Annotated[tuple[Chunk, ...], Meta(max_length=limits.CHUNKS_PER_MESSAGE_MAX)]
+
+
+# --- dispatcher -> car ---------------------------------------------------------------------
+
+
+class Item(_Wire, frozen=True):
+    """One input, inline."""
+
+    index: Count
+    media_type: Text
+    data: bytes
+
+
+class UnitOffer(_Wire, frozen=True):
+    """One unit for one car. `remaining_ms` is the deadline again, for a car whose UTC is off."""
+
+    job: Id
+    unit: Count
+    fence: Fence
+    tenant: Id
+    purpose: Id
+    task: Id
+    model: Digest
+    items: Annotated[tuple[Item, ...], Meta(min_length=1, max_length=limits.UNIT_ITEMS_MAX)]
+    parameters: msgspec.Raw
+    deadline_ms: Count
+    remaining_ms: Count
+    lease_ms: Count
+    traceparent: Text | None = None
+
+
+class WorkOffer(_Wire, frozen=True, tag="work"):
+    """Units offered to one car (`dn/work`)."""
+
+    vehicle: Id
+    units: Annotated[tuple[UnitOffer, ...], Meta(max_length=limits.UNITS_PER_OFFER_MAX)]
+
+
+class ChunkAnswer(_Wire, frozen=True, tag="answer"):
+    """Every chunk of the attempt up to and with `through_seq` may be forgotten."""
+
+    unit: Count
+    fence: Fence
+    through_seq: Count
+    verdict: ChunkVerdict
+
+
+class Cancel(_Wire, frozen=True, tag="cancel"):
+    """Stop this attempt; answered with Cancelled, or with its chunks if those came first."""
+
+    unit: Count
+    fence: Fence
+    reason: CancelReason
+
+
+class Drain(_Wire, frozen=True, tag="drain"):
+    """Take no new work until told otherwise (`active` False)."""
+
+    active: bool
+
+
+class Rebirth(_Wire, frozen=True, tag="rebirth"):
+    """Publish Birth and state again."""
+
+    delay_max_ms: Count = 0
+
+
+Order = ChunkAnswer | Cancel | Drain | Rebirth
+
+
+class Control(_Wire, frozen=True, tag="control"):
+    """Orders to one car, batched (`dn/control`)."""
+
+    vehicle: Id
+    orders: Annotated[tuple[Order, ...], Meta(max_length=limits.ORDERS_PER_MESSAGE_MAX)]
+
+
+class Desired(_Wire, frozen=True, tag="desired"):
+    """What a car should hold ready (`dn/desired`, retained)."""
+
+    vehicle: Id
+    models: Annotated[tuple[Digest, ...], Meta(max_length=32)]
+    policy_version: Count = 0
+
+
+class Signed(_Wire, frozen=True, tag="signed"):
+    """The envelope of every `dn` message, over the raw bytes of its body."""
+
+    key_id: Text
+    signature: Annotated[bytes, Meta(max_length=128)]
+    body: bytes
+
+
+class HostStatus(_Wire, frozen=True, tag="host"):
+    """Which dispatcher serves which shards, and where it serves model packages."""
+
+    dispatcher: Id
+    epoch: Count
+    online: bool
+    shards: Annotated[tuple[Id, ...], Meta(max_length=256)] = ()
+    models_url: Text = ""
+
+
+# --- dispatcher -> third parties: named maps ---------------------------------------------------
+
+
+class _Public(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", omit_defaults=True):
+    """Base of the messages that third parties read: maps with a `type` key."""
+
+
+class ResultError(msgspec.Struct, frozen=True, kw_only=True):
+    """Why an item failed for good; `attempts` counts the cars that tried."""
+
+    code: ItemError
+    message: str = ""
+    attempts: int = 0
+
+
+class ResultEntry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One item's canonical end: exactly one of `output` and `error`.
+
+    `cursor` numbers a job's results from 1 in order of commit, without gaps.
+    """
+
+    cursor: int
+    item: int
+    at_ms: int
+    output: msgspec.Raw = msgspec.Raw()
+    error: ResultError | None = None
+    vehicle: str = ""
+
+
+class JobResults(_Public, frozen=True, tag="results"):
+    """Results of one job in order of commit (`…/jobs/{job}/results`)."""
+
+    job: str
+    results: tuple[ResultEntry, ...]
+
+
+class JobStatus(_Public, frozen=True, tag="status", omit_defaults=False):
+    """A job's state and progress (`…/jobs/{job}/status`, retained).
+
+    `last_cursor` is the cursor of its newest result; with a terminal state it is the last.
+    """
+
+    job: str
+    tenant: str
+    model: str
+    state: JobState
+    items: int
+    done: int
+    failed: int
+    last_cursor: int
+    submitted_ms: int
+    deadline_ms: int
+    finished_ms: int | None = None
+
+
+class FetchSince(_Public, frozen=True, tag="fetch_since"):
+    """Ask for a job's results after `cursor` (`…/t/{tenant}/request`).
+
+    Answered with JobResults on the message's response topic, or on `respond_to` where the
+    protocol has none; either must lie under the tenant's own topics.
+    """
+
+    job: Id
+    cursor: Count
+    respond_to: Text = ""
+
+
+class FleetAggregate(_Public, frozen=True, tag="fleet"):
+    """Capacity of a region, never a single car (`…/pub/fleet/{region}`)."""
+
+    region: str
+    at_ms: int
+    cars: int
+    ready: int
+    working: int
+    held: int
+    offline: int
+
+
+PublicMessage = JobResults | JobStatus | FleetAggregate
