@@ -1,0 +1,233 @@
+"""What travels over HTTP between a requester (or operator) and the dispatcher.
+
+The same structs serve JSON (bytes as base64) and MessagePack (`application/x-msgpack`, bytes as
+bytes), the form the Python SDK uses. Streams are newline-delimited JSON, or MessagePack values
+back to back.
+"""
+
+from enum import Enum
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
+
+from edge_runtime.contract import limits
+from edge_runtime.contract.messages import Count, Id, JobStatus, ResultEntry, ResultError, Text
+from edge_runtime.contract.reasons import (
+    Availability,
+    HoldReason,
+    Outcome,
+    ReleaseReason,
+    StopTier,
+)
+
+
+class _Body(msgspec.Struct, frozen=True, kw_only=True):
+    """Base of the HTTP bodies: named maps."""
+
+
+class ItemInput(_Body, frozen=True):
+    """One item as its owner has it: exactly one of `data` (bytes) and `text`."""
+
+    media_type: Text = "application/octet-stream"
+    data: bytes | None = None
+    text: str | None = None
+
+
+class Requirements(_Body, frozen=True, omit_defaults=True):
+    """What a car must have to run a job; empty fields ask for nothing."""
+
+    region: Id | None = None
+    hardware: Text | None = None
+    vehicles: Annotated[tuple[Id, ...], Meta(max_length=64)] = ()
+
+
+class JobRequest(_Body, frozen=True, omit_defaults=True):
+    """One job. `model` is a package's name, `name@version` or digest.
+
+    `deadline_s` counts from acceptance. The same `idempotency_key` with the same body returns
+    the same job; with another body it is refused with 409.
+    """
+
+    model: Text
+    items: Annotated[tuple[ItemInput, ...], Meta(max_length=limits.JOB_MAX_ITEMS)]
+    parameters: dict[str, Any] = {}
+    idempotency_key: Annotated[str, Meta(min_length=1, max_length=200)] | None = None
+    deadline_s: Annotated[float, Meta(gt=0, le=limits.JOB_DEADLINE_MAX_S)] = (
+        limits.JOB_DEADLINE_DEFAULT_S
+    )
+    retention_s: Annotated[float, Meta(gt=0, le=limits.JOB_RETENTION_MAX_S)] = (
+        limits.JOB_RETENTION_DEFAULT_S
+    )
+    purpose: Id = "batch"
+    priority: Annotated[int, Meta(ge=0, le=9)] = 5
+    requirements: Requirements = Requirements()
+
+
+class JobsRequest(_Body, frozen=True):
+    """Up to `JOBS_PER_REQUEST_MAX` jobs in one request; each is answered by itself."""
+
+    jobs: Annotated[tuple[JobRequest, ...], Meta(min_length=1)]
+
+
+class Problem(_Body, frozen=True, omit_defaults=True):
+    """A refusal: `code` for programs, `message` for people, `field` and `limit` where known."""
+
+    code: str
+    message: str
+    status: int
+    field: str | None = None
+    limit: str | None = None
+
+
+class Submitted(_Body, frozen=True, omit_defaults=True):
+    """The answer to one job of a request: `status` or `problem`.
+
+    `existing` says that the idempotency key named a job accepted before.
+    """
+
+    status: JobStatus | None = None
+    existing: bool = False
+    problem: Problem | None = None
+
+
+class JobsAnswer(_Body, frozen=True):
+    """Answers in the order of the request's jobs."""
+
+    jobs: tuple[Submitted, ...]
+
+
+class FeedEntry(_Body, frozen=True):
+    """One result in a tenant's feed. `position` grows over all the tenant's jobs, with gaps."""
+
+    position: int
+    job: str
+    result: ResultEntry
+
+
+class StreamEnd(_Body, frozen=True):
+    """The last element of a finished job's result stream."""
+
+    status: JobStatus
+
+
+class CarView(_Body, frozen=True, omit_defaults=True):
+    """One car, as its operator sees it. `age_ms` is since its last state."""
+
+    vehicle: str
+    availability: Availability
+    hold: HoldReason | None = None
+    online: bool
+    quarantined: bool = False
+    age_ms: int
+    free_units: int
+    units_in_flight: int
+    backlog_ms: float
+    items_done: int = 0
+    region: str = "default"
+    hardware: str = ""
+    charge_percent: float | None = None
+    battery_temperature_c: float | None = None
+    compute_temperature_c: float | None = None
+    resident: tuple[str, ...] = ()
+
+
+class FleetView(_Body, frozen=True):
+    """A page of cars and the counts over all of them."""
+
+    cars: tuple[CarView, ...]
+    total: int
+    by_availability: dict[str, int]
+    by_hold: dict[str, int]
+
+
+class AttemptState(Enum):
+    """Where an attempt stands."""
+
+    OFFERED = "offered"
+    RUNNING = "running"
+    ENDED = "ended"
+
+
+class AttemptEnd(Enum):
+    """How the dispatcher saw an attempt end."""
+
+    COMPLETED = "completed"
+    RELEASED = "released"
+    REFUSED = "refused"
+    CANCELLED = "cancelled"
+    OFFER_TIMEOUT = "offer_timeout"
+    LEASE_EXPIRED = "lease_expired"
+
+
+class AttemptView(_Body, frozen=True, omit_defaults=True):
+    """One attempt, for timelines: who, when, which items, how it ended, how it was stopped."""
+
+    job: str
+    unit: int
+    epoch: int
+    counter: int
+    vehicle: str
+    offered_ms: int
+    items: int
+    taken_ms: int | None = None
+    ended_ms: int | None = None
+    end: AttemptEnd | None = None
+    outcome: Outcome | None = None
+    release_reason: ReleaseReason | None = None
+    hold: HoldReason | None = None
+    items_done: int = 0
+    stop_tier: StopTier | None = None
+    stop_latency_ms: float | None = None
+    energy_j: float = 0.0
+    busy_ms: float = 0.0
+
+
+class Explanation(_Body, frozen=True):
+    """Why a job is waiting: the same data that placement decided on, counted by cause."""
+
+    job: str
+    summary: str
+    items_open: int
+    items_in_flight: int
+    cars_total: int
+    cars_eligible: int
+    cars_excluded: dict[str, int]
+
+
+class DeadLetter(_Body, frozen=True):
+    """An item that failed for good."""
+
+    job: str
+    item: int
+    at_ms: int
+    error: ResultError
+
+
+class ModelView(_Body, frozen=True):
+    """A package that the dispatcher serves."""
+
+    name: str
+    version: str
+    task: str
+    digest: str
+    bytes: int
+    licence: str = ""
+
+
+class Health(_Body, frozen=True, omit_defaults=True):
+    """Readiness: the broker and the store, with the reason where one is down."""
+
+    ready: bool
+    broker: str
+    store: str
+    epoch: int
+    open_jobs: int
+    version: str
+    counters: dict[str, int] = {}
+
+
+class Requeue(_Body, frozen=True):
+    """Which dead letters to run again; no items means all of the job."""
+
+    items: Annotated[tuple[Count, ...], Meta(max_length=limits.JOB_MAX_ITEMS)] = ()
