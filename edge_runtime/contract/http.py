@@ -26,7 +26,7 @@ class _Body(msgspec.Struct, frozen=True, kw_only=True):
     """Base of the HTTP bodies: named maps."""
 
 
-class ItemInput(_Body, frozen=True):
+class ItemInput(_Body, frozen=True, kw_only=True):
     """One item as its owner has it: exactly one of `data` (bytes) and `text`."""
 
     media_type: Text = "application/octet-stream"
@@ -34,7 +34,7 @@ class ItemInput(_Body, frozen=True):
     text: str | None = None
 
 
-class Requirements(_Body, frozen=True, omit_defaults=True):
+class Requirements(_Body, frozen=True, kw_only=True, omit_defaults=True):
     """What a car must have to run a job; empty fields ask for nothing."""
 
     region: Id | None = None
@@ -42,7 +42,7 @@ class Requirements(_Body, frozen=True, omit_defaults=True):
     vehicles: Annotated[tuple[Id, ...], Meta(max_length=64)] = ()
 
 
-class JobRequest(_Body, frozen=True, omit_defaults=True):
+class JobRequest(_Body, frozen=True, kw_only=True, omit_defaults=True):
     """One job. `model` is a package's name, `name@version` or digest.
 
     `deadline_s` counts from acceptance. The same `idempotency_key` with the same body returns
@@ -64,13 +64,13 @@ class JobRequest(_Body, frozen=True, omit_defaults=True):
     requirements: Requirements = Requirements()
 
 
-class JobsRequest(_Body, frozen=True):
+class JobsRequest(_Body, frozen=True, kw_only=True):
     """Up to `JOBS_PER_REQUEST_MAX` jobs in one request; each is answered by itself."""
 
     jobs: Annotated[tuple[JobRequest, ...], Meta(min_length=1)]
 
 
-class Problem(_Body, frozen=True, omit_defaults=True):
+class Problem(_Body, frozen=True, kw_only=True, omit_defaults=True):
     """A refusal: `code` for programs, `message` for people, `field` and `limit` where known."""
 
     code: str
@@ -80,7 +80,7 @@ class Problem(_Body, frozen=True, omit_defaults=True):
     limit: str | None = None
 
 
-class Submitted(_Body, frozen=True, omit_defaults=True):
+class Submitted(_Body, frozen=True, kw_only=True, omit_defaults=True):
     """The answer to one job of a request: `status` or `problem`.
 
     `existing` says that the idempotency key named a job accepted before.
@@ -91,13 +91,13 @@ class Submitted(_Body, frozen=True, omit_defaults=True):
     problem: Problem | None = None
 
 
-class JobsAnswer(_Body, frozen=True):
+class JobsAnswer(_Body, frozen=True, kw_only=True):
     """Answers in the order of the request's jobs."""
 
     jobs: tuple[Submitted, ...]
 
 
-class FeedEntry(_Body, frozen=True):
+class FeedEntry(_Body, frozen=True, kw_only=True):
     """One result in a tenant's feed. `position` grows over all the tenant's jobs, with gaps."""
 
     position: int
@@ -105,13 +105,13 @@ class FeedEntry(_Body, frozen=True):
     result: ResultEntry
 
 
-class StreamEnd(_Body, frozen=True):
+class StreamEnd(_Body, frozen=True, kw_only=True):
     """The last element of a finished job's result stream."""
 
     status: JobStatus
 
 
-class CarView(_Body, frozen=True, omit_defaults=True):
+class CarView(_Body, frozen=True, kw_only=True, omit_defaults=True):
     """One car, as its operator sees it. `age_ms` is since its last state."""
 
     vehicle: str
@@ -132,7 +132,7 @@ class CarView(_Body, frozen=True, omit_defaults=True):
     resident: tuple[str, ...] = ()
 
 
-class FleetView(_Body, frozen=True):
+class FleetView(_Body, frozen=True, kw_only=True):
     """A page of cars and the counts over all of them."""
 
     cars: tuple[CarView, ...]
@@ -160,7 +160,7 @@ class AttemptEnd(Enum):
     LEASE_EXPIRED = "lease_expired"
 
 
-class AttemptView(_Body, frozen=True, omit_defaults=True):
+class AttemptView(_Body, frozen=True, kw_only=True, omit_defaults=True):
     """One attempt, for timelines: who, when, which items, how it ended, how it was stopped."""
 
     job: str
@@ -183,7 +183,7 @@ class AttemptView(_Body, frozen=True, omit_defaults=True):
     busy_ms: float = 0.0
 
 
-class Explanation(_Body, frozen=True):
+class Explanation(_Body, frozen=True, kw_only=True):
     """Why a job is waiting: the same data that placement decided on, counted by cause."""
 
     job: str
@@ -195,7 +195,7 @@ class Explanation(_Body, frozen=True):
     cars_excluded: dict[str, int]
 
 
-class DeadLetter(_Body, frozen=True):
+class DeadLetter(_Body, frozen=True, kw_only=True):
     """An item that failed for good."""
 
     job: str
@@ -204,7 +204,7 @@ class DeadLetter(_Body, frozen=True):
     error: ResultError
 
 
-class ModelView(_Body, frozen=True):
+class ModelView(_Body, frozen=True, kw_only=True):
     """A package that the dispatcher serves."""
 
     name: str
@@ -215,7 +215,7 @@ class ModelView(_Body, frozen=True):
     licence: str = ""
 
 
-class Health(_Body, frozen=True, omit_defaults=True):
+class Health(_Body, frozen=True, kw_only=True, omit_defaults=True):
     """Readiness: the broker and the store, with the reason where one is down."""
 
     ready: bool
@@ -227,7 +227,7 @@ class Health(_Body, frozen=True, omit_defaults=True):
     counters: dict[str, int] = {}
 
 
-class Requeue(_Body, frozen=True):
+class Requeue(_Body, frozen=True, kw_only=True):
     """Which dead letters to run again; no items means all of the job."""
 
     items: Annotated[tuple[Count, ...], Meta(max_length=limits.JOB_MAX_ITEMS)] = ()

@@ -58,14 +58,14 @@ class _Wire(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
 # --- car -> dispatcher: status ----------------------------------------------------------
 
 
-class VehicleLimits(_Wire, frozen=True):
+class VehicleLimits(_Wire, frozen=True, kw_only=True):
     """What a car takes at once."""
 
     units_max: Count = 4
     message_max_bytes: Count = limits.MESSAGE_MAX_BYTES
 
 
-class Birth(_Wire, frozen=True, tag="birth"):
+class Birth(_Wire, frozen=True, kw_only=True, tag="birth"):
     """A car's runtime came up, or its connection did (design §5, `up/status`, retained).
 
     `boot` only grows: max(stored + 1, UTC seconds at start). `connection` counts connects
@@ -85,7 +85,7 @@ class Birth(_Wire, frozen=True, tag="birth"):
     region: Id = "default"
 
 
-class Offline(_Wire, frozen=True, tag="offline"):
+class Offline(_Wire, frozen=True, kw_only=True, tag="offline"):
     """A car left, by its own word or by its Will. Of an older boot or connection: ignored."""
 
     vehicle: Id
@@ -96,7 +96,7 @@ class Offline(_Wire, frozen=True, tag="offline"):
 Status = Birth | Offline
 
 
-class VehicleState(_Wire, frozen=True, tag="state"):
+class VehicleState(_Wire, frozen=True, kw_only=True, tag="state"):
     """A car's availability and signals (`up/state`). `seq` grows within a boot."""
 
     vehicle: Id
@@ -114,14 +114,14 @@ class VehicleState(_Wire, frozen=True, tag="state"):
 # --- car -> dispatcher: acknowledgements ---------------------------------------------------
 
 
-class Taken(_Wire, frozen=True, tag="taken"):
+class Taken(_Wire, frozen=True, kw_only=True, tag="taken"):
     """The offer is in the car's journal."""
 
     unit: Count
     fence: Fence
 
 
-class Refused(_Wire, frozen=True, tag="refused"):
+class Refused(_Wire, frozen=True, kw_only=True, tag="refused"):
     """The car will not run the offer; `retry_after_ms` hints when to ask it again."""
 
     unit: Count
@@ -131,7 +131,7 @@ class Refused(_Wire, frozen=True, tag="refused"):
     hold: HoldReason | None = None
 
 
-class Cancelled(_Wire, frozen=True, tag="cancelled"):
+class Cancelled(_Wire, frozen=True, kw_only=True, tag="cancelled"):
     """The attempt is not, or no longer, running on this car and never will be."""
 
     unit: Count
@@ -141,7 +141,7 @@ class Cancelled(_Wire, frozen=True, tag="cancelled"):
 Verdict = Taken | Refused | Cancelled
 
 
-class Acks(_Wire, frozen=True, tag="acks"):
+class Acks(_Wire, frozen=True, kw_only=True, tag="acks"):
     """Verdicts on offers and cancels, batched (`up/ack`)."""
 
     vehicle: Id
@@ -152,7 +152,7 @@ class Acks(_Wire, frozen=True, tag="acks"):
 # --- car -> dispatcher: results -------------------------------------------------------------
 
 
-class ItemDone(_Wire, frozen=True, tag="ok"):
+class ItemDone(_Wire, frozen=True, kw_only=True, tag="ok"):
     """One item's output: any MessagePack value, kept as the bytes the car sent."""
 
     index: Count
@@ -160,7 +160,7 @@ class ItemDone(_Wire, frozen=True, tag="ok"):
     busy_ms: float = 0.0
 
 
-class ItemFailed(_Wire, frozen=True, tag="failed"):
+class ItemFailed(_Wire, frozen=True, kw_only=True, tag="failed"):
     """One item failed on this car."""
 
     index: Count
@@ -171,14 +171,14 @@ class ItemFailed(_Wire, frozen=True, tag="failed"):
 ItemResult = ItemDone | ItemFailed
 
 
-class StopReport(_Wire, frozen=True):
+class StopReport(_Wire, frozen=True, kw_only=True):
     """How a running computation was stopped: the rung, and event to last CPU time."""
 
     tier: StopTier
     latency_ms: float
 
 
-class Ending(_Wire, frozen=True):
+class Ending(_Wire, frozen=True, kw_only=True):
     """Why and how an attempt ended on its car; on its last chunk."""
 
     outcome: Outcome
@@ -187,7 +187,7 @@ class Ending(_Wire, frozen=True):
     stop: StopReport | None = None
 
 
-class Chunk(_Wire, frozen=True, tag="chunk"):
+class Chunk(_Wire, frozen=True, kw_only=True, tag="chunk"):
     """Finished items of one attempt, numbered from 0. `ending` is set on the last chunk."""
 
     job: Id
@@ -202,7 +202,7 @@ class Chunk(_Wire, frozen=True, tag="chunk"):
     ending: Ending | None = None
 
 
-class Results(_Wire, frozen=True, tag="results"):
+class Results(_Wire, frozen=True, kw_only=True, tag="results"):
     """Chunks, batched (`up/result`)."""
 
     vehicle: Id
@@ -213,7 +213,7 @@ class Results(_Wire, frozen=True, tag="results"):
 # --- dispatcher -> car ---------------------------------------------------------------------
 
 
-class Item(_Wire, frozen=True):
+class Item(_Wire, frozen=True, kw_only=True):
     """One input, inline."""
 
     index: Count
@@ -221,7 +221,7 @@ class Item(_Wire, frozen=True):
     data: bytes
 
 
-class UnitOffer(_Wire, frozen=True):
+class UnitOffer(_Wire, frozen=True, kw_only=True):
     """One unit for one car. `remaining_ms` is the deadline again, for a car whose UTC is off."""
 
     job: Id
@@ -239,14 +239,14 @@ class UnitOffer(_Wire, frozen=True):
     traceparent: Text | None = None
 
 
-class WorkOffer(_Wire, frozen=True, tag="work"):
+class WorkOffer(_Wire, frozen=True, kw_only=True, tag="work"):
     """Units offered to one car (`dn/work`)."""
 
     vehicle: Id
     units: Annotated[tuple[UnitOffer, ...], Meta(max_length=limits.UNITS_PER_OFFER_MAX)]
 
 
-class ChunkAnswer(_Wire, frozen=True, tag="answer"):
+class ChunkAnswer(_Wire, frozen=True, kw_only=True, tag="answer"):
     """Every chunk of the attempt up to and with `through_seq` may be forgotten."""
 
     unit: Count
@@ -255,7 +255,7 @@ class ChunkAnswer(_Wire, frozen=True, tag="answer"):
     verdict: ChunkVerdict
 
 
-class Cancel(_Wire, frozen=True, tag="cancel"):
+class Cancel(_Wire, frozen=True, kw_only=True, tag="cancel"):
     """Stop this attempt; answered with Cancelled, or with its chunks if those came first."""
 
     unit: Count
@@ -263,13 +263,13 @@ class Cancel(_Wire, frozen=True, tag="cancel"):
     reason: CancelReason
 
 
-class Drain(_Wire, frozen=True, tag="drain"):
+class Drain(_Wire, frozen=True, kw_only=True, tag="drain"):
     """Take no new work until told otherwise (`active` False)."""
 
     active: bool
 
 
-class Rebirth(_Wire, frozen=True, tag="rebirth"):
+class Rebirth(_Wire, frozen=True, kw_only=True, tag="rebirth"):
     """Publish Birth and state again."""
 
     delay_max_ms: Count = 0
@@ -278,14 +278,14 @@ class Rebirth(_Wire, frozen=True, tag="rebirth"):
 Order = ChunkAnswer | Cancel | Drain | Rebirth
 
 
-class Control(_Wire, frozen=True, tag="control"):
+class Control(_Wire, frozen=True, kw_only=True, tag="control"):
     """Orders to one car, batched (`dn/control`)."""
 
     vehicle: Id
     orders: Annotated[tuple[Order, ...], Meta(max_length=limits.ORDERS_PER_MESSAGE_MAX)]
 
 
-class Desired(_Wire, frozen=True, tag="desired"):
+class Desired(_Wire, frozen=True, kw_only=True, tag="desired"):
     """What a car should hold ready (`dn/desired`, retained)."""
 
     vehicle: Id
@@ -293,7 +293,7 @@ class Desired(_Wire, frozen=True, tag="desired"):
     policy_version: Count = 0
 
 
-class Signed(_Wire, frozen=True, tag="signed"):
+class Signed(_Wire, frozen=True, kw_only=True, tag="signed"):
     """The envelope of every `dn` message, over the raw bytes of its body."""
 
     key_id: Text
@@ -301,7 +301,7 @@ class Signed(_Wire, frozen=True, tag="signed"):
     body: bytes
 
 
-class HostStatus(_Wire, frozen=True, tag="host"):
+class HostStatus(_Wire, frozen=True, kw_only=True, tag="host"):
     """Which dispatcher serves which shards, and where it serves model packages."""
 
     dispatcher: Id
@@ -340,14 +340,14 @@ class ResultEntry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     vehicle: str = ""
 
 
-class JobResults(_Public, frozen=True, tag="results"):
+class JobResults(_Public, frozen=True, kw_only=True, tag="results"):
     """Results of one job in order of commit (`…/jobs/{job}/results`)."""
 
     job: str
     results: tuple[ResultEntry, ...]
 
 
-class JobStatus(_Public, frozen=True, tag="status", omit_defaults=False):
+class JobStatus(_Public, frozen=True, kw_only=True, tag="status", omit_defaults=False):
     """A job's state and progress (`…/jobs/{job}/status`, retained).
 
     `last_cursor` is the cursor of its newest result; with a terminal state it is the last.
@@ -366,7 +366,7 @@ class JobStatus(_Public, frozen=True, tag="status", omit_defaults=False):
     finished_ms: int | None = None
 
 
-class FetchSince(_Public, frozen=True, tag="fetch_since"):
+class FetchSince(_Public, frozen=True, kw_only=True, tag="fetch_since"):
     """Ask for a job's results after `cursor` (`…/t/{tenant}/request`).
 
     Answered with JobResults on the message's response topic, or on `respond_to` where the
@@ -378,7 +378,7 @@ class FetchSince(_Public, frozen=True, tag="fetch_since"):
     respond_to: Text = ""
 
 
-class FleetAggregate(_Public, frozen=True, tag="fleet"):
+class FleetAggregate(_Public, frozen=True, kw_only=True, tag="fleet"):
     """Capacity of a region, never a single car (`…/pub/fleet/{region}`)."""
 
     region: str

@@ -26,7 +26,7 @@ from edge_runtime.contract.messages import JobStatus, ResultEntry
 SUBMIT_TIMEOUT_S = 10.0
 
 
-class Refusal(EdgeError):
+class Refusal(EdgeError):  # noqa: N818 - named for what the dispatcher does
     """The dispatcher will not do what was asked; `problem` is the HTTP answer."""
 
     def __init__(self, problem: Problem) -> None:
