@@ -100,3 +100,35 @@ STORE_RESERVE_BYTES: Final = 64 * 1024 * 1024
 FEED_SUBSCRIBERS_MAX: Final = 1_024
 FEED_PAGE_ITEMS: Final = 512
 STORY_EVENTS_MAX: Final = 64
+
+# --- model packages and inputs ------------------------------------------------------
+PACKAGE_SPEC_MAX_BYTES: Final = 64 * 1024
+PACKAGE_PATH_MAX_CHARS: Final = 255
+PACKAGE_TENSORS_MAX: Final = 64
+"""Inputs, and outputs, that a model may declare."""
+ONNX_NESTING_MAX: Final = 64
+"""Subgraphs inside subgraphs of an ONNX file before it is refused unread."""
+FETCH_TIMEOUT_S: Final = 30.0
+"""Longest silence of a package server in the middle of a download."""
+IMAGE_MAX_PIXELS: Final = 40_000_000
+IMAGE_MAX_SIDE: Final = 16_384
+AUDIO_MAX_S: Final = 600
+AUDIO_MAX_HZ: Final = 192_000
+INPUT_TEXT_MAX_BYTES: Final = 64 * 1024
+DETECTIONS_MAX: Final = 1_000
+"""Boxes, or pieces of text, that one item may end in; the best are kept."""
+
+# --- the inference engine -----------------------------------------------------------
+ENGINE_RUNS_MAX: Final = 4_096
+ENGINE_QUEUED_MAX_BYTES: Final = 64 * 1024 * 1024
+ENGINE_FRAME_MAX_BYTES: Final = 64 * 1024 * 1024
+ENGINE_LOAD_HANG_MS: Final = 60_000
+ENGINE_START_HANG_MS: Final = 30_000
+ENGINE_HANG_PER_REFERENCE: Final = 20
+"""An item may take this many times its model's reference time before it counts as hung."""
+ENGINE_DEATHS_WITHOUT_WORK_MAX: Final = 3
+"""Workers that may die in a row with nothing finished between before all runs are given up."""
+ENGINE_LOG_LINE_MAX_BYTES: Final = 512
+ENGINE_LOG_LINES_PER_S: Final = 20
+ENGINE_EVENT_BATCH_MS: Final = 2
+"""The worker gathers events of items faster than this into one write."""
