@@ -22,6 +22,13 @@ VERDICTS_PER_MESSAGE_MAX: Final = 256
 CHUNKS_PER_MESSAGE_MAX: Final = 64
 ORDERS_PER_MESSAGE_MAX: Final = 256
 ITEMS_PER_CHUNK_MAX: Final = 256
+COUNT_MAX: Final = 2**62
+"""Largest id, number, size or time: fits a signed 64-bit column with room to add."""
+SMALL_COUNT_MAX: Final = 65_535
+AMOUNT_MAX: Final = 1e12
+"""Largest energy or duration a car may report; NaN and infinity are refused with it."""
+NEWER_CONTENT_LOOK_MAX_BYTES: Final = 16 * 1024
+"""Messages up to this size are searched for a newer peer's fields and reasons to count them."""
 TEXT_MAX_CHARS: Final = 512
 """Free text inside messages (error messages, names)."""
 ID_MAX_CHARS: Final = 64
@@ -29,12 +36,23 @@ TENSOR_MAX_RANK: Final = 16
 TENSOR_MAX_ELEMENTS: Final = 1 << 27
 
 # --- the bus ---------------------------------------------------------------------
+BUS_PACKET_MAX_BYTES: Final = MESSAGE_MAX_BYTES + 8 * 1024
+"""Largest MQTT packet: a payload plus its topic and properties."""
 BUS_INBOUND_MAX_MESSAGES: Final = 20_000
+BUS_INBOUND_MAX_BYTES: Final = 128 * 1024 * 1024
 BUS_OUTBOUND_MAX_MESSAGES: Final = 20_000
 BUS_OUTBOUND_MAX_BYTES: Final = 64 * 1024 * 1024
+BUS_INFLIGHT_MAX_MESSAGES: Final = 1_000
+"""QoS 1 messages sent and not yet acknowledged; a broker's Receive Maximum lowers it."""
+BUS_RECONNECT_FIRST_S: Final = 1.0
+"""Upper end of the first reconnect delay; it doubles up to the next bound (full jitter)."""
 BUS_RECONNECT_MAX_S: Final = 30.0
+BUS_STABLE_S: Final = 5.0
+"""A connection that lived this long resets the reconnect delay."""
 BUS_CONNECT_TIMEOUT_S: Final = 10.0
+BUS_CANARY_TIMEOUT_S: Final = 5.0
 BUS_ACK_TIMEOUT_S: Final = 30.0
+BUS_CLOSE_TIMEOUT_S: Final = 2.0
 
 # --- jobs ------------------------------------------------------------------------
 JOB_MAX_ITEMS: Final = 1_000_000

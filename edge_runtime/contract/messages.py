@@ -34,20 +34,26 @@ CONTRACT_VERSION = 1
 Id = Annotated[str, Meta(min_length=1, max_length=limits.ID_MAX_CHARS)]
 Digest = Annotated[str, Meta(min_length=64, max_length=64, pattern="^[0-9a-f]{64}$")]
 Text = Annotated[str, Meta(max_length=limits.TEXT_MAX_CHARS)]
-Count = Annotated[int, Meta(ge=0, le=2**62)]
+Count = Annotated[int, Meta(ge=0, le=limits.COUNT_MAX)]
+SmallCount = Annotated[int, Meta(ge=0, le=limits.SMALL_COUNT_MAX)]
+Amount = Annotated[float, Meta(ge=0, le=limits.AMOUNT_MAX)]
+Balance = Annotated[float, Meta(ge=-limits.AMOUNT_MAX, le=limits.AMOUNT_MAX)]
 
 
 class Fence(NamedTuple):
-    """Numbers an attempt; only grows for a unit. Compared as a tuple (design §3)."""
+    """Numbers an attempt; only grows for a unit. Compared as a tuple (design §3).
 
-    epoch: int
-    counter: int
+    Closed: a named tuple never gains a field.
+    """
+
+    epoch: Count
+    counter: Count
 
 
 class AttemptId(NamedTuple):
     """One offer of one unit to one car."""
 
-    unit: int
+    unit: Count
     fence: Fence
 
 
@@ -61,7 +67,7 @@ class _Wire(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
 class VehicleLimits(_Wire, frozen=True, kw_only=True):
     """What a car takes at once."""
 
-    units_max: Count = 4
+    units_max: SmallCount = 4
     message_max_bytes: Count = limits.MESSAGE_MAX_BYTES
 
 
@@ -105,8 +111,8 @@ class VehicleState(_Wire, frozen=True, kw_only=True, tag="state"):
     at_ms: Count
     availability: Availability
     hold: HoldReason | None
-    free_units: Count
-    energy_budget_wh: float | None
+    free_units: SmallCount
+    energy_budget_wh: Balance | None
     signals: Signals
     resident: Annotated[tuple[Digest, ...], Meta(max_length=limits.RESIDENT_MODELS_MAX)] = ()
 
@@ -157,7 +163,7 @@ class ItemDone(_Wire, frozen=True, kw_only=True, tag="ok"):
 
     index: Count
     output: msgspec.Raw
-    busy_ms: float = 0.0
+    busy_ms: Amount = 0.0
 
 
 class ItemFailed(_Wire, frozen=True, kw_only=True, tag="failed"):
@@ -175,7 +181,7 @@ class StopReport(_Wire, frozen=True, kw_only=True):
     """How a running computation was stopped: the rung, and event to last CPU time."""
 
     tier: StopTier
-    latency_ms: float
+    latency_ms: Amount
 
 
 class Ending(_Wire, frozen=True, kw_only=True):
@@ -196,9 +202,9 @@ class Chunk(_Wire, frozen=True, kw_only=True, tag="chunk"):
     model: Digest
     seq: Count
     items: Annotated[tuple[ItemResult, ...], Meta(max_length=limits.ITEMS_PER_CHUNK_MAX)]
-    energy_j: float = 0.0
-    busy_ms: float = 0.0
-    load_ms: float = 0.0
+    energy_j: Amount = 0.0
+    busy_ms: Amount = 0.0
+    load_ms: Amount = 0.0
     ending: Ending | None = None
 
 

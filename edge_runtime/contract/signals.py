@@ -6,13 +6,14 @@ has no such reading. The order of its fields is the wire order and is append-onl
 """
 
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Annotated, Final, Literal
 
 import msgspec
 
 _TB = "Vehicle.Powertrain.TractionBattery"
 _HEALTH = "Vehicle.ControlUnit.Central.Health.Resources"
 
+Uint8 = Annotated[int, msgspec.Meta(ge=0, le=255)]
 VssDatatype = Literal["float", "boolean", "uint8"]
 
 
@@ -46,7 +47,7 @@ class Signals(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
     compute_power_w: float | None = None
     compute_load_percent: float | None = None
     low_voltage_v: float | None = None
-    power_saving_level: int | None = None
+    power_saving_level: Uint8 | None = None
 
 
 SIGNALS: Final[tuple[VssSignal, ...]] = (
