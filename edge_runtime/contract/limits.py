@@ -150,3 +150,50 @@ ENGINE_LOG_LINE_MAX_BYTES: Final = 512
 ENGINE_LOG_LINES_PER_S: Final = 20
 ENGINE_EVENT_BATCH_MS: Final = 2
 """The worker gathers events of items faster than this into one write."""
+POOLS_MAX: Final = 4_096
+"""Distinct requirement sets with a candidate pool."""
+POOL_CANDIDATES: Final = 2_048
+SMALL_FLEET_CARS: Final = 10_000
+EMPTY_POOL_REBUILD_MS: Final = 250
+WAIT_TOLERANCE_MS: Final = 20
+"""Two cars whose expected waits differ by less are equals."""
+COLD_START_MS: Final = 500
+"""What a model that is not resident adds to a car's expected wait."""
+STATUS_PUBLISH_INTERVAL_MS: Final = 250
+REBIRTHS_PER_TICK_MAX: Final = 200
+"""Rebirth orders a tick: a fleet that comes back at once is asked gradually."""
+TENANT_WINDOW_JOBS_MIN: Final = 1_000
+LOAD_ITEMS: Final = 512
+LOAD_BYTES: Final = 4 * 1024 * 1024
+PUBLISH_IN_FLIGHT_MAX: Final = 64
+
+# --- the car's core, journal, policy and sensors ----------------------------------------
+POLICY_FILE_MAX_BYTES: Final = 64 * 1024
+POLICY_WINDOWS_MAX: Final = 64
+POLICY_NAMES_MAX: Final = 256
+DWELL_MAX_S: Final = 24 * 3600
+STOP_REPORT_WAIT_MS: Final = 50
+"""A release waits this long for the measured stop; then it goes without."""
+CHUNK_RESEND_SPREAD_MS: Final = 25
+"""Between two messages of the chunks that are sent again after a reconnect."""
+STATE_EDGE_MS: Final = 1_000
+"""READY to WORKING and back is told at most this often: it changes with every unit."""
+REFUSAL_RETRY_MS: Final = 500
+HOLD_RETRY_MS: Final = 5_000
+MODEL_RETRY_MS: Final = 10_000
+MODEL_INVALID_RETRY_MS: Final = 600_000
+MODELS_KNOWN_MAX: Final = 256
+ENGINE_DEATHS_MAX: Final = 3
+"""Deaths in a row, none further apart than the window, after which the car takes no work."""
+ENGINE_DEATHS_WINDOW_MS: Final = 60_000
+ENGINE_UNHEALTHY_MS: Final = 30_000
+ENGINE_UNHEALTHY_MAX_MS: Final = 600_000
+STORAGE_RETRY_MS: Final = 1_000
+VERDICTS_WAITING_MAX: Final = 1_024
+CAR_STORY_EVENTS_MAX: Final = 512
+CAR_CLOSE_MAX_S: Final = 2.0
+JOURNAL_LAZY_MS: Final = 20
+"""A commit that holds nothing but started items waits this long for company."""
+SENSOR_PERIOD_MS: Final = 1_000
+SENSOR_LINE_MAX_BYTES: Final = 4_096
+HOSTS_KNOWN_MAX: Final = 64

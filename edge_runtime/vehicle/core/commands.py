@@ -1,0 +1,241 @@
+"""What to do: everything the car's core can ask of its shell, as frozen imperatives.
+
+Invariants
+- The union `Command` is closed; a shell matches it exhaustively and in order.
+- Writes are numbered from 1 without gaps; the journal commits them in that order. A failed write
+  comes again under a new number.
+- `FreezeEngine` is carried out at once, in the same step of the shell's loop.
+"""
+
+import msgspec
+
+from edge_runtime.contract.messages import (
+    Birth,
+    Fence,
+    Item,
+    Offline,
+    UnitOffer,
+    VehicleState,
+    Verdict,
+)
+
+
+class _Record(msgspec.Struct, frozen=True):
+    """Base of commands and writes."""
+
+
+# --- writes to the journal -----------------------------------------------------------------
+
+
+class WriteAttempt(_Record, frozen=True):
+    """A unit is about to be taken; replaces the unit's older attempt.
+
+    Refused by the journal unless there is room for the largest results of all that may be held.
+    """
+
+    offer: UnitOffer
+
+
+class WriteStarted(_Record, frozen=True):
+    """The item that the engine is about to compute for the unit's attempt."""
+
+    unit: int
+    index: int
+
+
+class WriteChunk(_Record, frozen=True):
+    """A chunk, encoded. `ends` drops the unit's attempt of this fence in the same commit."""
+
+    unit: int
+    fence: Fence
+    seq: int
+    body: bytes
+    ends: bool
+
+
+class DropChunks(_Record, frozen=True):
+    """The attempt's chunks up to and with `through_seq` were answered."""
+
+    unit: int
+    fence: Fence
+    through_seq: int
+
+
+class DropAttempt(_Record, frozen=True):
+    """The attempt ended without a last chunk."""
+
+    unit: int
+    fence: Fence
+
+
+class WriteFence(_Record, frozen=True):
+    """Remember until `until_ms` (UTC) that this attempt was cancelled."""
+
+    unit: int
+    fence: Fence
+    until_ms: int
+
+
+class WriteEnergy(_Record, frozen=True):
+    """Energy spent for others on UTC day number `day`."""
+
+    day: int
+    joules: float
+
+
+class CheckSpace(_Record, frozen=True):
+    """Refused unless an attempt could be written now."""
+
+
+Write = (
+    WriteAttempt
+    | WriteStarted
+    | WriteChunk
+    | DropChunks
+    | DropAttempt
+    | WriteFence
+    | WriteEnergy
+    | CheckSpace
+)
+
+
+class Persist(_Record, frozen=True):
+    """Commit these writes, the first of which has number `first`."""
+
+    first: int
+    writes: tuple[Write, ...]
+
+
+# --- publishing ---------------------------------------------------------------------------
+
+
+class PublishBirth(_Record, frozen=True):
+    """Publish the Birth, retained."""
+
+    birth: Birth
+
+
+class PublishOffline(_Record, frozen=True):
+    """Publish the goodbye, retained."""
+
+    offline: Offline
+
+
+class SetWill(_Record, frozen=True):
+    """What the broker shall say for us if the next connection breaks."""
+
+    offline: Offline
+
+
+class PublishState(_Record, frozen=True):
+    """Publish the state; an `edge` with QoS 1, a refresh with QoS 0."""
+
+    state: VehicleState
+    is_edge: bool
+
+
+class PublishVerdicts(_Record, frozen=True):
+    """Publish one Acks message."""
+
+    verdicts: tuple[Verdict, ...]
+
+
+class PublishChunks(_Record, frozen=True):
+    """Publish one Results message of these encoded chunks."""
+
+    bodies: tuple[bytes, ...]
+
+
+# --- models and the engine ------------------------------------------------------------------
+
+
+class EnsureModel(_Record, frozen=True):
+    """Have the package in the store, fetched and verified."""
+
+    digest: str
+
+
+class SubmitRun(_Record, frozen=True):
+    """Queue items behind what the engine already holds. `parameters` is MessagePack."""
+
+    run_id: int
+    unit: int
+    digest: str
+    items: tuple[Item, ...]
+    parameters: bytes
+
+
+class CancelRun(_Record, frozen=True):
+    """Stop this run, by terminate first."""
+
+    run_id: int
+
+
+class FreezeEngine(_Record, frozen=True):
+    """Stop the engine's process now; `reason` is for people."""
+
+    reason: str
+
+
+class ThawEngine(_Record, frozen=True):
+    """Let the engine's process go on."""
+
+
+class KillEngine(_Record, frozen=True):
+    """End the engine's process and every run in it."""
+
+
+# --- the process ----------------------------------------------------------------------------
+
+
+class LogUnit(_Record, frozen=True):
+    """The one canonical line of an attempt that ended; times in milliseconds."""
+
+    unit: int
+    fence: Fence
+    job: str
+    tenant: str
+    model: str
+    outcome: str
+    reason: str | None
+    items: int
+    done: int
+    failed: int
+    held_ms: float
+    busy_ms: float
+    load_ms: float
+    energy_j: float
+    stop_tier: str | None
+    stop_latency_ms: float | None
+    traceparent: str | None
+
+
+class LogState(_Record, frozen=True):
+    """Availability changed."""
+
+    availability: str
+    hold: str | None
+
+
+class Leave(_Record, frozen=True):
+    """Everything is given back: the process may end."""
+
+
+Command = (
+    Persist
+    | PublishBirth
+    | PublishOffline
+    | SetWill
+    | PublishState
+    | PublishVerdicts
+    | PublishChunks
+    | EnsureModel
+    | SubmitRun
+    | CancelRun
+    | FreezeEngine
+    | ThawEngine
+    | KillEngine
+    | LogUnit
+    | LogState
+    | Leave
+)
