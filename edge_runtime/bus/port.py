@@ -17,7 +17,7 @@ outcome is unknown (the application re-sends until it has the application's answ
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Protocol
+from typing import Protocol, Self
 
 from edge_runtime.contract.errors import LocalError, RemoteError
 
@@ -30,6 +30,8 @@ class DropReason(Enum):
     TOO_LARGE = "too_large"
     NOT_CONNECTED = "not_connected"
     NO_SUBSCRIBER = "no_subscriber"
+    REFUSED = "refused"
+    UNACKNOWLEDGED = "unacknowledged"
 
 
 class BusError(RemoteError):
@@ -92,9 +94,14 @@ class Connected:
 
 @dataclass(frozen=True, slots=True)
 class Disconnected:
-    """The bus is down; it reconnects by itself. `reason` is for people."""
+    """The bus is down; it reconnects by itself. `reason` is for people.
+
+    `refused` says which operation the broker refused where that is why the bus is down; until
+    a later attempt succeeds, `publish` raises the same.
+    """
 
     reason: str
+    refused: BusRefused | None = None
 
 
 BusEvent = Message | Connected | Disconnected
@@ -178,6 +185,6 @@ class Bus(Protocol):
         """A few facts for people: url, connected, protocol, queue lengths."""
         ...
 
-    async def __aenter__(self) -> "Bus": ...
+    async def __aenter__(self) -> Self: ...
 
     async def __aexit__(self, *exc: object) -> None: ...

@@ -1,0 +1,385 @@
+"""The `Bus` port over any `Link`: reconnects, resubscribes, bounds, counts and reports.
+
+Invariants
+- `Connected` is said only when every subscription is granted and, where a canary topic is set,
+  a message to ourselves has come back: what the application does next cannot be lost to a
+  subscription that is not there yet.
+- A refusal (connect, subscribe, canary) is reported once as `Disconnected.refused`, raised by
+  every `publish` until it is over, and tried again: an operator may mend it meanwhile.
+- One log line per change of state. Retries and single drops are counters.
+- Reconnect delays have full jitter and shrink back only after a connection that lasted, so that
+  neither a restarted broker nor two owners of one client id cause a storm.
+
+Deliberately absent: publishing while disconnected. The application hears of the connection and
+of each refused publish, and knows better than a queue what is still worth sending.
+"""
+
+import asyncio
+import contextlib
+import random
+import secrets
+from collections.abc import AsyncIterator, Mapping
+from typing import Any, Final, Self
+
+import structlog
+
+from edge_runtime.bus.inbox import Inbox
+from edge_runtime.bus.link import Link, LinkHandlers, LinkInfo, OpenLink
+from edge_runtime.bus.outbox import Outbox
+from edge_runtime.bus.port import (
+    BusCounters,
+    BusError,
+    BusEvent,
+    BusOverflow,
+    BusRefused,
+    BusSettings,
+    BusUnavailable,
+    Connected,
+    Disconnected,
+    DropReason,
+    Message,
+)
+from edge_runtime.contract.errors import LocalError
+from edge_runtime.contract.limits import (
+    BUS_CANARY_TIMEOUT_S,
+    BUS_CONNECT_TIMEOUT_S,
+    BUS_INBOUND_MAX_BYTES,
+    BUS_INBOUND_MAX_MESSAGES,
+    BUS_OUTBOUND_MAX_BYTES,
+    BUS_OUTBOUND_MAX_MESSAGES,
+    BUS_PACKET_MAX_BYTES,
+    BUS_RECONNECT_FIRST_S,
+    BUS_RECONNECT_MAX_S,
+    BUS_STABLE_S,
+    MESSAGE_MAX_BYTES,
+)
+
+_PACKET_OVERHEAD_BYTES: Final = BUS_PACKET_MAX_BYTES - MESSAGE_MAX_BYTES
+_FIXED_BYTES: Final = 64
+"""More than a PUBLISH packet's header, identifier and property tags take."""
+_ORDINARY_DROPS: Final = frozenset({DropReason.NO_SUBSCRIBER})
+
+log = structlog.get_logger(__name__)
+
+
+class ReconnectingBus:
+    """A `Bus` that makes its connections with `open_link`.
+
+    `rng` draws the reconnect delays; the bounds may only be lowered, for tests and small
+    machines.
+    """
+
+    def __init__(
+        self,
+        settings: BusSettings,
+        open_link: OpenLink,
+        *,
+        rng: random.Random | None = None,
+        inbound_max_messages: int = BUS_INBOUND_MAX_MESSAGES,
+        outbound_max_messages: int = BUS_OUTBOUND_MAX_MESSAGES,
+    ) -> None:
+        self._settings = settings
+        self._open_link = open_link
+        # Delays need no secrecy, only difference between processes.
+        self._rng = rng or random.Random()  # noqa: S311 - jitter is not a secret
+        self._counters = BusCounters()
+        self._inbox = Inbox(self._drop, inbound_max_messages, BUS_INBOUND_MAX_BYTES)
+        self._outbox = Outbox(
+            self._counters,
+            self._drop,
+            self._acknowledgement_overdue,
+            outbound_max_messages,
+            BUS_OUTBOUND_MAX_BYTES,
+        )
+        self._handlers = LinkHandlers(self._deliver, self._outbox.settle)
+        self._will = settings.will
+        self._log = log.bind(client_id=settings.client_id)
+        self._link: Link | None = None
+        self._is_connected = False
+        self._was_connected = False
+        self._down: BusError = BusUnavailable("not connected yet")
+        self._down_noted = False
+        self._refusal_noted: BusRefused | None = None
+        self._drops_noted: set[DropReason] = set()
+        self._packet_max_bytes: int | None = None
+        self._canary: tuple[bytes, asyncio.Future[None]] | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    # --- the port ---------------------------------------------------------------------
+
+    @property
+    def counters(self) -> BusCounters:
+        """Live counters."""
+        return self._counters
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether a publish would be tried now."""
+        return self._is_connected
+
+    @property
+    def max_message_bytes(self) -> int:
+        """Largest payload that is sent: our own limit or the broker's, whichever is less."""
+        if self._packet_max_bytes is None:
+            return MESSAGE_MAX_BYTES
+        return max(0, min(MESSAGE_MAX_BYTES, self._packet_max_bytes - _PACKET_OVERHEAD_BYTES))
+
+    def events(self) -> AsyncIterator[BusEvent]:
+        """Everything that happens, in order. One consumer (a second raises LocalError)."""
+        return self._inbox.events()
+
+    async def publish(self, message: Message) -> None:
+        """Publish and wait for the acknowledgement (QoS 1) or the hand-over (QoS 0).
+
+        Raises BusRefused, BusUnavailable or BusOverflow; LocalError for an impossible topic.
+        """
+        self._check(message)
+        if not self._is_connected:
+            self._drop(DropReason.NOT_CONNECTED)
+            raise self._reason_down()
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._outbox.submit(message, waiter)
+        await waiter
+
+    def publish_soon(self, message: Message) -> None:
+        """Queue a publish without waiting; a later failure is counted and logged.
+
+        Raises BusOverflow (queue full, message too large); LocalError for an impossible topic.
+        """
+        self._check(message)
+        if self._is_connected:
+            self._outbox.submit(message, None)
+        else:
+            self._drop(DropReason.NOT_CONNECTED)
+
+    async def set_will(self, will: Message | None) -> None:
+        """Use this Will from the next connect on."""
+        self._will = will
+
+    def state(self) -> Mapping[str, object]:
+        """A few facts for people: url without password, connected, protocol, queue lengths."""
+        return {
+            "url": _without_password(self._settings.url),
+            "client_id": self._settings.client_id,
+            "protocol": self._settings.protocol,
+            "connected": self._is_connected,
+            "why_down": None if self._is_connected else str(self._down),
+            "inbound_messages": len(self._inbox),
+            "outbound_messages": len(self._outbox),
+            "in_flight_messages": self._outbox.in_flight,
+        }
+
+    async def __aenter__(self) -> Self:
+        """Start connecting in the background."""
+        if self._task is not None:
+            raise LocalError("a bus is used once")
+        self._task = asyncio.create_task(self._run(), name=f"bus {self._settings.client_id}")
+        self._task.add_done_callback(self._ended)
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        """Disconnect cleanly (no Will) and end every task."""
+        task = self._task
+        if task is None:
+            return
+        task.cancel()
+        # What broke the bus has been told to the consumer of its events.
+        await asyncio.wait([task])
+        self._inbox.close()
+
+    # --- connections ------------------------------------------------------------------
+
+    async def _run(self) -> None:
+        doublings = 0
+        while True:
+            error, lasted_s = await self._serve_one_connection()
+            self._note_down(error)
+            doublings = 0 if lasted_s >= BUS_STABLE_S else doublings + 1
+            ceiling_s = BUS_RECONNECT_FIRST_S * 2 ** max(0, doublings - 1)
+            await asyncio.sleep(self._rng.uniform(0, min(BUS_RECONNECT_MAX_S, ceiling_s)))
+
+    async def _serve_one_connection(self) -> tuple[BusError, float]:
+        """Connect and stay; why it ended and for how many seconds it was up."""
+        loop = asyncio.get_running_loop()
+        link = self._open_link(self._settings, self._will, self._handlers)
+        self._link = link
+        self._inbox.hold()
+        up_since_s: float | None = None
+        error: BusError = BusUnavailable("closed")
+        try:
+            async with asyncio.timeout(BUS_CONNECT_TIMEOUT_S):
+                info = await self._establish(link)
+            up_since_s = loop.time()
+            self._note_up(info)
+            error = BusUnavailable(await link.lost())
+        except TimeoutError:
+            error = BusUnavailable(f"no answer within {BUS_CONNECT_TIMEOUT_S:g} s")
+        except BusError as caught:
+            error = caught
+        finally:
+            self._is_connected = False
+            self._down = error
+            self._link = None
+            self._outbox.shut(str(error))
+            # Acknowledged to the broker, so they must reach the application all the same.
+            self._inbox.release(None)
+            await link.close()
+        return error, 0.0 if up_since_s is None else loop.time() - up_since_s
+
+    async def _establish(self, link: Link) -> LinkInfo:
+        info = await link.connect()
+        self._packet_max_bytes = info.packet_max_bytes
+        filters = list(self._settings.subscriptions)
+        canary_topic = self._settings.canary_topic
+        if canary_topic is not None:
+            filters.append((canary_topic, 1))
+        if filters:
+            await link.subscribe(filters)
+        self._outbox.open(link.send, info.window)
+        if canary_topic is not None:
+            await self._prove(link, canary_topic)
+        return info
+
+    async def _prove(self, link: Link, topic: str) -> None:
+        """Send ourselves a message: brokers hide refusals that its absence shows."""
+        loop = asyncio.get_running_loop()
+        nonce = secrets.token_bytes(12)
+        echo: asyncio.Future[None] = loop.create_future()
+        acknowledged: asyncio.Future[None] = loop.create_future()
+        lost = asyncio.ensure_future(link.lost())
+        self._canary = (nonce, echo)
+        try:
+            self._outbox.submit(Message(topic, nonce, qos=1), acknowledged)
+            proofs: list[asyncio.Future[Any]] = [echo, lost]
+            await asyncio.wait(
+                proofs, timeout=BUS_CANARY_TIMEOUT_S, return_when=asyncio.FIRST_COMPLETED
+            )
+            if acknowledged.done():
+                acknowledged.result()
+            if lost.done():
+                raise BusUnavailable(lost.result())
+            if not echo.done():
+                # Not acknowledged at all is an ailing broker, not a refusal.
+                if not acknowledged.done():
+                    raise BusUnavailable("the broker does not acknowledge")
+                raise BusRefused("publish", topic, 0, "the self-addressed canary did not come back")
+        finally:
+            self._canary = None
+            acknowledged.cancel()
+            echo.cancel()
+            lost.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await lost
+
+    def _note_up(self, info: LinkInfo) -> None:
+        if self._was_connected:
+            self._counters.reconnects += 1
+        self._was_connected = True
+        self._is_connected = True
+        self._down_noted = False
+        self._drops_noted.clear()
+        self._inbox.release(Connected(session_present=info.session_present))
+        self._log.info(
+            "bus_connected",
+            url=_without_password(self._settings.url),
+            protocol=self._settings.protocol,
+            session_present=info.session_present,
+        )
+
+    def _note_down(self, error: BusError) -> None:
+        refused = error if isinstance(error, BusRefused) else None
+        if self._down_noted and (refused is None or self._same_refusal(refused)):
+            return
+        self._down_noted = True
+        self._refusal_noted = refused
+        self._drops_noted.clear()
+        self._inbox.put_disconnected(Disconnected(reason=str(error), refused=refused))
+        self._log.warning(
+            "bus_disconnected", url=_without_password(self._settings.url), reason=str(error)
+        )
+
+    def _same_refusal(self, refused: BusRefused) -> bool:
+        noted = self._refusal_noted
+        return noted is not None and (noted.operation, noted.topic, noted.reason_code) == (
+            refused.operation,
+            refused.topic,
+            refused.reason_code,
+        )
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        if task.cancelled():
+            return
+        # Only a defect ends the task by itself; the consumer must not wait for ever.
+        failure = task.exception()
+        self._log.error("bus_failed", exc_info=failure)
+        self._inbox.close(failure)
+
+    # --- messages ---------------------------------------------------------------------
+
+    def _deliver(self, message: Message) -> None:
+        if message.topic == self._settings.canary_topic:
+            if self._canary is not None and self._canary[0] == message.payload:
+                echo = self._canary[1]
+                if not echo.done():
+                    echo.set_result(None)
+            return
+        if self._inbox.put(message):
+            self._counters.received += 1
+
+    def _check(self, message: Message) -> None:
+        topic = message.topic
+        if not topic or "+" in topic or "#" in topic or "\0" in topic:
+            raise LocalError(f"{topic!r} is not a topic to publish on")
+        if message.qos not in (0, 1):
+            raise LocalError(f"QoS {message.qos} is not used here: 0 or 1")
+        size = len(message.payload)
+        if size > MESSAGE_MAX_BYTES:
+            self._drop(DropReason.TOO_LARGE)
+            raise BusOverflow(
+                DropReason.TOO_LARGE, f"{size} bytes; the limit is {MESSAGE_MAX_BYTES}"
+            )
+        if self._packet_max_bytes is not None:
+            packet = _packet_bytes_at_most(message)
+            if packet > self._packet_max_bytes:
+                self._drop(DropReason.TOO_LARGE)
+                raise BusOverflow(
+                    DropReason.TOO_LARGE,
+                    f"a packet of {packet} bytes; the broker takes {self._packet_max_bytes}",
+                )
+
+    def _reason_down(self) -> BusError:
+        # A fresh exception each time: a stored one would collect tracebacks.
+        down = self._down
+        if isinstance(down, BusRefused):
+            return BusRefused(down.operation, down.topic, down.reason_code, down.reason)
+        return BusUnavailable(f"not connected: {down}")
+
+    def _drop(self, reason: DropReason) -> None:
+        self._counters.dropped[reason] += 1
+        if reason not in self._drops_noted and reason not in _ORDINARY_DROPS:
+            self._drops_noted.add(reason)
+            self._log.warning(
+                "bus_dropping", reason=reason.value, total=self._counters.dropped[reason]
+            )
+
+    def _acknowledgement_overdue(self) -> None:
+        if self._link is not None:
+            self._link.abort("the broker left a publish unacknowledged")
+
+
+def _packet_bytes_at_most(message: Message) -> int:
+    """No PUBLISH packet of `message` is larger than this."""
+    texts = (
+        message.topic,
+        message.content_type or "",
+        message.traceparent or "",
+        message.response_topic or "",
+    )
+    # A character takes at most four bytes of UTF-8; ASCII, the ordinary case, takes one.
+    text_bytes = sum(len(text) if text.isascii() else 4 * len(text) for text in texts)
+    return _FIXED_BYTES + text_bytes + len(message.correlation or b"") + len(message.payload)
+
+
+def _without_password(url: str) -> str:
+    scheme, _, rest = url.partition("://")
+    return f"{scheme}://{rest.rpartition('@')[2]}"
