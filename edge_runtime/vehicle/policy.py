@@ -74,9 +74,7 @@ class Window(_Section, frozen=True):
         today, yesterday = _DAYS[weekday], _DAYS[weekday - 1]
         if start < end:
             return today in self.days and start <= minute < end
-        return (today in self.days and minute >= start) or (
-            yesterday in self.days and minute < end
-        )
+        return (today in self.days and minute >= start) or (yesterday in self.days and minute < end)
 
 
 class Charge(_Section, frozen=True):
@@ -96,8 +94,9 @@ class BatteryTemperature(_Section, frozen=True):
 
 
 class ComputeTemperature(_Section, frozen=True):
-    """Computer, Celsius: begins up to `start_c`, takes new work up to `continue_c`, stops at
-    `stop_c` at once; between the last two what is held is finished.
+    """Computer, Celsius: begins up to `start_c`, stops at `stop_c` at once.
+
+    Above `continue_c` what is held is finished and nothing new is taken.
     """
 
     start_c: Celsius = 70.0
