@@ -253,12 +253,13 @@ class WorkOffer(_Wire, frozen=True, kw_only=True, tag="work"):
 
 
 class ChunkAnswer(_Wire, frozen=True, kw_only=True, tag="answer"):
-    """Every chunk of the attempt up to and with `through_seq` may be forgotten."""
+    """Chunks `first_seq` to `through_seq` of the attempt (both with) may be forgotten."""
 
     unit: Count
     fence: Fence
     through_seq: Count
     verdict: ChunkVerdict
+    first_seq: Count = 0
 
 
 class Cancel(_Wire, frozen=True, kw_only=True, tag="cancel"):
