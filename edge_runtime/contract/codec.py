@@ -174,11 +174,14 @@ class _Batch:
                 good.append(self._element.decode(element))
             except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
                 counters.skipped_elements += 1
-                if (_tag_of(element) or "") in {"", *self._element_tags}:
+                if not self._is_newer(_tag_of(element)):
                     reason = RejectionReason.WRONG_TYPE
         if not good:
             raise Rejected(reason, str(error)[:200]) from None
         return self._message_type(**values, **{self._batch_field: tuple(good)})
+
+    def _is_newer(self, tag: str | None) -> bool:
+        return bool(self._element_tags) and tag is not None and tag not in self._element_tags
 
 
 def _default_of(info: msgspec.structs.FieldInfo) -> Any:
@@ -190,7 +193,8 @@ def _default_of(info: msgspec.structs.FieldInfo) -> Any:
 
 
 def _tags(types: Iterable[type[Any]]) -> frozenset[str]:
-    return frozenset(str(t.__struct_config__.tag) for t in types)
+    tags = (t.__struct_config__.tag for t in types)
+    return frozenset(str(tag) for tag in tags if tag is not None)
 
 
 def _decoder(
@@ -219,25 +223,48 @@ signed_decoder: Callable[[], WireDecoder[Signed]] = _decoder(Signed)
 host_decoder: Callable[[], WireDecoder[HostStatus]] = _decoder(HostStatus)
 
 _public: msgspec.msgpack.Decoder[PublicMessage] = msgspec.msgpack.Decoder(PublicMessage)
+_PUBLIC_TAGS: Final = _tags(get_args(PublicMessage))
 _request = msgspec.msgpack.Decoder(FetchSince)
+_REQUEST_TAGS: Final = _tags((FetchSince,))
+
+
+class _TypeKey(msgspec.Struct):
+    """What of a named map says its kind."""
+
+    type: str
+
+
+_type_key = msgspec.msgpack.Decoder(_TypeKey)
 
 
 def decode_public(payload: bytes) -> PublicMessage:
     """A tenant-topic message; `Rejected` otherwise."""
-    return _decode_map(_public, payload)
+    return _decode_map(_public, _PUBLIC_TAGS, payload)
 
 
 def decode_request(payload: bytes) -> FetchSince:
     """A tenant's request; `Rejected` otherwise."""
-    return _decode_map(_request, payload)
+    return _decode_map(_request, _REQUEST_TAGS, payload)
 
 
-def _decode_map(decoder: msgspec.msgpack.Decoder[T], payload: bytes) -> T:
+def _decode_map(
+    decoder: msgspec.msgpack.Decoder[T], known_tags: frozenset[str], payload: bytes
+) -> T:
     if len(payload) > limits.MESSAGE_MAX_BYTES:
         raise Rejected(RejectionReason.OVERSIZE, f"{len(payload)} bytes")
     try:
         return decoder.decode(payload)
     except msgspec.ValidationError as error:
-        raise Rejected(RejectionReason.WRONG_TYPE, str(error)[:200]) from None
+        if _map_tag_of(payload) in {None, *known_tags}:
+            raise Rejected(RejectionReason.WRONG_TYPE, str(error)[:200]) from None
+        raise Rejected(RejectionReason.UNKNOWN_TAG, str(error)[:200]) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Rejected(RejectionReason.MALFORMED, str(error)[:200]) from None
+
+
+def _map_tag_of(payload: bytes) -> str | None:
+    """The `type` of a named map where it has one."""
+    try:
+        return _type_key.decode(payload).type
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
