@@ -1,0 +1,251 @@
+"""The broker that comes with the demo: rumqttd from the `iotcore` wheel, in a child process.
+
+Invariants
+- The broker is a process of its own, so it can be killed and started again on the same ports as
+  a broker on another machine would be; it dies with the process that started it.
+- rumqttd speaks MQTT 5 and MQTT 3.1.1 on different ports: `url` is the first, `url_311` the
+  second. Clients of both see each other's messages.
+- It forgets everything when it ends: retained messages, sessions, queues (design rule 2 does
+  not need them).
+
+Deliberately absent: passwords, ACLs, TLS, persistence, message expiry in queues. This broker is
+for one machine and for tests; `broker/mosquitto.conf` is for the rest.
+
+`python -m edge_runtime.bus.embedded --port N` runs it in the foreground.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import ctypes
+import importlib.util
+import logging
+import os
+import signal
+import socket
+import sys
+import tempfile
+from asyncio.subprocess import DEVNULL, Process
+from pathlib import Path
+from typing import Final, Self
+
+from edge_runtime.contract.errors import LocalError
+from edge_runtime.contract.limits import BUS_INFLIGHT_MAX_MESSAGES, BUS_PACKET_MAX_BYTES
+
+_START_TIMEOUT_S: Final = 20.0
+_STOP_TIMEOUT_S: Final = 5.0
+_POLL_S: Final = 0.02
+_PR_SET_PDEATHSIG: Final = 1
+_NOT_INSTALLED: Final = "the embedded broker needs the demo extra: pip install 'edge-runtime[demo]'"
+
+# rumqttd keeps a log per filter and sends from it; a subscriber that lags by more than
+# segment size times count loses the oldest messages. 64 MiB hold a burst of 256 messages of 256 KiB.
+_SEGMENT_BYTES: Final = 4 * 1024 * 1024
+_SEGMENTS: Final = 16
+_OUTGOING_PACKETS: Final = 2_000
+_CONNECTIONS: Final = 10_000
+
+_CONFIGURATION: Final = """\
+id = 0
+[router]
+id = 0
+max_connections = {connections}
+max_outgoing_packet_count = {outgoing_packets}
+max_segment_size = {segment_bytes}
+max_segment_count = {segments}
+"""
+_LISTENER: Final = """\
+[{version}.1]
+name = "{version}"
+listen = "{host}:{port}"
+next_connection_delay_ms = 1
+[{version}.1.connections]
+connection_timeout_ms = 10000
+max_payload_size = {packet_bytes}
+max_inflight_count = {inflight}
+dynamic_filters = true
+"""
+
+
+class EmbeddedBroker:
+    """A broker in a child process; `port` 0 picks free ports and keeps them over restarts.
+
+    Use as an async context manager, or `start` and `stop`. Raises LocalError from `start` when
+    the broker does not come up.
+    """
+
+    def __init__(self, host: str = "127.0.0.1", port: int = 0, port_311: int = 0) -> None:
+        self._host = host
+        self._port = port
+        self._port_311 = port_311
+        self._process: Process | None = None
+
+    @property
+    def url(self) -> str:
+        """Where MQTT 5 clients connect."""
+        return f"mqtt://{self._host}:{self._port}"
+
+    @property
+    def url_311(self) -> str:
+        """Where MQTT 3.1.1 clients connect."""
+        return f"mqtt://{self._host}:{self._port_311}"
+
+    @property
+    def pid(self) -> int:
+        """The broker's process id. Raises LocalError when it is not running."""
+        if self._process is None:
+            raise LocalError("the embedded broker is not running")
+        return self._process.pid
+
+    async def start(self) -> None:
+        """Start the process and wait until both ports accept connections."""
+        if self._process is not None and self._process.returncode is None:
+            raise LocalError("the embedded broker is running already")
+        if importlib.util.find_spec("iotcore") is None:
+            raise LocalError(_NOT_INSTALLED)
+        self._port = self._port or _free_port(self._host)
+        self._port_311 = self._port_311 or _free_port(self._host)
+        self._process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "edge_runtime.bus.embedded",
+            f"--host={self._host}",
+            f"--port={self._port}",
+            f"--port-311={self._port_311}",
+            f"--parent={os.getpid()}",
+            stdin=DEVNULL,
+            stdout=DEVNULL,
+        )
+        try:
+            async with asyncio.timeout(_START_TIMEOUT_S):
+                await self._accepting(self._process)
+        except TimeoutError:
+            await self.stop()
+            raise LocalError(
+                f"the embedded broker did not start within {_START_TIMEOUT_S:g} s"
+            ) from None
+        except BaseException:
+            await self.stop()
+            raise
+
+    async def stop(self) -> None:
+        """End the process, by force if it must be; does nothing when it is not running."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        if process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                process.terminate()
+            try:
+                async with asyncio.timeout(_STOP_TIMEOUT_S):
+                    await process.wait()
+            except TimeoutError:
+                process.kill()
+        await process.wait()
+
+    async def kill(self) -> None:
+        """End the process as a crash would (SIGKILL) and wait until it is gone."""
+        if self._process is not None and self._process.returncode is None:
+            self._process.kill()
+        await self.stop()
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.stop()
+
+    async def _accepting(self, process: Process) -> None:
+        for port in (self._port, self._port_311):
+            while not await _accepts(self._host, port):
+                if process.returncode is not None:
+                    raise LocalError(
+                        f"the embedded broker ended with code {process.returncode}; is port "
+                        f"{port} taken?"
+                    )
+                await asyncio.sleep(_POLL_S)
+
+
+def serve(host: str, port: int, port_311: int) -> None:
+    """Run the broker in this process until it is killed; port 0 leaves that protocol out.
+
+    Raises LocalError when `iotcore` is not installed.
+    """
+    try:
+        from iotcore.iotcore import IotCoreBroker  # noqa: PLC0415 - only here is it needed
+    except ImportError as error:
+        raise LocalError(_NOT_INSTALLED) from error
+    # rumqttd logs every packet as an error span; formatting them would be most of its work.
+    logging.getLogger("rumqttd").setLevel(logging.CRITICAL)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "rumqttd.toml"
+        path.write_text(_configuration(host, port, port_311))
+        broker = IotCoreBroker(config_path=str(path))
+    broker.run_forever()
+
+
+def _configuration(host: str, port: int, port_311: int) -> str:
+    parts = [
+        _CONFIGURATION.format(
+            connections=_CONNECTIONS,
+            outgoing_packets=_OUTGOING_PACKETS,
+            segment_bytes=_SEGMENT_BYTES,
+            segments=_SEGMENTS,
+        )
+    ]
+    parts += [
+        _LISTENER.format(
+            version=version,
+            host=host,
+            port=listen_port,
+            packet_bytes=BUS_PACKET_MAX_BYTES,
+            inflight=BUS_INFLIGHT_MAX_MESSAGES,
+        )
+        for version, listen_port in (("v5", port), ("v4", port_311))
+        if listen_port
+    ]
+    return "".join(parts)
+
+
+def _free_port(host: str) -> int:
+    with socket.socket() as probe:
+        probe.bind((host, 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+async def _accepts(host: str, port: int) -> bool:
+    try:
+        _, writer = await asyncio.open_connection(host, port)
+    except OSError:
+        return False
+    writer.close()
+    with contextlib.suppress(OSError):
+        await writer.wait_closed()
+    return True
+
+
+def _die_with(parent_pid: int) -> None:
+    """Have the kernel kill this process when its parent ends; exit if that has happened."""
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent_pid:
+        raise SystemExit(1)
+
+
+def _main() -> None:
+    parser = argparse.ArgumentParser(prog="edge_runtime.bus.embedded", description=__doc__)
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=1883, help="MQTT 5")
+    parser.add_argument("--port-311", type=int, default=0, help="MQTT 3.1.1; 0: none")
+    parser.add_argument("--parent", type=int, default=0, help="die with this parent process")
+    arguments = parser.parse_args()
+    if arguments.parent:
+        _die_with(arguments.parent)
+    # Ctrl-C ends the broker at once; rumqttd does not look at Python's signals.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    serve(arguments.host, arguments.port, arguments.port_311)
+
+
+if __name__ == "__main__":
+    _main()
