@@ -1,0 +1,157 @@
+"""The tree of commands, and the one place where an error becomes a line and an exit code.
+
+Commands are registered by import path: what a command needs is loaded when it runs.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Final
+
+from edge_runtime.cli.logging import LogFormat, LogLevel, configure_logging  # isort: skip - first: it hides rich from structlog
+
+from cyclopts import App, CycloptsError, Group, Parameter
+
+from edge_runtime.cli.exit_codes import MEANINGS, ExitCode
+from edge_runtime.cli.settings import ENVIRONMENT_PREFIX, Environment, read_file
+from edge_runtime.contract.errors import ConfigError, EdgeError, LocalError
+
+_COMMANDS: Final = "edge_runtime.cli.commands"
+_HELP: Final = """Parked cars as one inference service: ONNX models, MQTT, owner first.
+
+Settings: a flag wins over the environment (EDGE_RUNTIME_<COMMAND>_<OPTION>), which wins over the
+file of --config (TOML, one table a command: [vehicle], [jobs.list]), which wins over the default.
+"""
+_SERVICES: Final = Group.create_ordered("Services")
+_REQUESTS: Final = Group.create_ordered("Requests")
+_OPERATIONS: Final = Group.create_ordered("Operations")
+_GLOBAL: Final = Group("For every command")
+
+
+def _epilogue() -> str:
+    lines = (f"  {code.value:>3}  {meaning}" for code, meaning in MEANINGS.items())
+    return "Exit codes:\n" + "\n".join(lines)
+
+
+def _group(name: str, summary: str, commands: dict[str, tuple[str, str]]) -> App:
+    group = App(name=name, help=summary, help_format="plaintext")
+    for command, (path, help_line) in commands.items():
+        group.command(f"{_COMMANDS}.{path}", name=command, help=help_line)
+    return group
+
+
+def build_app() -> App:
+    """The whole tree, nothing of it imported yet."""
+    app = App(
+        name="edge-runtime",
+        help=_HELP,
+        help_epilogue=_epilogue(),
+        help_format="plaintext",
+        version_flags=(),
+        config=Environment(ENVIRONMENT_PREFIX),
+    )
+    app["--help"].group = _GLOBAL
+    single: dict[str, tuple[str, str, Group]] = {
+        "demo": (
+            "edge_runtime.cli.demo.command:demo",
+            "The whole system on this machine.",
+            _SERVICES,
+        ),
+        "broker": (f"{_COMMANDS}.broker:broker", "The embedded MQTT broker.", _SERVICES),
+        "dispatcher": (f"{_COMMANDS}.dispatcher:dispatcher", "The dispatcher.", _SERVICES),
+        "vehicle": (f"{_COMMANDS}.vehicle:vehicle", "One car's runtime.", _SERVICES),
+        "submit": (f"{_COMMANDS}.submit:submit", "Submit a job; print its results.", _REQUESTS),
+        "results": (f"{_COMMANDS}.results:results", "Print a job's results.", _REQUESTS),
+        "tap": (f"{_COMMANDS}.tap:tap", "Read the bus as a person.", _OPERATIONS),
+        "version": (f"{_COMMANDS}.version:version", "Print versions.", _OPERATIONS),
+    }
+    for name, (path, help_line, group) in single.items():
+        app.command(path, name=name, help=help_line, group=group)
+    for subtree, group in _subtrees():
+        subtree.group = group
+        app.command(subtree)
+    return app
+
+
+def _subtrees() -> list[tuple[App, Group]]:
+    jobs = {
+        "list": ("jobs:list_jobs", "Jobs, newest first."),
+        "status": ("jobs:status", "One job's state and progress."),
+        "why": ("jobs:why", "Why a job is waiting."),
+        "cancel": ("jobs:cancel", "Cancel a job."),
+        "delete": ("jobs:delete", "Forget a job and its results."),
+        "dead-letters": ("jobs:dead_letters", "Items that failed for good."),
+        "requeue": ("jobs:requeue", "Run dead letters again."),
+    }
+    fleet = {
+        "list": ("fleet:list_cars", "Cars, what they do and why not."),
+        "quarantine": ("fleet:quarantine", "Give a car no work, or give it work again."),
+    }
+    models = {
+        "import": ("models:import_models", "Make packages from published models."),
+        "pack": ("models:pack", "Check a folder and add it as a package."),
+        "list": ("models:list_models", "Packages in a folder."),
+        "verify": ("models:verify", "Hash and check packages."),
+    }
+    store = {
+        "backup": ("store:backup", "Copy a store while it is in use."),
+        "migrate": ("store:migrate", "Bring a store to this version."),
+        "check": ("store:check", "Check a store's integrity."),
+    }
+    schemas = {
+        "write": ("schemas:write", "Generate the schemas."),
+        "check": ("schemas:check", "Fail where the schemas differ from the code."),
+    }
+    return [
+        (_group("jobs", "Jobs of a dispatcher.", jobs), _REQUESTS),
+        (_group("fleet", "Cars of a dispatcher.", fleet), _OPERATIONS),
+        (_group("models", "Model packages.", models), _OPERATIONS),
+        (_group("store", "The dispatcher's store.", store), _OPERATIONS),
+        (_group("schemas", "What travels, as documents.", schemas), _OPERATIONS),
+    ]
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command line; returns its exit code. Prints what a person did wrong as one line."""
+    app = build_app()
+
+    @app.meta.default
+    def launch(
+        *tokens: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
+        config: Annotated[Path | None, Parameter(help="Settings in TOML.", group=_GLOBAL)] = None,
+        log_format: Annotated[
+            LogFormat,
+            Parameter(help="Log lines; auto is pretty on a terminal, else JSON.", group=_GLOBAL),
+        ] = "auto",
+        log_level: Annotated[
+            LogLevel, Parameter(help="Least level that is logged.", group=_GLOBAL)
+        ] = "info",
+    ) -> int:
+        configure_logging(log_format, log_level)
+        if config is not None:
+            app.config = (Environment(ENVIRONMENT_PREFIX), read_file(config, app))
+        result = app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
+        return result if isinstance(result, int) else ExitCode.DONE
+
+    try:
+        code = app.meta(
+            list(arguments), exit_on_error=False, print_error=False, result_action="return_value"
+        )
+    except (CycloptsError, ConfigError) as error:
+        return _say(error, ExitCode.USAGE)
+    except LocalError as error:
+        return _say(error, ExitCode.FAILED)
+    except EdgeError as error:
+        return _say(error, ExitCode.REMOTE)
+    except KeyboardInterrupt:
+        return ExitCode.INTERRUPTED
+    except BrokenPipeError:
+        sys.stderr.close()
+        return ExitCode.DONE
+    return code if isinstance(code, int) else ExitCode.DONE
+
+
+def _say(error: Exception, code: ExitCode) -> ExitCode:
+    line = " ".join(str(error).split())
+    print(f"edge-runtime: {line}", file=sys.stderr)
+    return code

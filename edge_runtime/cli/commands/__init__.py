@@ -1,0 +1,1 @@
+"""One module a command: it reads settings, composes the parts and prints. No decisions."""

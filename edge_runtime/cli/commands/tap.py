@@ -1,0 +1,69 @@
+"""`edge-runtime tap`: live bus traffic, decoded for people."""
+
+import secrets
+import sys
+import time
+from dataclasses import asdict
+from typing import Annotated
+
+import msgspec
+from cyclopts import Parameter
+
+from edge_runtime.cli.lifecycle import run_service
+from edge_runtime.cli.options import DEFAULT_BROKER, AsJson, BrokerUrl, check_broker_url
+from edge_runtime.cli.reading import Reading, one_line, read_message
+
+
+def tap(
+    *,
+    broker: BrokerUrl = DEFAULT_BROKER,
+    topic: Annotated[str, Parameter(help="MQTT topic filter.")] = "#",
+    count: Annotated[
+        int, Parameter(help="End after this many messages; 0 means never.", show_default=True)
+    ] = 0,
+    as_json: AsJson = False,
+) -> int:
+    """Print every message under a topic filter, one line each, until stopped."""
+    check_broker_url("--broker", broker)
+    return run_service(lambda: _follow(broker, topic, count, as_json=as_json))
+
+
+async def _follow(broker: str, topic: str, count: int, *, as_json: bool) -> None:
+    from edge_runtime.bus import open_bus
+    from edge_runtime.bus.port import BusSettings, Connected, Disconnected, Message
+
+    settings = BusSettings(
+        url=broker,
+        client_id=f"tap-{secrets.token_hex(4)}",
+        session_expiry_s=0,
+        subscriptions=((topic, 0),),
+    )
+    seen = 0
+    async with open_bus(settings) as bus:
+        async for event in bus.events():
+            match event:
+                case Message():
+                    reading = read_message(event.topic, event.payload)
+                    _print(reading, retained=event.retain, as_json=as_json)
+                    seen += 1
+                    if seen == count:
+                        return
+                case Connected():
+                    print(f"tap: connected to {broker}", file=sys.stderr)
+                case Disconnected():
+                    print(f"tap: {event.reason}", file=sys.stderr)
+
+
+def _print(reading: Reading, *, retained: bool, as_json: bool) -> None:
+    at_s = time.time()
+    if as_json:
+        line = {"at_ms": int(at_s * 1000), "retained": retained, **asdict(reading)}
+        print(msgspec.json.encode(line).decode(), flush=True)
+        return
+    clock = time.strftime("%H:%M:%S", time.localtime(at_s)) + f".{int(at_s * 1000) % 1000:03}"
+    problem = f"  ! {reading.problem}" if reading.problem else ""
+    mark = " (retained)" if retained else ""
+    print(
+        f"{clock}  {reading.subject}{mark}  {reading.kind}  {one_line(reading.fields)}{problem}",
+        flush=True,
+    )

@@ -1,0 +1,82 @@
+"""structlog, set up in one place: JSON under systemd, pretty on a terminal, always to stderr.
+
+Logs of libraries go the same way from WARNING up. structlog is imported here, first, with rich
+out of its sight: rich costs an idle car 4 MB, and its tracebacks print local variables, which
+are payloads.
+"""
+
+import logging
+import sys
+from types import ModuleType
+from typing import Any, Literal, TextIO
+
+from edge_runtime.contract.errors import ConfigError
+
+LogFormat = Literal["auto", "json", "pretty"]
+LogLevel = Literal["debug", "info", "warning", "error"]
+
+_HIDDEN = "rich"
+
+
+def _structlog_without_rich() -> ModuleType:
+    if "structlog" not in sys.modules and _HIDDEN not in sys.modules:
+        sys.modules[_HIDDEN] = None  # type: ignore[assignment]  # None is how Python spells "not importable"
+        try:
+            import structlog
+        finally:
+            del sys.modules[_HIDDEN]
+        return structlog
+    import structlog
+
+    return structlog
+
+
+structlog: Any = _structlog_without_rich()
+
+
+def configure_logging(
+    log_format: LogFormat = "auto", level: LogLevel = "info", stream: TextIO | None = None
+) -> None:
+    """Send every log line of this process to `stream` (stderr) from `level` up.
+
+    "auto" is pretty on a terminal and JSON, one object a line, anywhere else.
+    """
+    out = sys.stderr if stream is None else stream
+    number = logging.getLevelNamesMapping().get(level.upper())
+    if number is None:
+        raise ConfigError(f"log level must be debug, info, warning or error, not {level!r}")
+    pretty = log_format == "pretty" or (log_format == "auto" and out.isatty())
+    shared: list[Any] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.StackInfoRenderer(),
+    ]
+    if pretty:
+        plain = structlog.dev.plain_traceback
+        last: list[Any] = [
+            structlog.dev.ConsoleRenderer(colors=out.isatty(), exception_formatter=plain)
+        ]
+    else:
+        last = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
+    structlog.configure(
+        processors=[*shared, *last],
+        wrapper_class=structlog.make_filtering_bound_logger(number),
+        logger_factory=structlog.WriteLoggerFactory(file=out),
+        cache_logger_on_first_use=False,
+    )
+    _route_library_logs(out, shared, last)
+
+
+def _route_library_logs(out: TextIO, shared: list[Any], last: list[Any]) -> None:
+    handler = logging.StreamHandler(out)
+    remove_meta = structlog.stdlib.ProcessorFormatter.remove_processors_meta
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=[*shared, structlog.stdlib.add_logger_name],
+            processors=[remove_meta, *last],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(logging.WARNING)
