@@ -197,3 +197,47 @@ JOURNAL_LAZY_MS: Final = 20
 SENSOR_PERIOD_MS: Final = 1_000
 SENSOR_LINE_MAX_BYTES: Final = 4_096
 HOSTS_KNOWN_MAX: Final = 64
+ITEM_TIME_MAX_MS: Final = 3_600_000
+"""A longer reported item time is not believed."""
+CANCELS_MAX: Final = 100_000
+CANCEL_GIVE_UP_MS: Final = 60_000
+"""A cancel is re-sent this long; a car that comes back later hears it again with its next chunk."""
+
+# --- the HTTP API --------------------------------------------------------------------
+HTTP_LARGE_BODY_BYTES: Final = 1024 * 1024
+"""A larger body is decoded and checked outside the event loop, its items counted first."""
+HTTP_SMALL_BODY_MAX_BYTES: Final = 1024 * 1024
+"""Largest body of a request that is not a submission; a requeue that lists a million items
+must name none instead, which means all."""
+HTTP_BODIES_MAX_BYTES: Final = 512 * 1024 * 1024
+"""All request bodies being read at once; one more is refused with 503."""
+HTTP_STREAMS_MAX: Final = 2_048
+HTTP_PAGE_MAX: Final = 1_000
+"""Largest `limit` of a list."""
+HTTP_STREAM_WRITE_BYTES: Final = 256 * 1024
+"""A page of a stream is written in pieces of about this."""
+HTTP_STREAM_STALL_S: Final = 120.0
+"""A stream whose reader takes nothing for so long is cut; the reader resumes by its cursor."""
+HTTP_FILE_CHUNK_BYTES: Final = 256 * 1024
+HTTP_SHUTDOWN_S: Final = 5
+
+# --- the Python client ------------------------------------------------------------------
+CLIENT_BACKOFF_FIRST_S: Final = 0.05
+CLIENT_BACKOFF_MAX_S: Final = 5.0
+CLIENT_UNREACHABLE_S: Final = 60.0
+"""Without one answer for so long, the client raises `DispatcherUnreachable`."""
+CLIENT_CONNECT_TIMEOUT_S: Final = 5.0
+CLIENT_ANSWER_TIMEOUT_S: Final = 60.0
+CLIENT_STREAM_SILENCE_S: Final = 45.0
+"""Three missed heartbeats: the stream is taken for dead and opened again."""
+CLIENT_STREAM_VALUE_MAX_BYTES: Final = 8 * 1024 * 1024
+CLIENT_REQUESTS_IN_FLIGHT: Final = 4
+CLIENT_REQUEST_TARGET_BYTES: Final = 4 * 1024 * 1024
+"""A request of `submit_many` closes at `JOBS_PER_REQUEST_MAX` jobs or about this size."""
+CLIENT_OPEN_JOBS_MAX: Final = 20_000
+CLIENT_EARLY_ENTRIES_MAX: Final = 20_000
+"""Results of jobs whose answer has not come yet; with more, the feed waits for the answer."""
+CLIENT_RESULT_PAGES_MAX: Final = 64
+CLIENT_QUIET_CHECK_S: Final = 10.0
+CLIENT_QUIET_CHECKS_MAX: Final = 64
+PLACEMENTS_PER_TICK_MAX: Final = 10_000

@@ -154,6 +154,12 @@ class Placement:
             return warm, np.empty(0, dtype=np.intp)
         return warm, _sample(np.flatnonzero(mask & ~holds), salt)
 
+    def others_live(self, requirement: Requirement, avoid: frozenset[str], now_ms: int) -> bool:
+        """Whether a car outside `avoid` could serve soon: it is live, busy or not."""
+        mask = self.could_serve(requirement) & self._fleet.available(now_ms)
+        vehicles = self._fleet.vehicles
+        return any(vehicles[row] not in avoid for row in np.flatnonzero(mask)[: len(avoid) + 1])
+
     def could_serve(self, requirement: Requirement) -> Mask:
         """Rows that could ever run such a job (bool[rows])."""
         return self._fleet.can_serve(

@@ -1,0 +1,299 @@
+"""Attempts: offered, taken, leased, ended. One transition table, three timers.
+
+| unit state | fact                         | next     | and                                   |
+| ---------- | ---------------------------- | -------- | ------------------------------------- |
+| pending    | a car is free                | offered  | BeginAttempt, offer                   |
+| offered    | Taken                        | running  | lease starts                          |
+| offered    | Refused                      | pending  | car waits `retry_after_ms`            |
+| offered    | no answer for OFFER_RESEND   | offered  | same offer again                      |
+| offered    | no answer for OFFER_TIMEOUT  | pending  | attempt ends, Cancel                  |
+| running    | chunk                        | running  | lease renewed                         |
+| running    | last chunk, nothing open     | (done)   |                                       |
+| running    | last chunk, items open       | pending  | under a new fence                     |
+| running    | lease over                   | pending  | Cancel; first open item is isolated   |
+| any        | job ended, car quarantined   | (gone)   | Cancel                                |
+
+Refusals and owner's stops never count against an item; a lease that ran out silently only
+isolates the item that was probably running (design §7).
+"""
+
+import heapq
+
+import msgspec
+
+from edge_runtime.contract import limits
+from edge_runtime.contract.clock import Now
+from edge_runtime.contract.http import AttemptEnd
+from edge_runtime.contract.messages import (
+    Cancel,
+    Cancelled,
+    Ending,
+    Fence,
+    Refused,
+    Taken,
+    UnitOffer,
+    Verdict,
+)
+from edge_runtime.contract.reasons import CancelReason, JobState
+from edge_runtime.dispatcher.core.commands import BeginAttempt, EndAttempt
+from edge_runtime.dispatcher.core.events import StoredAttempt
+from edge_runtime.dispatcher.core.jobs import Job, Unit, UnitState
+from edge_runtime.dispatcher.core.state import State
+
+
+class Attempts:
+    """Begins and ends attempts; owns their timers and the cancels that wait for an answer."""
+
+    def __init__(self, state: State) -> None:
+        self._state = state
+        self._timers: list[tuple[int, int, Fence]] = []
+        self._cancels: dict[tuple[int, Fence], tuple[str, CancelReason, int]] = {}
+        self._cancel_timers: list[tuple[int, int, Fence]] = []
+
+    # --- begin ---------------------------------------------------------------------------
+
+    def begin(self, unit: Unit, row: int, item_ms: float, now: Now) -> None:
+        """Offer a unit to the car in `row` under a new fence."""
+        state, fleet = self._state, self._state.fleet
+        job = unit.job
+        expected_ms = item_ms * len(unit.open)
+        unit.state = UnitState.OFFERED
+        unit.fence = state.new_fence()
+        unit.issued = tuple(unit.open)
+        unit.vehicle, unit.row = fleet.vehicles[row], row
+        unit.offered_boot_ms, unit.offered_ms = now.boot_ms, now.utc_ms
+        unit.taken_ms = None
+        unit.expected_item_ms = item_ms
+        unit.lease_ms = state.pace.lease_ms(expected_ms + fleet.backlog_ms[row])
+        unit.items_done, unit.busy_ms, unit.energy_j = 0, 0.0, 0.0
+        job.units[unit.id] = unit
+        state.units[unit.id] = unit
+        fleet.offered(row, expected_ms)
+        if job.state is JobState.ACCEPTED:
+            job.state = JobState.RUNNING
+            state.touch(job)
+        state.emit(
+            BeginAttempt(
+                job_no=job.no,
+                unit=unit.id,
+                fence=unit.fence,
+                vehicle=unit.vehicle,
+                issued=unit.issued,
+                alone=unit.alone,
+                offered_ms=now.utc_ms,
+            )
+        )
+        state.counters["attempts"] += 1
+        self._offer(unit, now)
+
+    def restore(self, stored: StoredAttempt, job: Job, row: int, now: Now) -> None:
+        """Take up an attempt from the store: its lease starts anew, its offer is sent again."""
+        state = self._state
+        unit = Unit(
+            id=stored.unit,
+            job=job,
+            open=dict.fromkeys(item.index for item in stored.items),
+            alone=stored.alone,
+            state=UnitState.OFFERED,
+            fence=stored.fence,
+            issued=stored.issued,
+            vehicle=stored.vehicle,
+            row=row,
+            offered_boot_ms=now.boot_ms,
+            offered_ms=now.utc_ms,
+        )
+        for item in stored.items:
+            job.items[item.index] = item
+            state.window_items += 1
+            state.window_bytes += len(item.data)
+        unit.lease_ms = limits.LEASE_MS
+        unit.expected_item_ms = state.pace.expect_ms(
+            job.spec.requirement.model, job.spec.reference_ms, row
+        )
+        job.units[unit.id] = unit
+        state.units[unit.id] = unit
+        state.fleet.offered(row, unit.expected_item_ms * len(unit.open))
+        self._offer(unit, now)
+
+    def _offer(self, unit: Unit, now: Now) -> None:
+        """Queue the offer (first time or again, unchanged) and set its timer."""
+        state, spec = self._state, unit.job.spec
+        offer = UnitOffer(
+            job=spec.id,
+            unit=unit.id,
+            fence=unit.fence,
+            tenant=spec.tenant,
+            purpose=spec.purpose,
+            task=spec.requirement.task,
+            model=spec.requirement.model,
+            items=tuple(unit.job.items[index] for index in unit.open),
+            parameters=msgspec.Raw(spec.parameters),
+            deadline_ms=spec.deadline_ms,
+            remaining_ms=max(0, spec.deadline_ms - now.utc_ms),
+            lease_ms=unit.lease_ms,
+            traceparent=spec.traceparent,
+        )
+        state.offers.setdefault(unit.vehicle, []).append(offer)
+        heapq.heappush(self._timers, (now.boot_ms + limits.OFFER_RESEND_MS, unit.id, unit.fence))
+
+    # --- answers ---------------------------------------------------------------------------
+
+    def answered(self, vehicle: str, verdict: Verdict, now: Now) -> None:
+        """A car's verdict on an offer or a cancel."""
+        state = self._state
+        unit = state.units.get(verdict.unit)
+        is_current = unit is not None and unit.fence == verdict.fence and unit.vehicle == vehicle
+        match verdict:
+            case Taken():
+                if not is_current:
+                    state.counters["taken_stale"] += 1
+                    self._tell_cancel(
+                        vehicle, verdict.unit, verdict.fence, CancelReason.STALE_FENCE
+                    )
+                elif unit is not None and unit.state is UnitState.OFFERED:
+                    self._taken(unit, now)
+            case Refused():
+                if is_current and unit is not None:
+                    state.counters[f"refused_{verdict.reason.value}"] += 1
+                    row = unit.row
+                    wait_ms = min(verdict.retry_after_ms, limits.OFFER_TIMEOUT_MS)
+                    state.fleet.retry_at_ms[row] = now.boot_ms + wait_ms
+                    self.end(unit, AttemptEnd.REFUSED, now)
+                    self.requeue(unit)
+            case Cancelled():
+                self._cancels.pop((verdict.unit, verdict.fence), None)
+                if is_current and unit is not None:
+                    self.end(unit, AttemptEnd.CANCELLED, now)
+                    self.requeue(unit)
+
+    def _taken(self, unit: Unit, now: Now) -> None:
+        unit.state = UnitState.RUNNING
+        unit.taken_ms = now.utc_ms
+        self.renew(unit, now)  # its offer's timer is still set and turns into the lease's
+
+    def renew(self, unit: Unit, now: Now) -> None:
+        """Progress renews the lease. A chunk proves that its offer was taken."""
+        unit.lease_until_boot_ms = now.boot_ms + unit.lease_ms
+        if unit.state is UnitState.OFFERED:
+            self._taken(unit, now)
+
+    # --- end -------------------------------------------------------------------------------
+
+    def end(self, unit: Unit, end: AttemptEnd, now: Now, ending: Ending | None = None) -> None:
+        """The attempt is over; its unit is nobody's until requeued or dropped."""
+        state, job = self._state, unit.job
+        stop = ending.stop if ending else None
+        state.emit(
+            EndAttempt(
+                unit=unit.id,
+                fence=unit.fence,
+                end=end,
+                taken_ms=unit.taken_ms,
+                ended_ms=now.utc_ms,
+                items_done=unit.items_done,
+                busy_ms=unit.busy_ms,
+                energy_j=unit.energy_j,
+                outcome=ending.outcome if ending else None,
+                release_reason=ending.reason if ending else None,
+                hold=ending.hold if ending else None,
+                stop_tier=stop.tier if stop else None,
+                stop_latency_ms=stop.latency_ms if stop else None,
+            )
+        )
+        state.counters[f"ended_{end.value}"] += 1
+        state.remember(unit)
+        state.fleet.ended(unit.row, unit.expected_item_ms * len(unit.open))
+        del state.units[unit.id]
+        del job.units[unit.id]
+        unit.state = UnitState.PENDING
+        state.retire(job)
+
+    def requeue(self, unit: Unit) -> None:
+        """What is still open goes back to pending, to be offered under a new fence."""
+        job = unit.job
+        if not unit.open or job.state.is_terminal:
+            return
+        if unit.alone:
+            job.alone.extend(unit.open)
+        else:
+            job.requeued.append(unit)
+        self._state.turns.queue(job.spec.tenant).push(job)
+
+    def cancel(self, unit: Unit, reason: CancelReason, now: Now) -> None:
+        """Take an attempt back from its car; re-sent until answered or given up."""
+        self.end(unit, AttemptEnd.CANCELLED, now)
+        key = (unit.id, unit.fence)
+        if len(self._cancels) < limits.CANCELS_MAX:
+            give_up = now.boot_ms + limits.CANCEL_GIVE_UP_MS
+            self._cancels[key] = (unit.vehicle, reason, give_up)
+            due = now.boot_ms + limits.OFFER_RESEND_MS
+            heapq.heappush(self._cancel_timers, (due, *key))
+        self._tell_cancel(unit.vehicle, unit.id, unit.fence, reason)
+
+    def _tell_cancel(self, vehicle: str, unit: int, fence: Fence, reason: CancelReason) -> None:
+        self._state.order(vehicle, Cancel(unit=unit, fence=fence, reason=reason))
+
+    # --- time --------------------------------------------------------------------------------
+
+    def next_deadline_ms(self) -> int | None:
+        """Boot time in ms of the next timer."""
+        heads = [timers[0][0] for timers in (self._timers, self._cancel_timers) if timers]
+        return min(heads) if heads else None
+
+    def time_passed(self, now: Now) -> None:
+        """Act on every timer that is due."""
+        while self._timers and self._timers[0][0] <= now.boot_ms:
+            _, unit_id, fence = heapq.heappop(self._timers)
+            unit = self._state.units.get(unit_id)
+            if unit is not None and unit.fence == fence:
+                self._unit_due(unit, now)
+        while self._cancel_timers and self._cancel_timers[0][0] <= now.boot_ms:
+            _, unit_id, fence = heapq.heappop(self._cancel_timers)
+            self._cancel_due(unit_id, fence, now)
+
+    def _unit_due(self, unit: Unit, now: Now) -> None:
+        match unit.state:
+            case UnitState.OFFERED:
+                timeout = max(limits.OFFER_TIMEOUT_MS, unit.lease_ms // 2)
+                if now.boot_ms - unit.offered_boot_ms >= timeout:
+                    self._give_up(unit, AttemptEnd.OFFER_TIMEOUT, now)
+                else:
+                    self._state.counters["offers_resent"] += 1
+                    self._offer(unit, now)
+            case UnitState.RUNNING:
+                if now.boot_ms >= unit.lease_until_boot_ms:
+                    self._give_up(unit, AttemptEnd.LEASE_EXPIRED, now)
+                else:
+                    entry = (unit.lease_until_boot_ms, unit.id, unit.fence)
+                    heapq.heappush(self._timers, entry)
+            case UnitState.PENDING:
+                raise AssertionError(f"unit {unit.id} has a timer but is pending")
+
+    def _give_up(self, unit: Unit, end: AttemptEnd, now: Now) -> None:
+        state, job = self._state, unit.job
+        state.tell(now, f"{end.value} job={job.spec.id} unit={unit.id} car={unit.vehicle}")
+        self.end(unit, end, now)
+        self._tell_cancel(unit.vehicle, unit.id, unit.fence, CancelReason.LEASE_LOST)
+        if job.state.is_terminal:
+            return
+        if end is AttemptEnd.LEASE_EXPIRED and unit.open:
+            suspect = next(iter(unit.open))
+            job.expiries[suspect] = job.expiries.get(suspect, 0) + 1
+            if not unit.alone:
+                del unit.open[suspect]
+                job.alone.append(suspect)
+        self.requeue(unit)
+        state.turns.queue(job.spec.tenant).push(job)
+
+    def _cancel_due(self, unit: int, fence: Fence, now: Now) -> None:
+        waiting = self._cancels.get((unit, fence))
+        if waiting is None:
+            return
+        vehicle, reason, give_up = waiting
+        if now.boot_ms >= give_up:
+            del self._cancels[(unit, fence)]
+            self._state.counters["cancels_given_up"] += 1
+            return
+        self._tell_cancel(vehicle, unit, fence, reason)
+        due = now.boot_ms + limits.OFFER_RESEND_MS
+        heapq.heappush(self._cancel_timers, (due, unit, fence))

@@ -1,0 +1,611 @@
+"""The dispatcher's machine: events in, commands out.
+
+`handle` is the only mutator, `next_deadline_ms` the only word on time, `check` the invariants.
+The shell calls `handle` for every event of a tick, then `finish_tick` once: that places work on
+free cars and returns everything the tick decided, in the order in which it must happen.
+
+Deliberately absent: I/O, encoding, topics; any knowledge of what an item contains.
+"""
+
+import heapq
+from typing import NoReturn, assert_never
+
+from edge_runtime.contract import limits
+from edge_runtime.contract.clock import Now
+from edge_runtime.contract.errors import Rejected, RejectionReason
+from edge_runtime.contract.http import AttemptEnd, Explanation
+from edge_runtime.contract.messages import (
+    Cancel,
+    Chunk,
+    ChunkAnswer,
+    Ending,
+    Item,
+    ItemDone,
+    ItemFailed,
+    Rebirth,
+    VehicleState,
+)
+from edge_runtime.contract.reasons import CancelReason, ChunkVerdict, JobState, Outcome
+from edge_runtime.dispatcher.core.attempts import Attempts
+from edge_runtime.dispatcher.core.commands import (
+    AddJob,
+    Command,
+    FindAttempt,
+    LoadJobs,
+    PutQuarantine,
+    PutVehicle,
+    WithdrawFailures,
+)
+from edge_runtime.dispatcher.core.events import (
+    AttemptFound,
+    ChunkReceived,
+    Event,
+    ItemsLoaded,
+    JobCancelled,
+    JobRequeued,
+    JobsLoaded,
+    JobSubmitted,
+    QuarantineSet,
+    StateReported,
+    StoredAttempt,
+    StoredJob,
+    TimePassed,
+    VehicleBorn,
+    VehicleWent,
+    VerdictReceived,
+)
+from edge_runtime.dispatcher.core.fleet import Fleet
+from edge_runtime.dispatcher.core.jobs import Job, TenantQueue, Unit, UnitState
+from edge_runtime.dispatcher.core.placement import Requirement
+from edge_runtime.dispatcher.core.settling import Settling
+from edge_runtime.dispatcher.core.state import State
+
+_ITEM_OVERHEAD_BYTES = 64
+
+
+class DispatcherCore:
+    """Jobs, units, attempts, leases; pure."""
+
+    def __init__(
+        self, *, epoch: int, next_job_no: int = 1, next_unit: int = 1, fleet: Fleet | None = None
+    ) -> None:
+        self._state = State(epoch, next_job_no, next_unit, fleet or Fleet())
+        self._attempts = Attempts(self._state)
+        self._settling = Settling(self._state, self._attempts)
+        self._rebirths: dict[str, None] = {}
+        self._deadlines: list[tuple[int, int]] = []
+
+    # --- for the shell ---------------------------------------------------------------------
+
+    @property
+    def fleet(self) -> Fleet:
+        """The registry (read only outside the core)."""
+        return self._state.fleet
+
+    @property
+    def state(self) -> State:
+        """Everything else (read only outside the core)."""
+        return self._state
+
+    def handle(self, event: Event, now: Now) -> None:
+        """Apply one event. Raises `Rejected` for a car's message that is not accepted."""
+        match event:
+            case StateReported(state=state):
+                self._state_reported(state, now)
+            case ChunkReceived(vehicle=vehicle, chunk=chunk):
+                self._chunk(vehicle, chunk, now)
+            case VerdictReceived(vehicle=vehicle, verdict=verdict):
+                self._known(vehicle)
+                self._attempts.answered(vehicle, verdict, now)
+            case JobSubmitted():
+                self._submitted(event)
+            case ItemsLoaded():
+                self._items_loaded(event)
+            case VehicleBorn(birth=birth):
+                self._state.fleet.born(birth)
+                self._state.emit(PutVehicle(birth=birth))
+            case VehicleWent():
+                self._went(event, now)
+            case AttemptFound():
+                self._attempt_found(event, now)
+            case JobCancelled(job=job_id):
+                job = self._state.jobs.get(job_id)
+                if job is not None and not job.state.is_terminal:
+                    self._settling.end_job(job, JobState.CANCELLED, now)
+            case JobRequeued():
+                self._requeued(event, now)
+            case JobsLoaded():
+                self._jobs_loaded(event)
+            case QuarantineSet(vehicle=vehicle, on=on):
+                self._quarantine(vehicle, on=on, now=now)
+            case TimePassed():
+                pass
+            case _:
+                assert_never(event)
+
+    def finish_tick(self, now: Now) -> list[Command]:
+        """Act on due timers, place work on free cars, and hand out the tick's commands."""
+        self._attempts.time_passed(now)
+        self._expire_jobs(now)
+        self._schedule(now)
+        self._state.announce_due(now)
+        for vehicle in list(self._rebirths)[: limits.REBIRTHS_PER_TICK_MAX]:
+            del self._rebirths[vehicle]
+            self._state.order(vehicle, Rebirth(delay_max_ms=min(30_000, 10 * len(self._rebirths))))
+        return self._state.flush(now)
+
+    def next_deadline_ms(self, now: Now) -> int | None:
+        """Boot time in ms at which `finish_tick` wants to be called again."""
+        due = [self._attempts.next_deadline_ms()]
+        if self._state.status_queue:
+            due.append(self._state.status_queue[0][0])
+        if self._deadlines:
+            due.append(now.boot_ms + max(0, self._deadlines[0][0] - now.utc_ms))
+        if self._rebirths:
+            due.append(now.boot_ms + limits.EMPTY_POOL_REBUILD_MS)
+        return min((moment for moment in due if moment is not None), default=None)
+
+    # --- cars ---------------------------------------------------------------------------------
+
+    def _state_reported(self, state: VehicleState, now: Now) -> None:
+        try:
+            self._state.fleet.reported(state, now.boot_ms)
+        except Rejected as rejected:
+            if rejected.reason is RejectionReason.UNKNOWN_VEHICLE:
+                self._ask_rebirth(state.vehicle)
+            raise
+
+    def _went(self, event: VehicleWent, now: Now) -> None:
+        """A Will never ends a lease by itself; an old one is answered with Rebirth."""
+        try:
+            self._state.fleet.went(event.offline)
+        except Rejected:
+            self._ask_rebirth(event.offline.vehicle)
+            raise
+        self._state.tell(now, f"offline car={event.offline.vehicle}")
+
+    def _known(self, vehicle: str) -> int:
+        """The row of a car; one that is not known is asked to introduce itself."""
+        row = self._state.fleet.row_of.get(vehicle)
+        if row is None:
+            self._ask_rebirth(vehicle)
+            raise Rejected(RejectionReason.UNKNOWN_VEHICLE, vehicle)
+        return row
+
+    def _ask_rebirth(self, vehicle: str) -> None:
+        if len(self._rebirths) < limits.ENDED_ATTEMPTS_KEPT_MAX:
+            self._rebirths[vehicle] = None
+
+    def _quarantine(self, vehicle: str, *, on: bool, now: Now) -> None:
+        state = self._state
+        row = state.fleet.require(vehicle)
+        state.fleet.quarantine(row, on=on)
+        state.emit(PutQuarantine(vehicle=vehicle, on=on))
+        if on:
+            for unit in [unit for unit in state.units.values() if unit.row == row]:
+                self._attempts.cancel(unit, CancelReason.QUARANTINED, now)
+                self._attempts.requeue(unit)
+
+    # --- jobs ----------------------------------------------------------------------------------
+
+    def _submitted(self, event: JobSubmitted) -> None:
+        state, spec = self._state, event.spec
+        job = Job(no=state.next_job_no, spec=spec)
+        state.next_job_no += 1
+        state.emit(AddJob(no=job.no, spec=spec, items=event.items))
+        state.counters["jobs"] += 1
+        queue = state.turns.queue(spec.tenant)
+        if queue.has_more or queue.open_jobs >= self._window_share():
+            queue.has_more = True  # it waits in the store until its tenant's window has room
+            state.counters["jobs_waiting_in_store"] += 1
+            return
+        room = state.window_items + len(event.items) <= limits.WINDOW_ITEMS_MAX
+        if room and state.window_bytes < limits.WINDOW_BYTES_MAX:
+            self._keep(job, event.items)
+            job.loaded_through, job.is_fully_loaded = spec.items - 1, True
+        self._open(job, queue)
+        state.touch(job)
+
+    def _window_share(self) -> int:
+        tenants = max(1, len(self._state.turns))
+        return max(limits.TENANT_WINDOW_JOBS_MIN, limits.WINDOW_JOBS_MAX // tenants)
+
+    def _open(self, job: Job, queue: TenantQueue, *, in_order: bool = True) -> None:
+        state = self._state
+        state.jobs[job.spec.id] = job
+        state.job_by_no[job.no] = job
+        queue.open_jobs += 1
+        if in_order:
+            queue.loaded_through_no = max(queue.loaded_through_no, job.no)
+        queue.push(job)
+        self._set_deadline(job)
+
+    def _set_deadline(self, job: Job) -> None:
+        heapq.heappush(self._deadlines, (job.spec.deadline_ms, job.no))
+        if len(self._deadlines) > 2 * len(self._state.jobs) + limits.STORY_EVENTS_MAX:
+            # Most entries belong to jobs that ended long before their deadline.
+            open_jobs = self._state.jobs.values()
+            self._deadlines = [(job.spec.deadline_ms, job.no) for job in open_jobs]
+            heapq.heapify(self._deadlines)
+
+    def _keep(self, job: Job, items: tuple[Item, ...]) -> None:
+        state = self._state
+        for item in items:
+            job.items[item.index] = item
+            job.pending.append(item.index)
+            state.window_bytes += len(item.data)
+        state.window_items += len(items)
+
+    def _items_loaded(self, event: ItemsLoaded) -> None:
+        job = self._state.jobs.get(event.job)
+        if job is None or job.state.is_terminal:
+            return
+        job.is_loading = False
+        job.loaded_through = event.through
+        job.is_fully_loaded = not event.more
+        self._keep(
+            job,
+            tuple(
+                item
+                for item in event.items
+                if item.index not in job.closed_ahead and item.index not in job.items
+            ),
+        )
+        job.closed_ahead = {index for index in job.closed_ahead if index > event.through}
+        for index in job.strikes:
+            if index in job.items and index in job.pending:
+                job.pending.remove(index)
+                job.alone.append(index)
+        self._state.turns.queue(job.spec.tenant).push(job)
+
+    def _jobs_loaded(self, event: JobsLoaded) -> None:
+        queue = self._state.turns.queue(event.tenant)
+        queue.is_loading = False
+        queue.has_more = event.more
+        for stored in event.jobs:
+            self.restore_job(stored)
+
+    def restore_job(self, stored: StoredJob, *, in_order: bool = True) -> Job:
+        """Take up an open job from the store; its items follow when its turn comes."""
+        known = self._state.jobs.get(stored.spec.id)
+        if known is not None:
+            return known
+        job = Job(
+            no=stored.no,
+            spec=stored.spec,
+            state=stored.state,
+            done=stored.done,
+            failed=stored.failed,
+            cursor=stored.cursor,
+        )
+        for index, vehicle in stored.strikes:
+            job.strikes.setdefault(index, []).append(vehicle)
+        self._open(job, self._state.turns.queue(stored.spec.tenant), in_order=in_order)
+        return job
+
+    def restore_attempt(self, stored: StoredAttempt, now: Now) -> None:
+        """Take up a live attempt from the store; its job must have been restored before."""
+        state = self._state
+        job = state.job_by_no[stored.job_no]
+        row = state.fleet.require(stored.vehicle)
+        self._attempts.restore(stored, job, row, now)
+
+    def has_more(self, tenant: str) -> None:
+        """The store holds open jobs of a tenant beyond those restored."""
+        self._state.turns.queue(tenant).has_more = True
+
+    def _requeued(self, event: JobRequeued, now: Now) -> None:
+        """Withdraw failures; an ended job is open again."""
+        state = self._state
+        indices = tuple(item.index for item in event.items)
+        state.emit(WithdrawFailures(job_no=event.job.no, items=indices))
+        job = self.restore_job(event.job, in_order=False)
+        job.failed -= len(indices)
+        job.state = JobState.RUNNING
+        job.spec = event.job.spec
+        self._set_deadline(job)
+        self._keep(job, event.items)
+        state.turns.queue(job.spec.tenant).push(job)
+        state.touch(job)
+        state.tell(now, f"requeued job={job.spec.id} items={len(indices)}")
+
+    def _expire_jobs(self, now: Now) -> None:
+        while self._deadlines and self._deadlines[0][0] <= now.utc_ms:
+            _, no = heapq.heappop(self._deadlines)
+            job = self._state.job_by_no.get(no)
+            if job is not None and not job.state.is_terminal:
+                self._settling.end_job(job, JobState.EXPIRED, now)
+
+    # --- chunks ---------------------------------------------------------------------------------
+
+    def _chunk(self, vehicle: str, chunk: Chunk, now: Now) -> None:
+        """Every chunk from the right car is answered (design §7)."""
+        state = self._state
+        row = self._known(vehicle)
+        if state.fleet.is_quarantined(row):
+            self._answer(vehicle, chunk, ChunkVerdict.NOT_WANTED)
+            raise Rejected(RejectionReason.QUARANTINED, vehicle)
+        unit = state.units.get(chunk.unit)
+        if unit is not None and unit.fence == chunk.fence:
+            if unit.vehicle != vehicle or unit.job.spec.id != chunk.job:
+                self._refuse_chunk(vehicle, chunk)
+            self._current_chunk(unit, chunk, now)
+            return
+        old = state.old_attempts.get((chunk.unit, chunk.fence))
+        if old is None:
+            state.emit(FindAttempt(vehicle=vehicle, chunk=chunk))
+            return
+        if old.vehicle != vehicle or old.job != chunk.job:
+            self._refuse_chunk(vehicle, chunk)
+        self._late_chunk(vehicle, chunk, old.issued, now)
+
+    def _refuse_chunk(self, vehicle: str, chunk: Chunk) -> NoReturn:
+        """Not an attempt of this car: it may forget the chunk, and the lie is counted."""
+        self._answer(vehicle, chunk, ChunkVerdict.NOT_WANTED)
+        raise Rejected(RejectionReason.NOT_YOUR_ATTEMPT, vehicle)
+
+    def _current_chunk(self, unit: Unit, chunk: Chunk, now: Now) -> None:
+        state, job = self._state, unit.job
+        if chunk.model != job.spec.requirement.model:
+            self._answer(unit.vehicle, chunk, ChunkVerdict.NOT_WANTED)
+            return
+        open_before = len(unit.open)
+        done = 0
+        for result in chunk.items:
+            # Looked up each time: settling the last item ends the job and with it the unit.
+            if result.index in unit.open:
+                self._settling.take(job, unit, result, unit.vehicle, now)
+                done += isinstance(result, ItemDone)
+        settled = open_before - len(unit.open)
+        unit.items_done += done
+        unit.busy_ms += chunk.busy_ms
+        unit.energy_j += chunk.energy_j
+        state.fleet.items_done[unit.row] += done
+        state.fleet.progressed(unit.row, unit.expected_item_ms * settled)
+        state.pace.measured(job.spec.requirement.model, unit.row, len(chunk.items), chunk.busy_ms)
+        verdict = ChunkVerdict.STORED if settled else ChunkVerdict.ALREADY_HAVE
+        self._answer(unit.vehicle, chunk, verdict)
+        self._attempts.renew(unit, now)
+        if chunk.ending is not None:
+            self._unit_ended(unit, chunk.ending, now)
+
+    def _unit_ended(self, unit: Unit, ending: Ending, now: Now) -> None:
+        match ending.outcome:
+            case Outcome.COMPLETED:
+                end = AttemptEnd.COMPLETED
+            case Outcome.CANCELLED:
+                end = AttemptEnd.CANCELLED
+            case Outcome.RELEASED | Outcome.UNKNOWN:
+                end = AttemptEnd.RELEASED
+        self._attempts.end(unit, end, now, ending)
+        self._attempts.requeue(unit)
+
+    def _late_chunk(self, vehicle: str, chunk: Chunk, issued: tuple[int, ...], now: Now) -> None:
+        """A stale fence fills open items; it renews no lease and changes no unit's state."""
+        state = self._state
+        job = state.jobs.get(chunk.job)
+        wanted = (
+            job is not None
+            and not job.state.is_terminal
+            and chunk.model == job.spec.requirement.model
+        )
+        if job is None or not wanted:
+            self._answer(vehicle, chunk, ChunkVerdict.NOT_WANTED)
+            return
+        state.counters["late_chunks"] += 1
+        new = False
+        for result in chunk.items:
+            index = result.index
+            if index not in issued or index not in job.items or isinstance(result, ItemFailed):
+                continue
+            holder = self._holder(job, index)
+            if self._settling.take(job, holder, result, vehicle, now):
+                new = True
+                state.counters["late_items"] += 1
+                if holder is not None and not holder.open and holder.id in state.units:
+                    self._attempts.cancel(holder, CancelReason.STALE_FENCE, now)
+        self._answer(vehicle, chunk, ChunkVerdict.STORED if new else ChunkVerdict.ALREADY_HAVE)
+
+    def _holder(self, job: Job, index: int) -> Unit | None:
+        """The unit that has an open item now; an item in a queue is taken off it."""
+        for unit in job.units.values():
+            if index in unit.open:
+                return unit
+        for unit in job.requeued:
+            if index in unit.open:
+                return unit
+        for queue in (job.pending, job.alone):
+            if index in queue:
+                queue.remove(index)
+        return None
+
+    def _attempt_found(self, event: AttemptFound, now: Now) -> None:
+        chunk = event.chunk
+        if event.stored is not None and event.stored.spec.id not in self._state.jobs:
+            self.restore_job(event.stored, in_order=False)
+        if event.issued is None:
+            if event.known_job:
+                self._refuse_chunk(event.vehicle, chunk)
+            self._answer(event.vehicle, chunk, ChunkVerdict.NOT_WANTED)
+            return
+        job = self._state.jobs.get(chunk.job)
+        if job is not None and event.open_items:
+            self._adopt_open(job, event.open_items)
+        self._late_chunk(event.vehicle, chunk, event.issued, now)
+
+    def _adopt_open(self, job: Job, items: tuple[Item, ...]) -> None:
+        """Items that the store says are open, ahead of the job's own loading."""
+        state = self._state
+        for item in items:
+            ahead = item.index > job.loaded_through
+            if ahead and item.index not in job.items and item.index not in job.closed_ahead:
+                job.items[item.index] = item
+                job.pending.append(item.index)
+                state.window_items += 1
+                state.window_bytes += len(item.data)
+
+    def _answer(self, vehicle: str, chunk: Chunk, verdict: ChunkVerdict) -> None:
+        self._state.counters[f"chunks_{verdict.value}"] += 1
+        self._state.order(
+            vehicle,
+            ChunkAnswer(
+                unit=chunk.unit,
+                fence=chunk.fence,
+                first_seq=chunk.seq,
+                through_seq=chunk.seq,
+                verdict=verdict,
+            ),
+        )
+        if verdict is ChunkVerdict.NOT_WANTED and chunk.ending is None:
+            self._state.order(
+                vehicle,
+                Cancel(unit=chunk.unit, fence=chunk.fence, reason=CancelReason.JOB_CANCELLED),
+            )
+
+    # --- placing work ---------------------------------------------------------------------------
+
+    def _schedule(self, now: Now) -> None:
+        turns = self._state.turns
+        blocked: set[Requirement] = set()
+        for _ in range(limits.PLACEMENTS_PER_TICK_MAX):
+            job = turns.next(blocked)
+            if job is None:
+                break
+            if not self._place(job, now):
+                if job.pending or job.alone or job.requeued:
+                    blocked.add(job.spec.requirement)
+                else:
+                    turns.queue(job.spec.tenant).drop(job)  # until its items have been loaded
+        for queue in list(turns):
+            self._refill(queue)
+
+    def _refill(self, queue: TenantQueue) -> None:
+        state = self._state
+        share = self._window_share()
+        if queue.has_more and not queue.is_loading and queue.open_jobs <= share // 2:
+            queue.is_loading = True
+            state.emit(
+                LoadJobs(tenant=queue.tenant, after_no=queue.loaded_through_no, limit=share // 2)
+            )
+        if not queue.open_jobs and not queue.has_more and queue.is_idle:
+            state.turns.forget(queue)
+
+    def _place(self, job: Job, now: Now) -> bool:
+        """Offer one unit of the job to the best free car; False where none was."""
+        requirement = job.spec.requirement
+        if job.alone:
+            return self._place_alone(job, now)
+        row = self._state.placement.choose(requirement, now.boot_ms)
+        if row is None:
+            return False
+        item_ms = self._state.pace.expect_ms(requirement.model, job.spec.reference_ms, row)
+        if job.requeued:
+            unit = job.requeued.popleft()
+            if unit.open:
+                self._attempts.begin(unit, row, item_ms, now)
+            return True
+        unit_or_none = self._cut(job, item_ms)
+        if unit_or_none is None:
+            return False
+        self._attempts.begin(unit_or_none, row, item_ms, now)
+        return True
+
+    def _place_alone(self, job: Job, now: Now) -> bool:
+        state, requirement = self._state, job.spec.requirement
+        index = job.alone[0]
+        if index not in job.items:
+            job.alone.popleft()
+            return True
+        if job.expiries.get(index, 0) >= limits.ATTEMPTS_PER_ITEM_MAX:
+            job.alone.popleft()
+            self._settling.expire_item(job, index, now)
+            return True
+        avoid = frozenset(job.strikes.get(index, ()))
+        row = state.placement.choose(requirement, now.boot_ms, avoid)
+        if (
+            row is None
+            and avoid
+            and not state.placement.others_live(requirement, avoid, now.boot_ms)
+        ):
+            row = state.placement.choose(requirement, now.boot_ms)
+        if row is None:
+            job.alone.rotate(-1)
+            return False
+        job.alone.popleft()
+        unit = self._new_unit(job, [index], alone=True)
+        item_ms = state.pace.expect_ms(requirement.model, job.spec.reference_ms, row)
+        self._attempts.begin(unit, row, item_ms, now)
+        return True
+
+    def _cut(self, job: Job, item_ms: float) -> Unit | None:
+        """A unit from the head of the job, closed by time, fair share or size (design §3)."""
+        state = self._state
+        slots = state.placement.pool(job.spec.requirement).eligible
+        waiting = job.open_count - job.in_flight
+        most = state.pace.unit_items(item_ms, waiting, slots)
+        if len(job.pending) <= most:
+            state.load_items(job)
+        taken: list[int] = []
+        size = 0
+        while job.pending and len(taken) < most:
+            item = job.items[job.pending[0]]
+            size += len(item.data) + len(item.media_type) + _ITEM_OVERHEAD_BYTES
+            if taken and size > limits.UNIT_MAX_BYTES:
+                break
+            taken.append(job.pending.popleft())
+        return self._new_unit(job, taken, alone=False) if taken else None
+
+    def _new_unit(self, job: Job, items: list[int], *, alone: bool) -> Unit:
+        unit = Unit(id=self._state.next_unit, job=job, open=dict.fromkeys(items), alone=alone)
+        self._state.next_unit += 1
+        return unit
+
+    # --- for people -----------------------------------------------------------------------------
+
+    def explain(self, job: Job, now: Now) -> Explanation:
+        """Why a job is waiting, from the data that placement decides on."""
+        eligible, excluded = self._state.placement.excluded(job.spec.requirement, now.boot_ms)
+        waiting = job.open_count - job.in_flight
+        if not waiting:
+            summary = "nothing waits: every open item is out on a car"
+        elif not len(self._state.fleet):
+            summary = "no car has ever connected"
+        elif eligible:
+            summary = f"{eligible} cars are free: its turn comes with the next placement"
+        else:
+            causes = ", ".join(f"{count} {cause}" for cause, count in excluded.items())
+            summary = f"no car is free for it: {causes}"
+        return Explanation(
+            job=job.spec.id,
+            summary=summary,
+            items_open=job.open_count,
+            items_in_flight=job.in_flight,
+            cars_total=len(self._state.fleet),
+            cars_eligible=eligible,
+            cars_excluded=excluded,
+        )
+
+    def check(self) -> None:
+        """Invariants; tests call it after every event."""
+        state = self._state
+        flights = [0] * len(state.fleet)
+        for unit in state.units.values():
+            assert unit.state is not UnitState.PENDING, unit
+            assert unit.job.units[unit.id] is unit, unit
+            assert set(unit.open) <= set(unit.issued), unit
+            assert set(unit.open) <= set(unit.job.items), unit
+            flights[unit.row] += 1
+        assert flights == list(state.fleet.in_flight[: len(flights)])
+        items = size = 0
+        for job in state.jobs.values():
+            items += len(job.items)
+            size += sum(len(item.data) for item in job.items.values())
+            assert 0 <= job.open_count <= job.spec.items, job
+            assert job.cursor == job.done + job.failed or job.cursor >= job.done, job
+            places = [*job.pending, *job.alone]
+            for unit in [*job.requeued, *job.units.values()]:
+                places += unit.open
+            if not job.state.is_terminal:
+                assert sorted(places) == sorted(set(places)), (job.spec.id, places)
+                assert set(places) == set(job.items), (job.spec.id, places, list(job.items))
+        assert (items, size) == (state.window_items, state.window_bytes)

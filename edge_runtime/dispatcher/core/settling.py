@@ -1,0 +1,150 @@
+"""Settling: an item's one canonical end, a job's end, and what counts against an item.
+
+Invariants
+- An item is settled once: `job.items` holds exactly the loaded items that are open, and settling
+  takes the item out. What is settled while the store is being read is remembered until the
+  reading has arrived (`closed_ahead`).
+- Cursors of a job grow by one with each settled item, in the order in which they are committed.
+- A final error blames the input and settles the item; any other error is a strike for
+  (item, car). An item with strikes is retried alone, on cars without one while there are any,
+  and fails for good after `POISON_DISTINCT_CARS` cars.
+"""
+
+from edge_runtime.contract import limits
+from edge_runtime.contract.clock import Now
+from edge_runtime.contract.messages import ItemDone, ItemFailed, ItemResult, ResultError, Text
+from edge_runtime.contract.reasons import CancelReason, ItemError, JobState
+from edge_runtime.dispatcher.core.attempts import Attempts
+from edge_runtime.dispatcher.core.commands import AddResult, AddStrike, FailRemaining
+from edge_runtime.dispatcher.core.jobs import Job, Unit
+from edge_runtime.dispatcher.core.state import State
+
+
+class Settling:
+    """Settles items and ends jobs."""
+
+    def __init__(self, state: State, attempts: Attempts) -> None:
+        self._state = state
+        self._attempts = attempts
+
+    def take(self, job: Job, unit: Unit | None, result: ItemResult, vehicle: str, now: Now) -> bool:
+        """One item result of a legitimate attempt; True if it settled or struck the item.
+
+        `unit` is the live unit that holds the item now, whoever ran it.
+        """
+        index = result.index
+        if index not in job.items:
+            return False
+        if unit is not None:
+            del unit.open[index]
+        match result:
+            case ItemDone():
+                self.settle(job, index, vehicle, now, output=bytes(result.output))
+            case ItemFailed(code=code, message=message):
+                if code.is_final:
+                    self.settle(job, index, vehicle, now, error=_error(code, message, 1))
+                else:
+                    struck = ResultError(code=code, message=message)
+                    self._strike(job, index, vehicle, struck, now)
+        return True
+
+    def settle(
+        self,
+        job: Job,
+        index: int,
+        vehicle: str,
+        now: Now,
+        *,
+        output: bytes | None = None,
+        error: ResultError | None = None,
+    ) -> None:
+        """The item's canonical end."""
+        state = self._state
+        self._close(job, index)
+        job.cursor += 1
+        if error is None:
+            job.done += 1
+        else:
+            job.failed += 1
+            state.counters[f"item_failed_{error.code.value}"] += 1
+        state.emit(
+            AddResult(
+                job_no=job.no,
+                job=job.spec.id,
+                tenant=job.spec.tenant,
+                cursor=job.cursor,
+                index=index,
+                at_ms=now.utc_ms,
+                vehicle=vehicle,
+                output=output,
+                error=error,
+            )
+        )
+        if job.open_count:
+            state.touch(job)
+        else:
+            self.end_job(job, JobState.DONE, now)
+
+    def _close(self, job: Job, index: int) -> None:
+        item = job.items.pop(index)
+        self._state.window_items -= 1
+        self._state.window_bytes -= len(item.data)
+        if job.is_loading or index > job.loaded_through:
+            job.closed_ahead.add(index)
+        job.strikes.pop(index, None)
+        job.expiries.pop(index, None)
+
+    def _strike(self, job: Job, index: int, vehicle: str, error: ResultError, now: Now) -> None:
+        state = self._state
+        struck = job.strikes.setdefault(index, [])
+        struck.append(vehicle)
+        distinct = len(set(struck))
+        state.counters[f"strike_{error.code.value}"] += 1
+        if (
+            distinct >= limits.POISON_DISTINCT_CARS
+            or len(struck) >= 2 * limits.POISON_DISTINCT_CARS
+        ):
+            state.tell(now, f"poison job={job.spec.id} item={index} cars={distinct}")
+            final = _error(error.code, error.message, len(struck))
+            self.settle(job, index, vehicle, now, error=final)
+            return
+        state.emit(AddStrike(job_no=job.no, index=index, vehicle=vehicle))
+        if index not in job.alone:
+            job.alone.append(index)
+        state.turns.queue(job.spec.tenant).push(job)
+
+    def expire_item(self, job: Job, index: int, now: Now) -> None:
+        """An item whose attempts all vanished: the bound that keeps it from living for ever."""
+        error = _error(ItemError.TOO_MANY_ATTEMPTS, "every attempt ended in silence", 0)
+        self.settle(job, index, "", now, error=error)
+
+    def end_job(self, job: Job, job_state: JobState, now: Now) -> None:
+        """Nothing more happens to this job; its live attempts are taken back."""
+        state = self._state
+        reason = (
+            CancelReason.DEADLINE if job_state is JobState.EXPIRED else CancelReason.JOB_CANCELLED
+        )
+        job.state = job_state
+        for unit in list(job.units.values()):
+            if unit.open:
+                self._attempts.cancel(unit, reason, now)
+        if job_state is JobState.EXPIRED and job.open_count:
+            error = _error(ItemError.DEADLINE_PASSED, "the job's deadline passed", 0)
+            state.emit(
+                FailRemaining(job_no=job.no, after_cursor=job.cursor, at_ms=now.utc_ms, error=error)
+            )
+            job.cursor += job.open_count
+            job.failed += job.open_count
+        state.window_items -= len(job.items)
+        state.window_bytes -= sum(len(item.data) for item in job.items.values())
+        job.items.clear()
+        job.pending.clear()
+        job.alone.clear()
+        job.requeued.clear()
+        job.is_fully_loaded = True
+        state.touch(job, finished_ms=now.utc_ms)
+        state.retire(job)
+
+
+def _error(code: ItemError, message: Text, attempts: int) -> ResultError:
+    return ResultError(code=code, message=message[: limits.TEXT_MAX_CHARS], attempts=attempts)
