@@ -458,6 +458,23 @@ _CONTROL: Final = (
         "Body with one order of each kind.",
     ),
     Golden(
+        "control-answer-range",
+        "vehicleControl",
+        Control(
+            vehicle=_CAR,
+            orders=(
+                ChunkAnswer(
+                    unit=41,
+                    fence=_FENCE,
+                    first_seq=3,
+                    through_seq=5,
+                    verdict=ChunkVerdict.ALREADY_HAVE,
+                ),
+            ),
+        ),
+        "Body: chunks 3 to 5 may be forgotten, earlier ones not yet.",
+    ),
+    Golden(
         "control-rebirth-now",
         "vehicleControl",
         Control(vehicle=_CAR, orders=(Rebirth(), Drain(active=False))),
