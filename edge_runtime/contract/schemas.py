@@ -95,7 +95,7 @@ class Channel:
         return [part[1:-1] for part in self.address.split("/") if part.startswith("{")]
 
 
-def _car_channels() -> tuple[Channel, ...]:
+def _up_channels() -> tuple[Channel, ...]:
     car, dispatcher = "car", "dispatcher"
     return (
         Channel(
@@ -140,6 +140,12 @@ def _car_channels() -> tuple[Channel, ...]:
             message=Results,
             purpose="Finished items, chunk by chunk; each chunk is answered on `dn/control`.",
         ),
+    )
+
+
+def _down_channels() -> tuple[Channel, ...]:
+    dispatcher = "dispatcher"
+    return (
         Channel(
             name="vehicleWork",
             address=_address(_TOPICS.down("VEHICLE", Down.WORK)),
@@ -233,7 +239,11 @@ def _shared_channels() -> tuple[Channel, ...]:
     )
 
 
-CHANNELS: Final[tuple[Channel, ...]] = (*_car_channels(), *_shared_channels())
+CHANNELS: Final[tuple[Channel, ...]] = (
+    *_up_channels(),
+    *_down_channels(),
+    *_shared_channels(),
+)
 """Every topic of the contract, in the order of DESIGN §5."""
 
 _PARAMETERS: Final = {
@@ -367,17 +377,7 @@ def asyncapi() -> Json:
             },
         },
         "defaultContentType": CONTENT_TYPE,
-        "servers": {
-            "broker": {
-                "host": "localhost:1883",
-                "protocol": "mqtt",
-                "protocolVersion": "5.0",
-                "description": "Any MQTT broker; everything also works on MQTT 3.1.1.",
-                "bindings": {
-                    "mqtt": {"cleanSession": False, "keepAlive": 30, "bindingVersion": "0.2.0"}
-                },
-            }
-        },
+        "servers": {"broker": _BROKER},
         "channels": {channel.name: _asyncapi_channel(channel) for channel in CHANNELS},
         "operations": {
             name: operation for channel in CHANNELS for name, operation in _operations(channel)
@@ -394,6 +394,15 @@ def asyncapi() -> Json:
             "schemas": {name: _as_draft_07(schema) for name, schema in components.items()},
         },
     }
+
+
+_BROKER: Final = {
+    "host": "localhost:1883",
+    "protocol": "mqtt",
+    "protocolVersion": "5.0",
+    "description": "Any MQTT broker; everything also works on MQTT 3.1.1.",
+    "bindings": {"mqtt": {"cleanSession": False, "keepAlive": 30, "bindingVersion": "0.2.0"}},
+}
 
 
 def _asyncapi_channel(channel: Channel) -> Json:
