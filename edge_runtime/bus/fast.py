@@ -37,7 +37,7 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.reasoncodes import ReasonCode
 
 from edge_runtime.bus.link import LinkHandlers, LinkInfo, parse_url
-from edge_runtime.bus.outbox import REFUSED_FROM, Ticket
+from edge_runtime.bus.outbox import NO_MATCHING_SUBSCRIBERS, REFUSED_FROM, Ticket
 from edge_runtime.bus.port import BusRefused, BusSettings, BusUnavailable, Message
 from edge_runtime.bus.reconnecting import ReconnectingBus
 from edge_runtime.contract.limits import (
@@ -91,8 +91,10 @@ class MqttiumLink:
         self._client.on_message = self._received
         self._client.on_disconnect = self._disconnected
         self._ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._unheard: set[int | None] = set()
         self._waiting: deque[Ticket] = deque()
         self._sender: asyncio.Task[None] | None = None
+        self._watch_acknowledgements()
 
     async def connect(self) -> LinkInfo:
         """Connect. Raises BusRefused or BusUnavailable."""
@@ -173,6 +175,19 @@ class MqttiumLink:
 
     # --- inside -----------------------------------------------------------------------------
 
+    def _watch_acknowledgements(self) -> None:
+        """Note "no matching subscribers": mqttium tells refusals only."""
+        outbound = self._client._engine.outbound  # noqa: SLF001 - no public way to these codes
+        decode = outbound._decode_puback  # noqa: SLF001 - as above
+
+        def decode_and_note(remaining: bytes) -> tuple[int, int, Properties | None]:
+            answer = decode(remaining)
+            if answer[1] == NO_MATCHING_SUBSCRIBERS:
+                self._unheard.add(answer[0])
+            return answer
+
+        outbound._decode_puback = decode_and_note  # noqa: SLF001 - as above
+
     async def _send_waiting(self) -> None:
         while self._waiting:
             ticket = self._waiting[0]
@@ -201,6 +216,9 @@ class MqttiumLink:
 
     def _acknowledged(self, ticket: Ticket, receipt: PublishReceipt) -> None:
         match receipt.exception():
+            case None if receipt.mid in self._unheard:
+                self._unheard.discard(receipt.mid)
+                self._handlers.settle(ticket, NO_MATCHING_SUBSCRIBERS, "")
             case None:
                 self._handlers.settle(ticket, 0, "")
             case PublishRejectedError(reason_code=code):

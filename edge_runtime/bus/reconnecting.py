@@ -311,8 +311,8 @@ class ReconnectingBus:
             return
         # Only a defect ends the task by itself; the consumer must not wait for ever.
         failure = task.exception()
-        self._log.error("bus_failed", exc_info=failure)
         self._inbox.close(failure)
+        self._log.error("bus_failed", exc_info=failure)
 
     # --- messages ---------------------------------------------------------------------
 

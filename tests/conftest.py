@@ -1,0 +1,3 @@
+"""Fixtures for every test; brokers are in brokers.py."""
+
+pytest_plugins = ["brokers"]
