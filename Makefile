@@ -1,0 +1,131 @@
+# What a person and CI run. `make` alone lists it. Needs Python 3.11+, make and a network.
+#
+# Everything made lies in .venv/, .data/ and .stamps/; `make clean` removes it.
+# Progress and faults go to stderr: the stdout of `make bench` is JSON lines and nothing else.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.NOTPARALLEL:
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+PYTHON ?= python3
+ARGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+DATA := .data
+STAMPS := .stamps
+PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
+IMPORTERS := $(wildcard edge_runtime/vehicle/models/importers/*.py)
+
+# Debian installs Mosquitto where only root's PATH looks.
+export PATH := $(PATH):/usr/sbin
+
+# One line to stderr, in bold on a terminal.
+say = if [ -t 2 ]; then printf '\033[1m==> %s\033[0m\n' $(1) >&2; else printf '==> %s\n' $(1) >&2; fi
+
+.PHONY: help demo test check bench clean setup models mosquitto \
+  check-style check-types check-layers check-schemas
+
+help:
+	@echo 'make demo    the whole system on this machine, with a report (ARGS="--cars 4")'
+	@echo 'make test    every test (ARGS="-k contract")'
+	@echo 'make check   style, types, layers, generated schemas; `make -k check` shows all faults'
+	@echo 'make bench   measurements, one JSON line each on stdout'
+	@echo 'make setup   only the virtual environment, with the tools of a developer'
+	@echo 'make models  only the models and the data of the demo and the tests'
+	@echo 'make clean   remove everything that was made'
+
+demo: $(STAMPS)/demo $(STAMPS)/models
+	@$(call say,'The main job')
+	@$(BIN)/edge-runtime demo --report demo-report.html $(ARGS)
+
+test: $(STAMPS)/dev $(STAMPS)/models mosquitto
+	@$(call say,'Tests')
+	@$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+
+check: check-style check-types check-layers check-schemas
+	@$(call say,'All checks passed')
+
+check-style: $(STAMPS)/dev
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+check-types: $(STAMPS)/dev
+	@$(BIN)/mypy
+
+check-layers: $(STAMPS)/dev
+	@$(BIN)/lint-imports
+
+check-schemas: $(STAMPS)/dev
+	@$(BIN)/edge-runtime schemas check
+
+# A file that begins with _ serves the others.
+bench: $(STAMPS)/demo $(STAMPS)/models mosquitto
+	@for file in bench/[!_]*.py; do \
+	  $(call say,"$$file"); \
+	  $(BIN)/python "$$file" $(ARGS); \
+	done
+
+setup: $(STAMPS)/dev
+
+models: $(STAMPS)/models
+
+clean:
+	rm -rf $(VENV) $(STAMPS) $(DATA) demo-report.html dist build
+	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# --- the virtual environment ------------------------------------------------------------------
+
+$(VENV)/pyvenv.cfg:
+	@command -v $(PYTHON) >/dev/null || \
+	  { echo 'error: no $(PYTHON); install Python 3.11 or newer, or say: make PYTHON=...' >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "error: Python 3.11 or newer is needed, $(PYTHON) is $$($(PYTHON) -V 2>&1)" >&2; exit 1; }
+	@if ! $(PYTHON) -c 'import ensurepip, venv' 2>/dev/null; then \
+	  package="python$$($(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')-venv"; \
+	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	    $(call say,"Installing $$package"); \
+	    apt-get update -qq && \
+	    DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends \
+	      "$$package" ca-certificates >&2; \
+	  else \
+	    echo "error: $(PYTHON) has no venv; run: sudo apt-get install $$package" >&2; exit 1; \
+	  fi; \
+	fi
+	@$(call say,'Making $(VENV)')
+	@rm -rf $(VENV) $(STAMPS)/demo $(STAMPS)/dev
+	@$(PYTHON) -m venv $(VENV)
+
+$(STAMPS)/demo: $(VENV)/pyvenv.cfg pyproject.toml
+	@$(call say,'Installing edge-runtime and what the demo needs (about 150 MB)')
+	@$(PIP) install --editable '.[demo]' >&2
+	@mkdir -p $(STAMPS) && touch $@
+
+$(STAMPS)/dev: $(VENV)/pyvenv.cfg pyproject.toml
+	@$(call say,'Installing edge-runtime and what its developers need (about 170 MB)')
+	@$(PIP) install --editable '.[dev]' >&2
+	@mkdir -p $(STAMPS) && touch $(STAMPS)/demo $@
+
+# --- models, data, broker -----------------------------------------------------------------------
+
+# Any installation will do: order-only, so that the tests' does not ask for the demo's again.
+$(STAMPS)/models: $(IMPORTERS) | $(STAMPS)/demo
+	@$(call say,'Making the model packages and fetching the data (about 170 MB)')
+	@$(BIN)/python -m edge_runtime.vehicle.models.importers --all --out $(DATA)/models \
+	  --cache $(DATA)/cache --demo-data $(DATA)/demo --synthetic $(DATA)/synthetic >&2
+	@mkdir -p $(STAMPS) && touch $@
+
+# Without Mosquitto its tests skip, and fail where CI=true.
+mosquitto:
+	@if command -v mosquitto >/dev/null; then exit 0; fi; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  $(call say,'Installing mosquitto'); \
+	  { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq \
+	    --no-install-recommends mosquitto mosquitto-clients; } >&2 || \
+	  echo 'warning: mosquitto could not be installed; its tests skip' >&2; \
+	else \
+	  echo 'note: tests on a real Mosquitto skip; run: sudo apt-get install mosquitto mosquitto-clients' >&2; \
+	fi
