@@ -4,12 +4,12 @@ Invariants
 - No spinning threads, no fallback to another provider, no custom-op libraries.
 - Every run has its own `RunOptions`: the terminate flag is sticky, so it is set on one run and
   thrown away with it.
-- `stop` may be called from another thread at any time; what runs ends at its next graph node.
+- A `Computation` may be stopped from another thread at any time; what runs ends at its next
+  graph node.
 
 This module imports onnxruntime and is imported by the worker process only.
 """
 
-import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, cast
@@ -24,16 +24,46 @@ _OUT_OF_MEMORY: Final = ("bad_alloc", "Failed to allocate memory", "bad allocati
 _LOG_ERRORS_ONLY: Final = 3
 
 
+class Computation:
+    """One item's computation, which may be several runs; `stop` may come from any thread."""
+
+    __slots__ = ("_is_stopped", "_options")
+
+    def __init__(self) -> None:
+        self._is_stopped = False
+        self._options: Any = None
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether somebody wants it to end."""
+        return self._is_stopped
+
+    def stop(self) -> None:
+        """End the current run at its next node, and every run of this item after it."""
+        # The order matters: `start` first shows the options and then looks at the flag, so
+        # either they are found here or the flag is seen there.
+        self._is_stopped = True
+        options = self._options
+        if options is not None:
+            options.terminate = True
+
+    def start(self) -> Any:
+        """Return options for one run. Raises `ItemStopped` when it may not begin any more."""
+        self._options = ort.RunOptions()
+        if self._is_stopped:
+            raise ItemStopped
+        return self._options
+
+
 class OrtRuntime:
-    """Loads and runs sessions; one caller runs, any thread may `stop`."""
+    """Loads and runs sessions for one thread."""
 
     def __init__(self, *, provider: str, intra_op_threads: int) -> None:
         ort.set_default_logger_severity(_LOG_ERRORS_ONLY)
         ort.disable_telemetry_events()
         self._provider = provider
         self._intra_op_threads = intra_op_threads
-        self._current: Any = None
-        self._stopped = threading.Event()
+        self._computation = Computation()
 
     def load(self, path: Path) -> Session:
         """Load a model file; see `Runtime.load`."""
@@ -54,32 +84,20 @@ class OrtRuntime:
 
     def run(self, session: Session, outputs: list[str], feeds: Mapping[str, Array]) -> list[Array]:
         """Run once; see `Runtime.run`."""
-        options = ort.RunOptions()
-        # The order matters: `stop` first sets the flag and then looks for the options, so either
-        # it finds them or the flag is seen here.
-        self._current = options
-        if self._stopped.is_set():
-            raise ItemStopped
+        computation = self._computation
+        options = computation.start()
         try:
             results = cast("Any", session).run(outputs, feeds, options)
         except Exception as error:  # ONNX Runtime's own errors share no base but this
-            if self._stopped.is_set() and _TERMINATED in str(error):
+            if computation.is_stopped and _TERMINATED in str(error):
                 raise ItemStopped from error
             raise _failure(error, "run") from error
-        finally:
-            self._current = None
         return cast("list[Array]", results)
 
-    def stop(self) -> None:
-        """End the current run at its next node, and refuse further ones until `begin`."""
-        self._stopped.set()
-        options = self._current
-        if options is not None:
-            options.terminate = True
-
-    def begin(self) -> None:
-        """Start afresh: the next item may run."""
-        self._stopped.clear()
+    def begin(self) -> Computation:
+        """Start a new item; what is stopped before the return is not this one."""
+        self._computation = Computation()
+        return self._computation
 
 
 def _failure(error: Exception, where: str) -> ItemFailure:

@@ -22,6 +22,9 @@ _JPEG_END: Final = b"\xff\xd9"
 _JPEG_FRAME_HEADERS: Final = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _JPEG_WITHOUT_LENGTH: Final = frozenset({0x01, *range(0xD0, 0xD9)})
 
+# One computation, one core: OpenCV would otherwise start a thread for each.
+cv2.setNumThreads(1)
+
 
 def decode_image(data: bytes) -> Array:
     """Return the image as uint8 [height, width, 3] in OpenCV's order, blue first.

@@ -1,0 +1,281 @@
+"""The worker's loop: one run after the other, one item after the other.
+
+Invariants
+- Whatever an item does inside Python ends as that item's failure, whatever loading does as its
+  run's. What the process cannot survive is read by the engine from the shared page, which says
+  what comes before it begins.
+- Each item starts untouched by a stop that was meant for another.
+
+This module imports onnxruntime, through `runtime`, and is imported by the worker process only.
+"""
+
+import gc
+import socket
+import threading
+import time
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any, Final, assert_never
+
+import msgspec
+
+from edge_runtime.contract import limits
+from edge_runtime.contract.messages import Item
+from edge_runtime.contract.package import PackageRefused, read_spec
+from edge_runtime.contract.reasons import ItemError
+from edge_runtime.vehicle.inference import protocol
+from edge_runtime.vehicle.inference.options import WorkerOptions
+from edge_runtime.vehicle.inference.protocol import Phase, Progress
+from edge_runtime.vehicle.inference.runtime import Computation, OrtRuntime
+from edge_runtime.vehicle.inference.streams import Inbox, Outbox
+from edge_runtime.vehicle.inference.tasks.base import ItemFailure, ItemStopped, Task
+from edge_runtime.vehicle.inference.tasks.registry import load_task
+
+_STOP_MAX_BYTES: Final = 256
+
+
+class Stops:
+    """What the engine wants ended; told by a thread of its own while the main one computes.
+
+    A stop takes effect on the computation that it was looked up for and on no later one: each
+    item has its own. The order of writes makes sure that none is missed: the thread notes the
+    stop and then looks at the item; the main one shows the item and then looks for a stop.
+    """
+
+    def __init__(self, channel: socket.socket, runtime: OrtRuntime) -> None:
+        self._runtime = runtime
+        self._channel = channel
+        self._lock = threading.Lock()
+        self._runs: set[int] = set()
+        self._items: set[tuple[int, int]] = set()
+        self._at: tuple[int, int, Computation] | None = None
+        threading.Thread(target=self._listen, name="stops", daemon=True).start()
+
+    def begin(self, ticket: int, index: int) -> None:
+        """Show which item comes; a stop that is already here takes effect at its first run."""
+        computation = self._runtime.begin()
+        self._at = (ticket, index, computation)
+        if ticket in self._runs or (ticket, index) in self._items:
+            computation.stop()
+
+    def end(self) -> None:
+        """No item is being computed."""
+        self._at = None
+
+    def wants_run(self, ticket: int) -> bool:
+        """Whether this run is to end."""
+        return ticket in self._runs
+
+    def forget_through(self, ticket: int) -> None:
+        """Runs up to this one are over."""
+        if self._runs or self._items:
+            with self._lock:
+                self._runs = {run for run in self._runs if run > ticket}
+                self._items = {item for item in self._items if item[0] > ticket}
+
+    def _listen(self) -> None:
+        decoder: msgspec.msgpack.Decoder[protocol.Stop] = msgspec.msgpack.Decoder(protocol.Stop)
+        while data := self._channel.recv(_STOP_MAX_BYTES):
+            self._stop(decoder.decode(data))
+
+    def _stop(self, stop: protocol.Stop) -> None:
+        match stop:
+            case protocol.StopRun(ticket=ticket):
+                with self._lock:
+                    self._runs.add(ticket)
+                at = self._at
+                is_now = at is not None and at[0] == ticket
+            case protocol.StopItem(ticket=ticket, index=index):
+                with self._lock:
+                    self._items.add((ticket, index))
+                at = self._at
+                is_now = at is not None and at[:2] == (ticket, index)
+            case _:
+                assert_never(stop)
+        if is_now and at is not None:
+            at[2].stop()
+
+
+class Models:
+    """Loaded models; the least recently used goes when there are too many."""
+
+    def __init__(self, runtime: OrtRuntime, resident_max: int) -> None:
+        self._runtime = runtime
+        self._resident_max = resident_max
+        self._tasks: OrderedDict[str, Task] = OrderedDict()
+
+    def get(self, digest: str) -> Task | None:
+        """Return the task of a loaded model."""
+        task = self._tasks.get(digest)
+        if task is not None:
+            self._tasks.move_to_end(digest)
+        return task
+
+    def load(self, run: protocol.Run) -> tuple[Task, protocol.Loaded]:
+        """Load the run's model. Raises `PackageRefused`, `ItemFailure` or `OSError`."""
+        started_ns = time.monotonic_ns()
+        evicted: list[str] = []
+        while len(self._tasks) >= self._resident_max:
+            digest, _ = self._tasks.popitem(last=False)
+            evicted.append(digest)
+        if evicted:
+            gc.collect()
+        folder = Path(run.folder)
+        spec = read_spec(folder)
+        task = self._tasks[run.digest] = load_task(folder, spec, self._runtime)
+        return task, protocol.Loaded(
+            ticket=run.ticket,
+            digest=run.digest,
+            load_ms=(time.monotonic_ns() - started_ns) / 1e6,
+            reference_ms=spec.reference_ms,
+            evicted=tuple(evicted),
+        )
+
+
+class Computer:
+    """The loop: one run after the other, one item after the other."""
+
+    def __init__(
+        self,
+        *,
+        options: WorkerOptions,
+        inbox: Inbox,
+        outbox: Outbox,
+        stops: Stops,
+        progress: Progress,
+        models: Models,
+    ) -> None:
+        self._options = options
+        self._inbox = inbox
+        self._outbox = outbox
+        self._stops = stops
+        self._progress = progress
+        self._models = models
+        self._encoder = msgspec.msgpack.Encoder()
+
+    def serve(self) -> None:
+        """Work until the engine closes the stream (`EOFError`)."""
+        self._outbox.add(protocol.Ready())
+        while True:
+            message = self._inbox.next_now()
+            if message is None:
+                self._progress.note(Phase.IDLE)
+                self._outbox.flush()
+                message = self._inbox.next()
+            if isinstance(message, protocol.Run):
+                self._run(message)
+
+    def _run(self, run: protocol.Run) -> None:
+        if self._stops.wants_run(run.ticket):
+            ended = protocol.Ended(run.ticket, protocol.EndedAs.CANCELLED)
+        else:
+            task = self._models.get(run.digest) or self._load(run)
+            ended = task if isinstance(task, protocol.Ended) else self._compute(run, task)
+        self._stops.forget_through(run.ticket)
+        self._outbox.add(ended)
+
+    def _load(self, run: protocol.Run) -> Task | protocol.Ended:
+        """Return the task, or how the run ends when its model cannot be loaded."""
+        self._progress.note(Phase.LOADING, run.ticket)
+        self._outbox.flush()
+        try:
+            task, loaded = self._models.load(run)
+        except PackageRefused as error:
+            message = str(error)
+        except Exception as error:  # noqa: BLE001 - a model may fail in any way; the worker stays
+            message = str(_as_failure(error))
+        else:
+            self._outbox.add(loaded)
+            return task
+        return protocol.Ended(
+            run.ticket, protocol.EndedAs.MODEL_FAILED, message[: limits.TEXT_MAX_CHARS]
+        )
+
+    def _compute(self, run: protocol.Run, task: Task) -> protocol.Ended:
+        parameters = _parameters(run.parameters)
+        for item in run.items:
+            if self._stops.wants_run(run.ticket):
+                return protocol.Ended(run.ticket, protocol.EndedAs.CANCELLED)
+            self._progress.note(Phase.ITEM, run.ticket, item.index)
+            self._outbox.add(protocol.Started(run.ticket, item.index))
+            self._outbox.flush_if_due()
+            event = self._item(task, run.ticket, item, parameters)
+            if event is None:
+                return protocol.Ended(run.ticket, protocol.EndedAs.CANCELLED)
+            self._outbox.add(event)
+        return protocol.Ended(run.ticket, protocol.EndedAs.COMPLETED)
+
+    def _item(
+        self, task: Task, ticket: int, item: Item, parameters: Any
+    ) -> protocol.Finished | protocol.Broke | None:
+        """Compute one item; None when its run was stopped on the way."""
+        started_ns, frozen_ns = time.monotonic_ns(), self._progress.frozen_ns
+        self._stops.begin(ticket, item.index)
+        try:
+            output = self._output(task, item, parameters)
+        except ItemStopped:
+            if self._stops.wants_run(ticket):
+                return None
+            return protocol.Broke(
+                ticket, item.index, ItemError.ENGINE_HUNG, "took longer than the watchdog allows"
+            )
+        except Exception as error:  # noqa: BLE001 - an item may fail in any way; the worker stays
+            failure = _as_failure(error)
+            return protocol.Broke(ticket, item.index, failure.code, failure.detail)
+        finally:
+            self._stops.end()
+        frozen_ns = self._progress.frozen_ns - frozen_ns
+        busy_ns = time.monotonic_ns() - started_ns - frozen_ns
+        return protocol.Finished(ticket, item.index, output, max(busy_ns, 0) / 1e6)
+
+    def _output(self, task: Task, item: Item, parameters: Any) -> bytes:
+        if not isinstance(parameters, dict):
+            raise ItemFailure(ItemError.INVALID_PARAMETERS, "parameters: not a map of names")
+        output = self._encoder.encode(task.run(item.data, item.media_type, parameters))
+        if len(output) > self._options.output_max_bytes:
+            raise ItemFailure(
+                ItemError.RESULT_TOO_LARGE,
+                f"the result has {len(output)} bytes; the limit is "
+                f"{self._options.output_max_bytes}",
+            )
+        return output
+
+
+def _parameters(data: bytes) -> Any:
+    """Return the decoded parameters, or None for bytes that are no MessagePack."""
+    if not data:
+        return {}
+    try:
+        return msgspec.msgpack.decode(data)
+    except msgspec.DecodeError:
+        return None
+
+
+def _as_failure(error: Exception) -> ItemFailure:
+    """Return any exception as an `ItemFailure`."""
+    if isinstance(error, ItemFailure):
+        return error
+    is_memory = isinstance(error, MemoryError) or "Insufficient memory" in str(error)
+    code = ItemError.OUT_OF_MEMORY if is_memory else ItemError.MODEL_ERROR
+    return ItemFailure(code, f"{type(error).__name__}: {error}")
+
+
+def serve(
+    options: WorkerOptions,
+    inbox: Inbox,
+    outbox: Outbox,
+    stop_channel: socket.socket,
+    progress: Progress,
+) -> None:
+    """Compute until the engine closes the stream, which is an `EOFError`."""
+    runtime = OrtRuntime(provider=options.provider, intra_op_threads=options.intra_op_threads)
+    stops = Stops(stop_channel, runtime)
+    models = Models(runtime, options.resident_models_max)
+    Computer(
+        options=options,
+        inbox=inbox,
+        outbox=outbox,
+        stops=stops,
+        progress=progress,
+        models=models,
+    ).serve()

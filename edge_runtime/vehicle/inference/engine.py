@@ -1,0 +1,528 @@
+"""The engine: a supervised inference process that starts when there is work and can be stopped.
+
+Invariants
+- `submit`, `cancel`, `freeze`, `thaw` never wait. Every run that was submitted ends as exactly
+  one `RunEnded`, or with `EngineDied`, or, after `kill`, as nothing.
+- No item takes for ever: one that is not finished in time is stopped at its next graph node
+  (`ItemBroke`, engine_hung), and where it does not stop its process is killed (`EngineDied`).
+  Time spent frozen counts for neither.
+- A cancelled run that does not stop in time costs its process; runs behind it start again in a
+  new one, and nobody else notices.
+- The process exits when there is no work for a while. Its exit is the unload.
+- A process that dies again and again without finishing anything is started ever more slowly.
+
+Everything is called, and calls back, on one event loop. Deliberately absent: deadlines, retries
+and any opinion on which item is to blame for what; those are the core's.
+"""
+
+import asyncio
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final, Literal, assert_never
+
+import structlog
+
+from edge_runtime.contract import limits
+from edge_runtime.contract.errors import LocalError
+from edge_runtime.contract.messages import StopReport
+from edge_runtime.contract.package import Package
+from edge_runtime.contract.reasons import ItemError, StopTier
+from edge_runtime.vehicle.core.commands import SubmitRun
+from edge_runtime.vehicle.core.events import (
+    EngineDied,
+    ItemBroke,
+    ItemFinished,
+    ItemStarted,
+    ModelLoaded,
+    RunEnded,
+    RunOutcome,
+)
+from edge_runtime.vehicle.inference import protocol
+from edge_runtime.vehicle.inference.options import EngineOptions
+from edge_runtime.vehicle.inference.process import WorkerProcess, describe_exit
+from edge_runtime.vehicle.inference.protocol import Phase
+
+EngineEvent = ModelLoaded | ItemStarted | ItemFinished | ItemBroke | RunEnded | EngineDied
+Emit = Callable[[EngineEvent], None]
+
+_WATCH_EVERY_S: Final = 0.1
+_RESTART_DELAY_S: Final = 0.5
+_RESTART_DELAY_MAX_S: Final = 30.0
+_LEAVE_GRACE_S: Final = 2.0
+
+_log = structlog.get_logger()
+
+
+class EngineFull(LocalError):  # noqa: N818 - named for what it is
+    """More runs, or bytes of runs, than the engine may hold; the caller has no bound of its own."""
+
+
+@dataclass(slots=True)
+class _Held:
+    """A run that the engine answers for."""
+
+    run: SubmitRun
+    folder: str
+    size_bytes: int
+    cancelled_at_ns: int | None = None
+    is_told: bool = False
+    """Its end was told already; what the worker still says of it is not."""
+    cancel_timer: asyncio.TimerHandle | None = None
+
+
+class SupervisedEngine:
+    """The production engine; see the module. `emit` is called with every event."""
+
+    def __init__(self, options: EngineOptions, emit: Emit) -> None:
+        self._options = options
+        self._emit = emit
+        self._worker: WorkerProcess | None = None
+        self._leaving: set[WorkerProcess] = set()
+        self._held: OrderedDict[int, _Held] = OrderedDict()
+        self._tickets: dict[int, int] = {}
+        self._held_bytes = 0
+        self._next_ticket = 1
+        self._resident: OrderedDict[str, float] = OrderedDict()
+        self._is_frozen = False
+        self._stop_latency_ms = 0.0
+        self._deaths_without_work = 0
+        self._restart_timer: asyncio.TimerHandle | None = None
+        self._idle_timer: asyncio.TimerHandle | None = None
+        self._watch_timer: asyncio.TimerHandle | None = None
+        self._watch = _Watch()
+        self._is_closed = False
+
+    def __repr__(self) -> str:
+        return f"<SupervisedEngine {self._worker!r} runs={len(self._tickets)}>"
+
+    # --- what others see -----------------------------------------------------------------
+
+    @property
+    def resident(self) -> tuple[str, ...]:
+        """Digests of the models in the engine's memory, most recently loaded last."""
+        return tuple(self._resident)
+
+    @property
+    def pid(self) -> int | None:
+        """The process, where there is one."""
+        return self._worker.pid if self._worker is not None else None
+
+    @property
+    def deaths_without_work(self) -> int:
+        """How many processes died in a row with no item finished between."""
+        return self._deaths_without_work
+
+    # --- runs ----------------------------------------------------------------------------
+
+    def submit(self, run: SubmitRun, package: Package) -> None:
+        """Queue a run behind those already here, and start the process if there is none.
+
+        Raises `EngineFull`.
+        """
+        size_bytes = sum(len(item.data) for item in run.items) + len(run.parameters)
+        is_full = len(self._tickets) >= limits.ENGINE_RUNS_MAX
+        if is_full or self._held_bytes + size_bytes > limits.ENGINE_QUEUED_MAX_BYTES:
+            raise EngineFull(
+                f"{len(self._tickets)} runs of {self._held_bytes} bytes are here; the limits are "
+                f"{limits.ENGINE_RUNS_MAX} and {limits.ENGINE_QUEUED_MAX_BYTES}"
+            )
+        if run.run_id in self._tickets:
+            raise LocalError(f"run {run.run_id} is already here")
+        ticket = self._next_ticket
+        self._next_ticket += 1
+        self._tickets[run.run_id] = ticket
+        held = _Held(run=run, folder=str(package.folder.absolute()), size_bytes=size_bytes)
+        self._held[ticket] = held
+        self._held_bytes += size_bytes
+        self._stop_timer("_idle_timer")
+        if self._worker is None:
+            self._start_soon()
+        else:
+            self._send(self._worker, ticket, held)
+        self._watch_on()
+
+    def cancel(self, run_id: int) -> None:
+        """Stop one run; ends as `RunEnded`. An unknown run is ignored.
+
+        One that waits ends at once; the one that runs at its next graph node or, after
+        `terminate_grace_ms`, with its process.
+        """
+        ticket = self._tickets.get(run_id)
+        if ticket is None:
+            return
+        held = self._held[ticket]
+        if held.cancelled_at_ns is not None:
+            return
+        held.cancelled_at_ns = time.monotonic_ns()
+        worker = self._worker
+        if worker is None:
+            self._forget(ticket)
+            self._tell_cancelled(held, StopTier.NONE)
+            return
+        worker.stop(protocol.StopRun(ticket))
+        if worker.progress.ticket != ticket:
+            held.is_told = True
+            del self._tickets[run_id]
+            self._tell_cancelled(held, StopTier.NONE)
+        self._arm_cancel(ticket, held)
+
+    def _tell_cancelled(self, held: _Held, tier: StopTier) -> None:
+        latency_ms = 0.0
+        if tier is not StopTier.NONE and held.cancelled_at_ns is not None:
+            latency_ms = (time.monotonic_ns() - held.cancelled_at_ns) / 1e6
+        stop = StopReport(tier=tier, latency_ms=latency_ms)
+        self._emit(RunEnded(held.run.run_id, RunOutcome.CANCELLED, stop))
+
+    def _arm_cancel(self, ticket: int, held: _Held) -> None:
+        held.cancel_timer = asyncio.get_running_loop().call_later(
+            self._options.terminate_grace_ms / 1000, self._escalate_cancel, ticket
+        )
+
+    def _escalate_cancel(self, ticket: int) -> None:
+        """The grace is over: if the worker still is at the cancelled run, it loses its process."""
+        held, worker = self._held.get(ticket), self._worker
+        if held is None or worker is None:
+            return
+        is_at_it = worker.progress.phase in {Phase.ITEM, Phase.LOADING}
+        if not is_at_it or worker.progress.ticket != ticket or self._is_frozen:
+            self._arm_cancel(ticket, held)
+            return
+        worker.freeze()
+        worker.drain()
+        if ticket not in self._held:
+            worker.thaw()
+            return
+        self._let_go(worker)
+        worker.kill()
+        self._forget(ticket)
+        if not held.is_told:
+            self._tell_cancelled(held, StopTier.KILL)
+        _log.warning("engine_killed", why="a cancelled run did not stop", run=held.run.run_id)
+        if self._held:
+            self._start_soon()
+
+    # --- the process ---------------------------------------------------------------------
+
+    async def ensure_started(self) -> None:
+        """Start the process, if there is none, and wait until it has said that it is ready.
+
+        Raises `LocalError` when it dies instead.
+        """
+        if self._worker is None:
+            self._start_now()
+        worker = self._worker
+        while worker is not None and worker.progress.phase is Phase.STARTING:
+            await asyncio.sleep(0.005)
+            if self._worker is not worker:
+                raise LocalError("the worker process ended before it was ready")
+
+    def _start_soon(self) -> None:
+        """Start now, or after a pause when the last ones died without any work done."""
+        deaths = self._deaths_without_work - limits.ENGINE_DEATHS_WITHOUT_WORK_MAX
+        if self._is_closed or self._is_frozen or self._restart_timer is not None:
+            return
+        if deaths < 0:
+            self._start_now()
+            return
+        delay_s = min(_RESTART_DELAY_S * 2 ** min(deaths, 10), _RESTART_DELAY_MAX_S)
+        self._restart_timer = asyncio.get_running_loop().call_later(delay_s, self._restart)
+
+    def _restart(self) -> None:
+        self._restart_timer = None
+        if self._worker is None and self._held and not self._is_frozen:
+            self._start_now()
+
+    def _start_now(self) -> None:
+        try:
+            worker = self._worker = WorkerProcess(
+                self._options.worker, self._received, self._exited
+            )
+        except OSError as error:
+            self._died(None, None, ItemError.ENGINE_KILLED, f"cannot start a process: {error}")
+            return
+        _log.info("engine_started", worker=worker.pid)
+        self._watch = _Watch()
+        for ticket, held in self._held.items():
+            self._send(worker, ticket, held)
+        self._watch_on()
+        if not self._held:
+            self._idle_on()
+
+    @staticmethod
+    def _send(worker: WorkerProcess, ticket: int, held: _Held) -> None:
+        run = held.run
+        worker.send(protocol.Run(ticket, held.folder, run.digest, run.items, run.parameters))
+
+    def _let_go(self, worker: WorkerProcess) -> None:
+        """Have nothing more to do with this process; it is ending, and tells nobody."""
+        self._worker = None
+        self._resident.clear()
+        self._leaving.add(worker)
+        self._stop_timer("_watch_timer")
+        self._stop_timer("_idle_timer")
+
+    def _exited(self, worker: WorkerProcess) -> None:
+        if worker in self._leaving:
+            self._leaving.discard(worker)
+            return
+        progress, code = worker.progress, self._watch.blame
+        message = describe_exit(worker.exit_status)
+        held = None
+        if progress.phase in {Phase.LOADING, Phase.ITEM}:
+            held = self._held.get(progress.ticket)
+        run_id = held.run.run_id if held is not None and not held.is_told else None
+        is_in_hand = run_id is not None and progress.phase is Phase.ITEM
+        if self._watch.done == (progress.ticket, progress.index):
+            is_in_hand = False
+        index = progress.index if is_in_hand else None
+        self._let_go(worker)
+        self._leaving.discard(worker)
+        if worker.log.last_line:
+            message = f"{message}; it last said: {worker.log.last_line}"
+        self._died(run_id, index, code, message[: limits.TEXT_MAX_CHARS])
+
+    def _died(self, run_id: int | None, index: int | None, code: ItemError, message: str) -> None:
+        self._deaths_without_work += 1
+        self._forget_all()
+        _log.error(
+            "engine_died",
+            run=run_id,
+            index=index,
+            code=code.value,
+            why=message,
+            deaths_without_work=self._deaths_without_work,
+        )
+        self._emit(EngineDied(run_id, index, code, message))
+
+    def _forget(self, ticket: int) -> None:
+        held = self._held.pop(ticket)
+        self._held_bytes -= held.size_bytes
+        if self._tickets.get(held.run.run_id) == ticket:
+            del self._tickets[held.run.run_id]
+        if held.cancel_timer is not None:
+            held.cancel_timer.cancel()
+
+    def _forget_all(self) -> None:
+        for ticket in list(self._held):
+            self._forget(ticket)
+        self._stop_timer("_restart_timer")
+
+    # --- what the worker says ------------------------------------------------------------
+
+    def _received(self, worker: WorkerProcess, events: list[protocol.FromWorker]) -> None:
+        if worker is not self._worker:
+            return
+        for event in events:
+            match event:
+                case protocol.Finished(ticket=ticket, index=index):
+                    self._deaths_without_work = 0
+                    self._watch.done = (ticket, index)
+                    if (run_id := self._run_id(ticket)) is not None:
+                        self._emit(ItemFinished(run_id, index, event.output, event.busy_ms))
+                case protocol.Started(ticket=ticket, index=index):
+                    if (run_id := self._run_id(ticket)) is not None:
+                        self._emit(ItemStarted(run_id, index))
+                case protocol.Ended(ticket=ticket):
+                    self._ended(event)
+                case protocol.Broke(ticket=ticket, index=index):
+                    self._watch.done = (ticket, index)
+                    if (run_id := self._run_id(ticket)) is not None:
+                        self._emit(ItemBroke(run_id, index, event.code, event.message))
+                case protocol.Loaded(ticket=ticket):
+                    self._loaded(event)
+                    if (run_id := self._run_id(ticket)) is not None:
+                        self._emit(ModelLoaded(run_id, event.load_ms))
+                case protocol.Ready():
+                    pass
+                case _:
+                    assert_never(event)
+
+    def _run_id(self, ticket: int) -> int | None:
+        """Return the run to tell of, or None when its end was told already."""
+        held = self._held.get(ticket)
+        return None if held is None or held.is_told else held.run.run_id
+
+    def _loaded(self, event: protocol.Loaded) -> None:
+        for digest in event.evicted:
+            self._resident.pop(digest, None)
+        self._resident[event.digest] = event.reference_ms
+        _log.info("model_loaded", model=event.digest, load_ms=round(event.load_ms, 1))
+
+    def _ended(self, event: protocol.Ended) -> None:
+        held = self._held.get(event.ticket)
+        if held is None:
+            return
+        self._forget(event.ticket)
+        if not held.is_told:
+            match event.outcome:
+                case protocol.EndedAs.COMPLETED:
+                    self._emit(RunEnded(held.run.run_id, RunOutcome.COMPLETED))
+                case protocol.EndedAs.CANCELLED:
+                    self._tell_cancelled(held, StopTier.TERMINATE)
+                case protocol.EndedAs.MODEL_FAILED:
+                    self._emit(
+                        RunEnded(held.run.run_id, RunOutcome.MODEL_FAILED, message=event.message)
+                    )
+                case _:
+                    assert_never(event.outcome)
+        if not self._held:
+            self._stop_timer("_watch_timer")
+            self._idle_on()
+
+    # --- the ladder ----------------------------------------------------------------------
+
+    def freeze(self) -> None:
+        """SIGSTOP to the process, in this call. Nothing to stop is no error."""
+        self._is_frozen = True
+        if self._worker is not None:
+            self._worker.freeze()
+        for worker in self._leaving:
+            worker.kill()
+
+    async def measure_stop(self) -> StopReport:
+        """Return how long after `freeze` every thread of the process was seen to be stopped."""
+        worker = self._worker
+        if worker is None or not worker.is_frozen:
+            return StopReport(tier=StopTier.NONE, latency_ms=0.0)
+        self._stop_latency_ms = await worker.stop_latency_ms()
+        return StopReport(tier=StopTier.FREEZE, latency_ms=self._stop_latency_ms)
+
+    def thaw(self) -> None:
+        """SIGCONT to the process."""
+        self._is_frozen = False
+        if self._worker is not None:
+            self._worker.thaw()
+        elif self._held:
+            self._start_soon()
+
+    async def kill(self) -> StopReport:
+        """End the process and forget every run; no event of theirs comes after.
+
+        The latency is that of the freeze before it, or else until the process was gone.
+        """
+        started_ns = time.monotonic_ns()
+        self._forget_all()
+        self._is_frozen = False
+        worker = self._worker
+        if worker is None:
+            return StopReport(tier=StopTier.NONE, latency_ms=0.0)
+        was_frozen = worker.is_frozen
+        self._let_go(worker)
+        worker.kill()
+        await worker.wait_gone()
+        latency_ms = (time.monotonic_ns() - started_ns) / 1e6
+        if was_frozen:
+            latency_ms = self._stop_latency_ms
+        return StopReport(tier=StopTier.KILL, latency_ms=latency_ms)
+
+    async def close(self) -> None:
+        """End every process and timer of this engine."""
+        self._is_closed = True
+        await self.kill()
+        for worker in list(self._leaving):
+            worker.kill()
+            await worker.wait_gone()
+
+    # --- time ----------------------------------------------------------------------------
+
+    def _stop_timer(self, name: Literal["_idle_timer", "_watch_timer", "_restart_timer"]) -> None:
+        timer: asyncio.TimerHandle | None = getattr(self, name)
+        if timer is not None:
+            timer.cancel()
+            setattr(self, name, None)
+
+    def _idle_on(self) -> None:
+        self._stop_timer("_idle_timer")
+        self._idle_timer = asyncio.get_running_loop().call_later(
+            self._options.idle_exit_ms / 1000, self._idle_exit
+        )
+
+    def _idle_exit(self) -> None:
+        self._idle_timer = None
+        worker = self._worker
+        if worker is None or self._held:
+            return
+        self._let_go(worker)
+        if worker.is_frozen:
+            worker.kill()
+            return
+        worker.leave()
+        asyncio.get_running_loop().call_later(_LEAVE_GRACE_S, worker.kill)
+        _log.info("engine_idle_exit", worker=worker.pid)
+
+    def _watch_on(self) -> None:
+        if self._watch_timer is None and self._worker is not None and self._held:
+            self._watch_timer = asyncio.get_running_loop().call_later(_WATCH_EVERY_S, self._look)
+
+    def _look(self) -> None:
+        """See whether the worker got on since the last look."""
+        self._watch_timer = None
+        worker, watch = self._worker, self._watch
+        if worker is None:
+            return
+        if not worker.is_frozen:
+            clock_ns = time.monotonic_ns() - worker.frozen_total_ns
+            if worker.progress.sequence != watch.sequence:
+                watch.sequence, watch.since_ns = worker.progress.sequence, clock_ns
+            elif clock_ns - watch.since_ns > self._patience_ms(worker) * 1_000_000:
+                self._hung(worker, clock_ns)
+        self._watch_on()
+
+    def _patience_ms(self, worker: WorkerProcess) -> float:
+        """Return how long the worker may be at what it is at."""
+        options = self._options
+        match worker.progress.phase:
+            case Phase.STARTING:
+                return options.start_hang_ms
+            case Phase.LOADING:
+                return options.load_hang_ms
+            case Phase.IDLE | Phase.ITEM:
+                if options.hang_ms is not None:
+                    return options.hang_ms
+                held = self._held.get(worker.progress.ticket)
+                reference_ms = self._resident.get(held.run.digest, 0.0) if held else 0.0
+                return max(limits.ENGINE_HANG_MS, limits.ENGINE_HANG_PER_REFERENCE * reference_ms)
+
+    def _hung(self, worker: WorkerProcess, clock_ns: int) -> None:
+        """Stop the item; a worker that was told so a grace ago, or is at no item, is killed."""
+        watch, progress = self._watch, worker.progress
+        if progress.phase is Phase.ITEM and watch.told_sequence != watch.sequence:
+            _log.warning("item_hung", ticket=progress.ticket, index=progress.index)
+            worker.stop(protocol.StopItem(progress.ticket, progress.index))
+            watch.told_sequence = watch.sequence
+            # The next looks see a worker that is late by the grace and no more.
+            watch.since_ns = clock_ns - int(
+                (self._patience_ms(worker) - self._options.terminate_grace_ms) * 1_000_000
+            )
+            return
+        if progress.phase is not Phase.LOADING:
+            watch.blame = ItemError.ENGINE_HUNG
+            worker.kill()
+            return
+        ticket = progress.ticket
+        held = self._held.get(ticket)
+        self._let_go(worker)
+        worker.kill()
+        if held is not None:
+            self._forget(ticket)
+            if not held.is_told:
+                message = f"the model was not loaded within {self._options.load_hang_ms} ms"
+                self._emit(RunEnded(held.run.run_id, RunOutcome.MODEL_FAILED, message=message))
+        if self._held:
+            self._start_soon()
+
+
+@dataclass(slots=True)
+class _Watch:
+    """What the watchdog has seen of one process; times leave frozen time out."""
+
+    sequence: int = -1
+    since_ns: int = 0
+    told_sequence: int = -1
+    """At which sequence the worker was told to stop its item."""
+    done: tuple[int, int] | None = None
+    """Ticket and index of the last item that is known to be over."""
+    blame: ItemError = ItemError.ENGINE_KILLED
+    """What is said of the item in hand when the process dies."""

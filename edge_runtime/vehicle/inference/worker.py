@@ -1,0 +1,79 @@
+"""The inference process. Started by the engine only, with its descriptors by number.
+
+Invariants
+- It never outlives the engine's process: the kernel kills it when that process ends, and an end
+  of the stream ends it too.
+- It gives way: idle scheduling class, lowest nice value, first choice of the OOM killer, bounded
+  address space; all of it before the first byte of a model or of ONNX Runtime is loaded.
+- Events of items faster than `ENGINE_EVENT_BATCH_MS` are gathered into one write; when the
+  process is killed, up to that much finished work is lost with the item in hand.
+
+Deliberately absent: asyncio, logging, any network, any file but those of the packages.
+"""
+
+import ctypes
+import os
+import resource
+import signal
+import socket
+import sys
+from pathlib import Path
+from typing import Final
+
+from edge_runtime.vehicle.inference import protocol
+from edge_runtime.vehicle.inference.options import WorkerOptions
+from edge_runtime.vehicle.inference.protocol import Progress
+from edge_runtime.vehicle.inference.streams import Inbox, Outbox
+
+_DIE_WITH_PARENT: Final = 1  # PR_SET_PDEATHSIG
+_OPEN_FILES_MAX: Final = 128
+
+
+def _tie_to(parent: int) -> None:
+    """Let the kernel kill this process when the engine's ends, and leave if it already has."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_DIE_WITH_PARENT, signal.SIGKILL, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
+    if os.getppid() != parent:
+        os._exit(0)
+
+
+def _give_way(options: WorkerOptions) -> None:
+    """Take the last place in every queue of the kernel."""
+    if options.cpus is not None:
+        os.sched_setaffinity(0, options.cpus)
+    if options.is_idle_class:
+        os.nice(19)
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+    Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
+    resource.setrlimit(resource.RLIMIT_AS, (options.memory_max_bytes, options.memory_max_bytes))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (_OPEN_FILES_MAX, _OPEN_FILES_MAX))
+
+
+def main(argv: list[str]) -> None:
+    """Run with the descriptors of stream, stop channel and page, and the engine's pid."""
+    stream_fd, stops_fd, page_fd, parent = map(int, argv)
+    _tie_to(parent)
+    # A Ctrl-C in the terminal is for the engine's process, which then ends this one.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    stream = socket.socket(fileno=stream_fd)
+    inbox, outbox = Inbox(stream), Outbox(stream)
+    try:
+        configure = inbox.next()
+        if not isinstance(configure, protocol.Configure):
+            raise protocol.BadFrame("the first frame must be Configure")
+        options = configure.options
+        _give_way(options)
+        # The heavy import comes after the limits, so that they bind it too.
+        from edge_runtime.vehicle.inference import computing  # noqa: PLC0415
+
+        stop_channel = socket.socket(fileno=stops_fd)
+        computing.serve(options, inbox, outbox, stop_channel, Progress(page_fd))
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        # Nothing of this process is worth tidying: its end is the tidying.
+        os._exit(0)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
