@@ -19,7 +19,7 @@ import contextlib
 import random
 import secrets
 from collections.abc import AsyncIterator, Mapping
-from typing import Any, Final, Self
+from typing import Final, Self
 
 import structlog
 
@@ -246,22 +246,23 @@ class ReconnectingBus:
         nonce = secrets.token_bytes(12)
         echo: asyncio.Future[None] = loop.create_future()
         acknowledged: asyncio.Future[None] = loop.create_future()
-        lost = asyncio.ensure_future(link.lost())
+        lost: asyncio.Future[str] = asyncio.ensure_future(link.lost())
         self._canary = (nonce, echo)
         try:
             self._outbox.submit(Message(topic, nonce, qos=1), acknowledged)
-            proofs: list[asyncio.Future[Any]] = [echo, lost]
-            await asyncio.wait(
-                proofs, timeout=BUS_CANARY_TIMEOUT_S, return_when=asyncio.FIRST_COMPLETED
-            )
-            if acknowledged.done():
-                acknowledged.result()
-            if lost.done():
-                raise BusUnavailable(lost.result())
-            if not echo.done():
+            for step in (acknowledged, echo):
+                await asyncio.wait(
+                    (step, lost),
+                    timeout=BUS_CANARY_TIMEOUT_S,
+                    return_when=asyncio.FIRST_COMPLETED,
+                )
+                if lost.done():
+                    raise BusUnavailable(lost.result())
                 # Not acknowledged at all is an ailing broker, not a refusal.
                 if not acknowledged.done():
                     raise BusUnavailable("the broker does not acknowledge")
+                acknowledged.result()
+            if not echo.done():
                 raise BusRefused("publish", topic, 0, "the self-addressed canary did not come back")
         finally:
             self._canary = None
