@@ -133,6 +133,8 @@ IMAGE_MAX_SIDE: Final = 16_384
 AUDIO_MAX_S: Final = 600
 AUDIO_MAX_HZ: Final = 192_000
 INPUT_TEXT_MAX_BYTES: Final = 64 * 1024
+TEXT_STRIP_MAX_PIXELS: Final = 3_200
+"""Width of one line of text at the reader's height of 48; a longer one is squeezed."""
 DETECTIONS_MAX: Final = 1_000
 """Boxes, or pieces of text, that one item may end in; the best are kept."""
 
@@ -148,6 +150,12 @@ ENGINE_DEATHS_WITHOUT_WORK_MAX: Final = 3
 """Workers that may die in a row with nothing finished between before all runs are given up."""
 ENGINE_LOG_LINE_MAX_BYTES: Final = 512
 ENGINE_LOG_LINES_PER_S: Final = 20
+ENGINE_LOG_BUFFER_MAX_BYTES: Final = 64 * 1024
+ENGINE_RESTART_MAX_S: Final = 30.0
+ENGINE_OPEN_FILES_MAX: Final = 128
+ENGINE_STOP_FRAME_MAX_BYTES: Final = 256
+ENGINE_STOP_MEASURE_MAX_MS: Final = 2_000
+"""A frozen process whose threads still run after this is reported as it is."""
 ENGINE_EVENT_BATCH_MS: Final = 2
 """The worker gathers events of items faster than this into one write."""
 POOLS_MAX: Final = 4_096

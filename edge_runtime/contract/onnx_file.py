@@ -18,7 +18,7 @@ from typing import Final
 from edge_runtime.contract import limits
 from edge_runtime.contract.errors import RemoteError
 
-_VARINT_MAX_BITS: Final = 63
+_VARINT_BITS: Final = 63
 
 _TENSOR: Final = "TensorProto"
 _TENSOR_EXTERNAL_DATA: Final = 13
@@ -116,5 +116,5 @@ def _varint(data: mmap.mmap, position: int, end: int) -> tuple[int, int]:
         if byte < 0x80:  # noqa: PLR2004 - the continuation bit of a varint
             return value, position
         shift += 7
-        if shift > _VARINT_MAX_BITS:
+        if shift > _VARINT_BITS:
             raise NotOnnx("a number has more than 64 bits")

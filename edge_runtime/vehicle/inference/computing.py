@@ -15,7 +15,7 @@ import threading
 import time
 from collections import OrderedDict
 from pathlib import Path
-from typing import Any, Final, assert_never
+from typing import Any, assert_never
 
 import msgspec
 
@@ -30,8 +30,6 @@ from edge_runtime.vehicle.inference.runtime import Computation, OrtRuntime
 from edge_runtime.vehicle.inference.streams import Inbox, Outbox
 from edge_runtime.vehicle.inference.tasks.base import ItemFailure, ItemStopped, Task
 from edge_runtime.vehicle.inference.tasks.registry import load_task
-
-_STOP_MAX_BYTES: Final = 256
 
 
 class Stops:
@@ -75,7 +73,7 @@ class Stops:
 
     def _listen(self) -> None:
         decoder: msgspec.msgpack.Decoder[protocol.Stop] = msgspec.msgpack.Decoder(protocol.Stop)
-        while data := self._channel.recv(_STOP_MAX_BYTES):
+        while data := self._channel.recv(limits.ENGINE_STOP_FRAME_MAX_BYTES):
             self._stop(decoder.decode(data))
 
     def _stop(self, stop: protocol.Stop) -> None:

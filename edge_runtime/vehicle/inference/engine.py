@@ -49,7 +49,6 @@ Emit = Callable[[EngineEvent], None]
 
 _WATCH_EVERY_S: Final = 0.1
 _RESTART_DELAY_S: Final = 0.5
-_RESTART_DELAY_MAX_S: Final = 30.0
 _LEAVE_GRACE_S: Final = 2.0
 
 _log = structlog.get_logger()
@@ -226,7 +225,7 @@ class SupervisedEngine:
         if deaths < 0:
             self._start_now()
             return
-        delay_s = min(_RESTART_DELAY_S * 2 ** min(deaths, 10), _RESTART_DELAY_MAX_S)
+        delay_s = min(_RESTART_DELAY_S * 2 ** min(deaths, 10), limits.ENGINE_RESTART_MAX_S)
         self._restart_timer = asyncio.get_running_loop().call_later(delay_s, self._restart)
 
     def _restart(self) -> None:

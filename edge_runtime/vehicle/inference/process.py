@@ -28,6 +28,7 @@ from typing import Final
 
 import msgspec
 
+from edge_runtime.contract import limits
 from edge_runtime.vehicle.inference import protocol
 from edge_runtime.vehicle.inference.options import WorkerOptions
 from edge_runtime.vehicle.inference.protocol import Progress
@@ -36,7 +37,6 @@ from edge_runtime.vehicle.inference.worker_log import WorkerLog
 _READ_BYTES: Final = 1 << 18
 _LOG_READ_BYTES: Final = 16 * 1024
 _NS_PER_MS: Final = 1_000_000
-_MEASURE_MAX_MS: Final = 2_000
 _MEASURE_EVERY_S: Final = 0.0005
 _ENVIRONMENT: Final = (
     "PATH",
@@ -259,7 +259,7 @@ class WorkerProcess:
         while True:
             is_stopped = self.exit_status is not None or is_at_rest(self.pid)
             latency_ms = (time.monotonic_ns() - frozen_at_ns) / _NS_PER_MS
-            is_hopeless = latency_ms > _MEASURE_MAX_MS
+            is_hopeless = latency_ms > limits.ENGINE_STOP_MEASURE_MAX_MS
             if is_stopped or is_hopeless or self._frozen_at_ns != frozen_at_ns:
                 return latency_ms
             await asyncio.sleep(_MEASURE_EVERY_S)

@@ -20,13 +20,13 @@ import sys
 from pathlib import Path
 from typing import Final
 
+from edge_runtime.contract import limits
 from edge_runtime.vehicle.inference import protocol
 from edge_runtime.vehicle.inference.options import WorkerOptions
 from edge_runtime.vehicle.inference.protocol import Progress
 from edge_runtime.vehicle.inference.streams import Inbox, Outbox
 
 _DIE_WITH_PARENT: Final = 1  # PR_SET_PDEATHSIG
-_OPEN_FILES_MAX: Final = 128
 
 
 def _tie_to(parent: int) -> None:
@@ -48,7 +48,7 @@ def _give_way(options: WorkerOptions) -> None:
     Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
     resource.setrlimit(resource.RLIMIT_AS, (options.memory_max_bytes, options.memory_max_bytes))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_NOFILE, (_OPEN_FILES_MAX, _OPEN_FILES_MAX))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limits.ENGINE_OPEN_FILES_MAX,) * 2)
 
 
 def main(argv: list[str]) -> None:

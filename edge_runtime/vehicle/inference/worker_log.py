@@ -9,7 +9,6 @@ import structlog
 
 from edge_runtime.contract import limits
 
-_BUFFER_MAX_BYTES: Final = 64 * 1024
 _NS_PER_S: Final = 1_000_000_000
 
 
@@ -28,7 +27,7 @@ class WorkerLog:
     def feed(self, data: bytes, now_ns: int) -> None:
         """Take what was read from the worker's output at monotonic time `now_ns`."""
         *lines, self._pending = (self._pending + data).split(b"\n")
-        self._pending = self._pending[:_BUFFER_MAX_BYTES]
+        self._pending = self._pending[: limits.ENGINE_LOG_BUFFER_MAX_BYTES]
         for line in lines:
             self._tell(line, now_ns // _NS_PER_S)
 

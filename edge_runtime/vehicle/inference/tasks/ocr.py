@@ -27,7 +27,6 @@ _TEXT_BOX: Final = 0.5
 _GROW: Final = 1.6
 _SIDE_MIN: Final = 3
 _STRIP_HEIGHT: Final = 48
-_STRIP_WIDTH_MAX: Final = 3_200
 _TALL: Final = 1.5
 """A box this much taller than wide holds text that is turned."""
 
@@ -97,7 +96,9 @@ class OcrTask:
     def _read(self, strip: Array) -> tuple[str, float]:
         """Return the strip's text and the mean confidence of its characters."""
         height, width = strip.shape[:2]
-        strip_width = max(1, min(_STRIP_WIDTH_MAX, round(width * _STRIP_HEIGHT / height)))
+        strip_width = max(
+            1, min(limits.TEXT_STRIP_MAX_PIXELS, round(width * _STRIP_HEIGHT / height))
+        )
         pixels = cv2.resize(strip, (strip_width, _STRIP_HEIGHT)).astype(np.float32)
         feed = np.ascontiguousarray((pixels / np.float32(127.5) - 1).transpose(2, 0, 1)[None])
         (classes,) = self._runtime.run(
