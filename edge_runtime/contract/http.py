@@ -111,6 +111,12 @@ class StreamEnd(_Body, frozen=True, kw_only=True):
     status: JobStatus
 
 
+class StreamProblem(_Body, frozen=True, kw_only=True):
+    """The last element of a stream that failed on the dispatcher's side."""
+
+    problem: Problem
+
+
 class CarView(_Body, frozen=True, kw_only=True, omit_defaults=True):
     """One car, as its operator sees it. `age_ms` is since its last state."""
 
@@ -231,3 +237,28 @@ class Requeue(_Body, frozen=True, kw_only=True):
     """Which dead letters to run again; no items means all of the job."""
 
     items: Annotated[tuple[Count, ...], Meta(max_length=limits.JOB_MAX_ITEMS)] = ()
+
+
+class Requeued(_Body, frozen=True, kw_only=True):
+    """How many items run again."""
+
+    items: int
+
+
+class Quarantine(_Body, frozen=True, kw_only=True):
+    """Give a car no work (`on`), or give it work again."""
+
+    on: bool
+
+
+class Backup(_Body, frozen=True, kw_only=True):
+    """The name of the new file in the dispatcher's backup folder; without one, UTC names it."""
+
+    name: Annotated[str, Meta(pattern="^[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}$")] | None = None
+
+
+class BackupDone(_Body, frozen=True, kw_only=True):
+    """Where the backup is, on the dispatcher's machine."""
+
+    path: str
+    bytes: int

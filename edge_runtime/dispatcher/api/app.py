@@ -1,0 +1,119 @@
+"""The ASGI application: routes, error answers, and the guard in front of them.
+
+Until accounts exist the only door is loopback. A web page that a person on this machine visits
+could still knock on it, so a request from a page of another origin is refused, and so is one
+under a host name that is not this machine's (DNS rebinding), unless the server was told to serve
+remote callers.
+"""
+
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from litestar import Litestar
+from litestar.connection import Request
+from litestar.handlers import HTTPRouteHandler
+from litestar.types import ASGIApp, Scope
+
+from edge_runtime.contract.http import Problem
+from edge_runtime.dispatcher.api.openapi import openapi_json
+from edge_runtime.dispatcher.api.operations import OPERATIONS
+from edge_runtime.dispatcher.api.problems import answer_exception
+from edge_runtime.dispatcher.api.routes import Routes
+from edge_runtime.dispatcher.api.streams import OpenStreams
+from edge_runtime.dispatcher.api.wire import JSON, Answer, encode_body
+from edge_runtime.dispatcher.front import Front
+
+LOOPBACK_HOSTS: Final = frozenset({"localhost", "127.0.0.1", "::1"})
+
+
+class Api:
+    """The dispatcher's HTTP API as an ASGI application.
+
+    `is_remote` lifts the check of the Host header. `end_streams` makes every open stream end, so
+    that a server can close.
+    """
+
+    def __init__(self, app: Litestar, streams: OpenStreams) -> None:
+        self._app = app
+        self._streams = streams
+        self.is_remote = False
+
+    @property
+    def open_streams(self) -> int:
+        """How many result streams are open."""
+        return self._streams.count
+
+    def end_streams(self) -> None:
+        """End every open stream, and each new one at once."""
+        self._streams.closing.set()
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Serve one HTTP request; there is no lifespan and no websocket."""
+        problem = _guard(scope, check_host=not self.is_remote)
+        if problem is None:
+            await self._app(scope, receive, send)
+        else:
+            await Answer(encode_body(problem, JSON), JSON, problem.status)(scope, receive, send)
+
+
+def _guard(scope: Scope, *, check_host: bool) -> Problem | None:
+    host = origin = b""
+    for name, value in scope["headers"]:
+        if name == b"host":
+            host = value
+        elif name == b"origin":
+            origin = value
+    host_name = host.decode("latin-1")
+    if origin and urlsplit(origin.decode("latin-1")).netloc != host_name:
+        return _forbidden("Origin", "requests from another site's pages are refused")
+    if check_host and _hostname(host_name) not in LOOPBACK_HOSTS:
+        return _forbidden("Host", "this dispatcher serves only this machine, by its loopback name")
+    return None
+
+
+def _hostname(host: str) -> str:
+    if host.startswith("["):
+        return host[1:].partition("]")[0]
+    return host.partition(":")[0]
+
+
+def _forbidden(field: str, message: str) -> Problem:
+    return Problem(code="forbidden", message=message, status=int(HTTPStatus.FORBIDDEN), field=field)
+
+
+def build_app(front: Front, *, backup_dir: Path | None = None) -> Api:
+    """The API over `front`. Backups are written into `backup_dir`, and refused without one."""
+    streams = OpenStreams()
+    routes = Routes(front, streams, backup_dir)
+    handlers = [
+        HTTPRouteHandler(
+            _litestar_path(operation.path),
+            http_method=operation.method,  # type: ignore[arg-type]  # a literal type; the table holds str
+            status_code=int(HTTPStatus.OK),
+        )(getattr(routes, operation.handler))
+        for operation in OPERATIONS
+    ]
+    app = Litestar(
+        [*handlers, HTTPRouteHandler("/openapi.json", http_method="GET")(_openapi)],
+        openapi_config=None,
+        logging_config=None,
+        request_max_body_size=None,  # bodies.py bounds them, with a Problem
+        exception_handlers={Exception: answer_exception},
+    )
+    return Api(app, streams)
+
+
+def _litestar_path(path: str) -> str:
+    return (
+        path.replace("{path}", "{path:path}")
+        .replace("{job}", "{job:str}")
+        .replace("{vehicle}", "{vehicle:str}")
+        .replace("{digest}", "{digest:str}")
+    )
+
+
+async def _openapi(request: Request[Any, Any, Any]) -> ASGIApp:
+    del request
+    return Answer(openapi_json(), JSON)

@@ -1,0 +1,100 @@
+"""Query parameters and the tenant header, parsed to types or refused with the field's name."""
+
+from http import HTTPStatus
+from typing import Any, Final
+
+from litestar.connection import Request
+
+from edge_runtime.contract import limits
+from edge_runtime.contract.reasons import JobState
+from edge_runtime.contract.topics import ID_PATTERN
+from edge_runtime.dispatcher.api.problems import named_limit, refusal
+from edge_runtime.dispatcher.front import Refusal
+
+TENANT_HEADER: Final = "X-Tenant"
+DEFAULT_TENANT: Final = "default"
+ALL_TENANTS: Final = "*"
+PAGE_DEFAULT: Final = 100
+_INTEGER_MAX: Final = 2**62
+
+_Request = Request[Any, Any, Any]
+
+
+def _wrong(field: str, message: str, limit: str | None = None) -> Refusal:
+    return refusal(
+        HTTPStatus.UNPROCESSABLE_ENTITY, "invalid_field", message, field=field, limit=limit
+    )
+
+
+def tenant_of(request: _Request) -> str:
+    """The one tenant that a request speaks for; `Refusal` 422 otherwise."""
+    tenant = request.headers.get(TENANT_HEADER, DEFAULT_TENANT)
+    if not ID_PATTERN.fullmatch(tenant):
+        raise _wrong(TENANT_HEADER, "a tenant is 1 to 64 of A-Z a-z 0-9 _ -")
+    return tenant
+
+
+def scope_of(request: _Request) -> str | None:
+    """The tenant whose jobs a request may touch; None (`X-Tenant: *`) is the operator: all."""
+    if request.headers.get(TENANT_HEADER) == ALL_TENANTS:
+        return None
+    return tenant_of(request)
+
+
+def operator_scope_of(request: _Request) -> str | None:
+    """As `scope_of`, for the operator's routes: without the header, all."""
+    return scope_of(request) if TENANT_HEADER in request.headers else None
+
+
+def integer(request: _Request, name: str, default: int, most: int = _INTEGER_MAX) -> int:
+    """A number from 0 to `most`."""
+    text = request.query_params.get(name)
+    if text is None:
+        return default
+    if not (text.isascii() and text.isdigit()) or len(text) > len(str(_INTEGER_MAX)):
+        raise _wrong(name, f"{name} is a whole number, 0 or more")
+    value = int(text)
+    if value > most:
+        raise _wrong(name, f"{name} is at most {most}", named_limit(name, most))
+    return value
+
+
+def optional_integer(request: _Request, name: str) -> int | None:
+    """As `integer`, None where absent."""
+    return integer(request, name, 0) if name in request.query_params else None
+
+
+def page_limit(request: _Request) -> int:
+    """How many elements a list holds at most."""
+    return integer(request, "limit", PAGE_DEFAULT, limits.HTTP_PAGE_MAX)
+
+
+_FLAGS: Final = {"true": True, "1": True, "": True, "false": False, "0": False}
+
+
+def flag(request: _Request, name: str) -> bool:
+    """`?follow`, `?follow=true` or `=1`; absent is False."""
+    text = request.query_params.get(name)
+    if text is None:
+        return False
+    value = _FLAGS.get(text.lower())
+    if value is None:
+        raise _wrong(name, f"{name} is true or false")
+    return value
+
+
+def identifier(request: _Request, name: str) -> str | None:
+    """An id such as a job's, None where absent."""
+    value = request.query_params.get(name)
+    if value is not None and not ID_PATTERN.fullmatch(value):
+        raise _wrong(name, f"{name} is 1 to 64 of A-Z a-z 0-9 _ -")
+    return value
+
+
+def job_state(request: _Request) -> str | None:
+    """A job's state by its name, None where absent."""
+    value = request.query_params.get("state")
+    known = [state.value for state in JobState if state is not JobState.UNKNOWN]
+    if value is not None and value not in known:
+        raise _wrong("state", f"state is one of {', '.join(known)}")
+    return value

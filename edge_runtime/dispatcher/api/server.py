@@ -1,0 +1,140 @@
+"""The API on a socket: uvicorn inside the dispatcher's own event loop.
+
+Invariants
+- Loopback only, unless told otherwise: there are no accounts yet.
+- No signal handler is installed; the dispatcher decides when to stop.
+- `close` returns with no task and no socket left: streams end, answers in the making get
+  `HTTP_SHUTDOWN_S`, what still does not read is dropped.
+"""
+
+import asyncio
+import contextlib
+import ipaddress
+import socket
+from collections.abc import Iterator
+
+import structlog
+import uvicorn
+
+from edge_runtime.contract import limits
+from edge_runtime.contract.errors import ConfigError
+from edge_runtime.dispatcher.api.app import Api
+
+_log = structlog.get_logger(__name__)
+
+DEFAULT_HOST = "127.0.0.1"
+DEFAULT_PORT = 8080
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without its signal handlers, and with an event for "it listens"."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.listening = asyncio.Event()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.listening.set()
+
+
+class HttpServer:
+    """A running API. `port` is the one it listens on, also where 0 was asked for."""
+
+    def __init__(
+        self, api: Api, server: _Server, task: asyncio.Task[None], host: str, port: int
+    ) -> None:
+        self._api = api
+        self._server = server
+        self._task = task
+        self.host = host
+        self.port = port
+
+    @property
+    def url(self) -> str:
+        """Where to reach it from this machine."""
+        return (
+            f"http://[{self.host}]:{self.port}"
+            if ":" in self.host
+            else (f"http://{self.host}:{self.port}")
+        )
+
+    async def close(self) -> None:
+        """Stop listening, end streams, wait for answers in the making. Idempotent."""
+        self._api.end_streams()
+        self._server.should_exit = True
+        await asyncio.shield(self._task)
+        for connection in list(self._server.server_state.connections):
+            # Its peer reads nothing: closing in order would wait for ever.
+            connection.transport.abort()
+        _log.info("http_closed", port=self.port)
+
+
+async def serve(
+    app: Api,
+    host: str = DEFAULT_HOST,
+    port: int = DEFAULT_PORT,
+    *,
+    allow_remote: bool = False,
+    access_log: bool = False,
+) -> HttpServer:
+    """Listen and answer until closed.
+
+    `ConfigError` where the address cannot be used, or is not loopback without `allow_remote`.
+    """
+    listener = await _listen(host, port, allow_remote=allow_remote)
+    bound_port: int = listener.getsockname()[1]
+    app.is_remote = allow_remote
+    config = uvicorn.Config(
+        app,
+        loop="none",
+        http="httptools",
+        ws="none",
+        lifespan="off",
+        access_log=access_log,
+        log_config=None,
+        log_level="warning",
+        server_header=False,
+        proxy_headers=False,
+        timeout_graceful_shutdown=limits.HTTP_SHUTDOWN_S,
+    )
+    server = _Server(config)
+    task = asyncio.create_task(server.serve(sockets=[listener]), name="http-server")
+    listening = asyncio.create_task(server.listening.wait())
+    await asyncio.wait({task, listening}, return_when=asyncio.FIRST_COMPLETED)
+    if not listening.done():
+        listening.cancel()
+        listener.close()
+        await task
+        raise ConfigError(f"cannot serve HTTP on {host}:{port}")
+    _log.info("http_listening", host=host, port=bound_port, remote=allow_remote)
+    return HttpServer(app, server, task, host, bound_port)
+
+
+async def _listen(host: str, port: int, *, allow_remote: bool) -> socket.socket:
+    loop = asyncio.get_running_loop()
+    try:
+        found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except OSError as error:
+        raise ConfigError(f"http host {host!r} has no address: {error.strerror}") from None
+    family, kind, protocol, _, address = found[0]
+    if not (allow_remote or ipaddress.ip_address(address[0]).is_loopback):
+        raise ConfigError(
+            f"http host {host!r} is not loopback; there are no accounts yet: "
+            "allow remote callers explicitly, or use 127.0.0.1"
+        )
+    listener = socket.socket(family, kind, protocol)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.setblocking(False)
+    except OSError as error:
+        listener.close()
+        raise ConfigError(
+            f"cannot listen on {host}:{port}: {error.strerror}; choose another port"
+        ) from None
+    return listener
