@@ -25,6 +25,10 @@ export PATH := $(PATH):/usr/sbin
 # One line to stderr, in bold on a terminal.
 say = if [ -t 2 ]; then printf '\033[1m==> %s\033[0m\n' $(1) >&2; else printf '==> %s\n' $(1) >&2; fi
 
+# Quiet but for faults; the package lists of a fresh machine are empty.
+apt_install = { apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
+  apt-get install -qq --no-install-recommends $(1) >/dev/null; }
+
 .PHONY: help demo test check bench clean setup models mosquitto \
   check-style check-types check-layers check-schemas
 
@@ -88,9 +92,7 @@ $(VENV)/pyvenv.cfg:
 	  package="python$$($(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')-venv"; \
 	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 	    $(call say,"Installing $$package"); \
-	    apt-get update -qq && \
-	    DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends \
-	      "$$package" ca-certificates >&2; \
+	    $(call apt_install,"$$package"); \
 	  else \
 	    echo "error: $(PYTHON) has no venv; run: sudo apt-get install $$package" >&2; exit 1; \
 	  fi; \
@@ -123,8 +125,7 @@ mosquitto:
 	@if command -v mosquitto >/dev/null; then exit 0; fi; \
 	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 	  $(call say,'Installing mosquitto'); \
-	  { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq \
-	    --no-install-recommends mosquitto mosquitto-clients; } >&2 || \
+	  $(call apt_install,mosquitto mosquitto-clients) || \
 	  echo 'warning: mosquitto could not be installed; its tests skip' >&2; \
 	else \
 	  echo 'note: tests on a real Mosquitto skip; run: sudo apt-get install mosquitto mosquitto-clients' >&2; \
