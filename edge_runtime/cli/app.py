@@ -137,21 +137,31 @@ def run(arguments: Sequence[str]) -> int:
         code = app.meta(
             list(arguments), exit_on_error=False, print_error=False, result_action="return_value"
         )
-    except (CycloptsError, ConfigError) as error:
-        return _say(error, ExitCode.USAGE)
-    except LocalError as error:
-        return _say(error, ExitCode.FAILED)
-    except EdgeError as error:
-        return _say(error, ExitCode.REMOTE)
+    except Exception as error:  # noqa: BLE001 - this is where every fault becomes an exit code
+        return _end(error)
     except KeyboardInterrupt:
         return ExitCode.INTERRUPTED
-    except BrokenPipeError:
-        sys.stderr.close()
-        return ExitCode.DONE
     return code if isinstance(code, int) else ExitCode.DONE
 
 
-def _say(error: Exception, code: ExitCode) -> ExitCode:
+def _end(error: Exception) -> ExitCode:
+    """One line on stderr and the exit code of an error; what nobody foresaw is raised again."""
+    match error:
+        case CycloptsError() | ConfigError():
+            code = ExitCode.USAGE
+        case BrokenPipeError():
+            # Whoever read our output has gone, as `| head` does.
+            sys.stderr.close()
+            return ExitCode.DONE
+        case LocalError() | OSError():
+            code = ExitCode.FAILED
+        case EdgeError():
+            code = ExitCode.REMOTE
+        case ModuleNotFoundError(name=str(name)) if not name.startswith("edge_runtime"):
+            error = ConfigError(f"{name} is not installed; pip install 'edge-runtime[demo]'")
+            code = ExitCode.USAGE
+        case _:
+            raise error
     line = " ".join(str(error).split())
     print(f"edge-runtime: {line}", file=sys.stderr)
     return code

@@ -12,7 +12,7 @@ DEFAULT_BROKER: Final = "mqtt://127.0.0.1:1883"
 DEFAULT_HTTP: Final = "127.0.0.1:8080"
 DEFAULT_URL: Final = f"http://{DEFAULT_HTTP}"
 DEFAULT_MODELS: Final = Path(".data/models")
-_PORT_MAX: Final = 65_535
+_PORT_LAST: Final = 65_535
 
 BrokerUrl = Annotated[
     str, Parameter(help="MQTT broker, mqtt://[user:password@]host:port.", name="--broker")
@@ -33,8 +33,8 @@ def parse_address(option: str, value: str) -> tuple[str, int]:
     host, separator, port = value.rpartition(":")
     if not separator or not host or not port.isascii() or not port.isdigit():
         raise ConfigError(f"{option} must be HOST:PORT, such as {DEFAULT_HTTP}, not {value!r}")
-    if int(port) > _PORT_MAX:
-        raise ConfigError(f"{option} {value!r}: a port is at most {_PORT_MAX}")
+    if int(port) > _PORT_LAST:
+        raise ConfigError(f"{option} {value!r}: a port is at most {_PORT_LAST}")
     return host.strip("[]"), int(port)
 
 

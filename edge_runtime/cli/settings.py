@@ -14,7 +14,7 @@ from cyclopts.config import Dict, Env
 from edge_runtime.contract.errors import ConfigError
 
 if TYPE_CHECKING:
-    from cyclopts import App, ArgumentCollection
+    from cyclopts import App, Argument, ArgumentCollection
 
 ENVIRONMENT_PREFIX: Final = "EDGE_RUNTIME_"
 GLOBAL_SETTINGS: Final = frozenset({"config", "log-format", "log-level"})
@@ -23,6 +23,11 @@ GLOBAL_SETTINGS: Final = frozenset({"config", "log-format", "log-level"})
 
 class Environment(Env):
     """`EDGE_RUNTIME_<COMMAND>_<OPTION>`; one that names no option of the command is refused."""
+
+    def _convert_argument(self, commands: tuple[str, ...], argument: "Argument") -> str:
+        """The variable that `--help` shows: settings of every command carry no command's name."""
+        is_global = argument.name.lstrip("-") in GLOBAL_SETTINGS
+        return super()._convert_argument(() if is_global else commands, argument)
 
     def __call__(
         self, app: "App", commands: tuple[str, ...], arguments: "ArgumentCollection"

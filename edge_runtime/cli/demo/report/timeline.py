@@ -19,7 +19,7 @@ _BAR_HEIGHT: Final = 20
 _RATE_HEIGHT: Final = 78
 _BAR_WIDTH_MIN: Final = 2.5
 _LABEL_GAP: Final = 6
-_TICKS_MAX: Final = 12
+_TICKS: Final = 12
 _RATE_BINS: Final = 80
 _STEPS_S: Final = (0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300)
 
@@ -97,7 +97,7 @@ _DEFINITIONS: Final = (
 
 def tick_step_s(span_s: float) -> float:
     """Seconds between two marks of the axis, so that there are few enough."""
-    return next((step for step in _STEPS_S if span_s / step <= _TICKS_MAX), _STEPS_S[-1])
+    return next((step for step in _STEPS_S if span_s / step <= _TICKS), _STEPS_S[-1])
 
 
 def _axis(scale: Scale, height: int) -> str:

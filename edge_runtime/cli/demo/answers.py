@@ -1,0 +1,170 @@
+"""The answers of the demo's jobs, for people: lines to print, and pictures for the report."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from edge_runtime.cli.demo.questions import Question
+from edge_runtime.cli.demo.report.data import Box, PictureAnswer, SimilarAnswer
+
+_LINES_SHOWN: Final = 6
+_PICTURES_SHOWN: Final = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One item's output as it came, and the car that found it."""
+
+    output: Any
+    vehicle: str
+
+
+@dataclass(slots=True)
+class JobAnswers:
+    """A job's answers so far, by item; items that failed are counted with their code."""
+
+    question: Question
+    by_item: dict[int, Answer] = field(default_factory=dict)
+    failed: dict[int, str] = field(default_factory=dict)
+
+
+def describe(answers: JobAnswers, item: int) -> str:
+    """One answer as a line: `frame 17: 1 face at (66, 28) .93`."""
+    name = answers.question.names[item]
+    answer = answers.by_item.get(item)
+    if answer is None:
+        return f"{name}: failed, {answers.failed.get(item, 'no answer')}"
+    match answers.question.task:
+        case "object-detection":
+            return f"{name}: {_describe_faces(answer.output)}"
+        case "image-to-text":
+            return f"{name}: {_describe_text(answer.output)}"
+        case _:
+            return f"{name}: {answer.vehicle}"
+
+
+def _describe_faces(output: Mapping[str, Any]) -> str:
+    found = output["detections"]
+    if not found:
+        return "no face"
+    places = ", ".join(
+        f"({box['box'][0]:.0f}, {box['box'][1]:.0f}) {box['score']:.2f}" for box in found[:3]
+    )
+    return f"{len(found)} {'face' if len(found) == 1 else 'faces'} at {places}"
+
+
+def _describe_text(output: Mapping[str, Any]) -> str:
+    lines = [line["text"] for line in output["lines"]]
+    shown = " / ".join(lines[:_LINES_SHOWN])
+    return shown + (" / …" if len(lines) > _LINES_SHOWN else "") if lines else "no text"
+
+
+def few_lines(answers: JobAnswers) -> list[str]:
+    """A few answers of a job that are worth reading."""
+    match answers.question.task:
+        case "feature-extraction":
+            closest = closest_pair(answers)
+            if closest is None:
+                return []
+            pair = f"“{closest.first}” and “{closest.second}”"
+            return [
+                f"closest of {len(answers.by_item)} sentences, {closest.similarity:.2f}: {pair}"
+            ]
+        case _:
+            return [describe(answers, item) for item in _best(answers)]
+
+
+def _best(answers: JobAnswers) -> list[int]:
+    """The items with the clearest answers, in their own order."""
+    key = "detections" if answers.question.task == "object-detection" else "lines"
+
+    def clarity(item: int) -> float:
+        found = answers.by_item[item].output[key]
+        return float(sum(piece["score"] for piece in found[:_LINES_SHOWN])) - 0.001 * item
+
+    best = sorted(answers.by_item, key=clarity, reverse=True)
+    distinct: dict[str, int] = {}
+    for item in best:
+        # One variant of a picture is enough.
+        distinct.setdefault(answers.question.names[item].split(" ")[0], item)
+    chosen = list(distinct.values()) if key == "lines" else best
+    return sorted(chosen[:_PICTURES_SHOWN])
+
+
+def closest_pair(answers: JobAnswers) -> SimilarAnswer | None:
+    """The two different sentences whose vectors point most nearly the same way."""
+    import numpy as np
+
+    names = answers.question.names
+    items = [item for item in sorted(answers.by_item) if names.index(names[item]) == item]
+    if len(items) < 2:  # noqa: PLR2004 - a pair is two
+        return None
+    vectors = np.array([_vector(answers.by_item[item].output) for item in items])
+    likeness = vectors @ vectors.T
+    np.fill_diagonal(likeness, -1.0)
+    first, second = divmod(int(likeness.argmax()), len(items))
+    return SimilarAnswer(
+        first=names[items[first]],
+        second=names[items[second]],
+        similarity=round(float(likeness[first, second]), 3),
+    )
+
+
+def _vector(output: Mapping[str, Any]) -> Any:
+    """The embedding of a `feature-extraction` output, as an array."""
+    from edge_runtime.contract.tensors import Tensor, to_numpy
+
+    return to_numpy(Tensor(name="embedding", **output))
+
+
+def pictures(all_answers: Sequence[JobAnswers]) -> tuple[PictureAnswer, ...]:
+    """A few answered pictures, with what was found drawn on them."""
+    shown: list[PictureAnswer] = []
+    for answers in all_answers:
+        match answers.question.task:
+            case "object-detection":
+                shown += [_faces_picture(answers, item) for item in _best(answers)[:1]]
+            case "image-to-text":
+                shown += [_text_picture(answers, item) for item in _best(answers)]
+            case _:
+                continue
+    return tuple(shown)
+
+
+def _faces_picture(answers: JobAnswers, item: int) -> PictureAnswer:
+    answer = answers.by_item[item]
+    boxes = []
+    for found in answer.output["detections"]:
+        left, top, right, bottom = found["box"]
+        corners = ((left, top), (right, top), (right, bottom), (left, bottom))
+        boxes.append(Box(corners=corners, label=found["label"], score=found["score"]))
+    return _picture(answers, item, tuple(boxes), hides=True)
+
+
+def _text_picture(answers: JobAnswers, item: int) -> PictureAnswer:
+    boxes = tuple(
+        Box(
+            corners=tuple((float(x), float(y)) for x, y in line["box"]),
+            label=line["text"],
+            score=line["score"],
+        )
+        for line in answers.by_item[item].output["lines"]
+    )
+    return _picture(answers, item, boxes, hides=False)
+
+
+def _picture(
+    answers: JobAnswers, item: int, boxes: tuple[Box, ...], *, hides: bool
+) -> PictureAnswer:
+    asked = answers.question.items[item]
+    answer = answers.by_item[item]
+    return PictureAnswer(
+        caption=answers.question.names[item],
+        media_type=asked.media_type,
+        picture=asked.data or b"",
+        width=answer.output["width"],
+        height=answer.output["height"],
+        boxes=boxes,
+        vehicle=answer.vehicle,
+        hides=hides,
+    )
