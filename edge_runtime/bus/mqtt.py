@@ -249,8 +249,9 @@ class _Client(aiomqtt.Client):
         reason_code: ReasonCode,
         properties: Properties | None = None,
     ) -> None:
-        from_broker = flags.is_disconnect_packet_from_server
-        self._end(f"the broker said: {reason_code}" if from_broker else "connection lost")
+        # MQTT 3.1.1's "unacceptable protocol version" comes here, not to `_on_connect`.
+        who = "the broker said" if flags.is_disconnect_packet_from_server else "connection lost"
+        self._end(f"{who}: {reason_code}")
         super()._on_disconnect(client, userdata, flags, reason_code, properties)
 
     def _on_publish(
