@@ -65,12 +65,13 @@ check-layers: $(STAMPS)/dev
 check-schemas: $(STAMPS)/dev
 	@$(BIN)/edge-runtime schemas check
 
-# A file that begins with _ serves the others.
-bench: $(STAMPS)/demo $(STAMPS)/models mosquitto
-	@for file in bench/[!_]*.py; do \
+# A file that begins with _ serves the others. One that fails does not keep the next from running.
+bench: $(STAMPS)/dev $(STAMPS)/models mosquitto
+	@failed=; for file in bench/[!_]*.py; do \
 	  $(call say,"$$file"); \
-	  $(BIN)/python "$$file" $(ARGS); \
-	done
+	  $(BIN)/python "$$file" $(ARGS) || failed="$$failed $$file"; \
+	done; \
+	if [ -n "$$failed" ]; then echo "error: failed:$$failed" >&2; exit 1; fi
 
 setup: $(STAMPS)/dev
 

@@ -174,7 +174,7 @@ def test_no_module_is_dead() -> None:
 # --- words -------------------------------------------------------------------------------------
 
 UNFINISHED = re.compile(r"\b(?:TODO|FIXME|XXX|HACK)\b")
-MACHINE_PATHS = re.compile(r"(?<![\w.$}-])/(?:work|root|home/\w+|Users/\w+)(?:/|\b)")
+MACHINE_PATHS = re.compile(r"(?<![\w.$}-])/(?:work|root|tmp|home/\w+|Users/\w+)(?:/|\b)")
 
 
 def texts() -> list[Path]:
