@@ -1,0 +1,491 @@
+"""The car: every event in, every command out, in one place that reads no clock.
+
+Invariants (`check` asserts them)
+- Nothing but `handle` changes state; commands come out in the order in which to carry them out.
+- The engine computes only while admission lets it: a stop freezes it in the same call.
+- Whatever is held when work must stop is thawed within the grace or given back.
+
+Deliberately absent: clocks, random numbers, files, sockets, threads, asyncio; wire bytes of
+messages (the shell encodes them); any order from a dispatcher that could overrule the owner.
+"""
+
+from typing import Final, assert_never
+
+from edge_runtime.contract import limits
+from edge_runtime.contract.clock import NS_PER_MS, Now
+from edge_runtime.contract.errors import LocalError
+from edge_runtime.contract.messages import (
+    Cancel,
+    Cancelled,
+    ChunkAnswer,
+    Drain,
+    Offline,
+    Order,
+    Rebirth,
+)
+from edge_runtime.contract.reasons import Availability, HoldReason, ReleaseReason
+from edge_runtime.vehicle.core.admission import (
+    Admission,
+    Circumstances,
+    Decision,
+    Driving,
+    Hold,
+    Ready,
+)
+from edge_runtime.vehicle.core.attempts import IN_ENGINE, Phase, StopIntent
+from edge_runtime.vehicle.core.commands import (
+    CancelRun,
+    CheckSpace,
+    Command,
+    EnsureModel,
+    Leave,
+    PublishChunks,
+    PublishVerdicts,
+    WriteAttempt,
+    WriteChunk,
+)
+from edge_runtime.vehicle.core.events import (
+    BusConnected,
+    BusDisconnected,
+    ClockJudged,
+    EngineDied,
+    EngineFrozen,
+    EngineKilled,
+    Event,
+    ItemBroke,
+    ItemFinished,
+    ItemStarted,
+    ModelFailed,
+    ModelLoaded,
+    ModelReady,
+    ModelsDesired,
+    OrdersReceived,
+    PolicyChanged,
+    RunEnded,
+    ShutdownRequested,
+    SignalsRead,
+    Tick,
+    UnitsOffered,
+    WritesCommitted,
+    WritesFailed,
+)
+from edge_runtime.vehicle.core.herald import Herald, View
+from edge_runtime.vehicle.core.ladder import Ladder
+from edge_runtime.vehicle.core.offers import Gate
+from edge_runtime.vehicle.core.readings import Readings
+from edge_runtime.vehicle.core.snapshot import CarFacts, JournalSnapshot
+from edge_runtime.vehicle.core.work import Work, decode_chunks
+from edge_runtime.vehicle.policy import Allowed, OwnerPolicy
+
+NO_PREFETCH: Final = frozenset(
+    {
+        HoldReason.CONSENT_MISSING,
+        HoldReason.CONSENT_WITHDRAWN,
+        HoldReason.OWNER_PAUSED,
+        HoldReason.POLICY_INVALID,
+        HoldReason.NETWORK_METERED,
+        HoldReason.POWER_SAVING,
+        HoldReason.LOW_VOLTAGE_LOW,
+        HoldReason.STORAGE_FULL,
+        HoldReason.STORAGE_ERROR,
+        HoldReason.DRAINING,
+    }
+)
+"""Holds under which not even a model package is fetched."""
+
+
+class VehicleCore:
+    """The decisions of one car. Not thread-safe; one shell calls `handle`, one call at a time."""
+
+    def __init__(
+        self,
+        facts: CarFacts,
+        policy: OwnerPolicy | HoldReason,
+        snapshot: JournalSnapshot,
+        now: Now,
+    ) -> None:
+        self._facts = facts
+        self._policy = policy
+        self._readings = Readings()
+        self._admission = Admission()
+        self._work = Work(facts)
+        self._ladder = Ladder(self._work)
+        self._herald = Herald(facts)
+        self._decision: Decision = Hold(HoldReason.SENSOR_STALE, stop=True)
+        self._is_draining = False
+        self._leave_ns: int | None = None
+        self._has_left = False
+        self._desired: tuple[str, ...] = ()
+        self.corrupt_chunks = 0
+        self._restore(snapshot, now)
+
+    def _restore(self, snapshot: JournalSnapshot, now: Now) -> None:
+        work = self._work
+        work.meter.day, work.meter.joules = snapshot.energy_day, snapshot.energy_j
+        restored = 0
+        for chunk, body in decode_chunks(snapshot.chunks):
+            work.outbox.add(chunk, body, Phase.REPORTING if chunk.ending is not None else None)
+            work.outbox.committed((chunk.unit, chunk.fence), chunk.seq)
+            restored += 1
+        self.corrupt_chunks = len(snapshot.chunks) - restored
+        for fence in snapshot.fences:
+            until_ns = now.boot_ns + (fence.until_ms - now.utc_ms) * NS_PER_MS
+            work.fences.remember(Cancelled(unit=fence.unit, fence=fence.fence), until_ns)
+        for saved in snapshot.attempts:
+            work.restore(saved, now)
+
+    # --- the one entrance ------------------------------------------------------------------------
+
+    def handle(self, event: Event, now: Now) -> list[Command]:
+        """Take one event; return what to do about it, in order."""
+        self._apply(event, now)
+        self._settle(now)
+        commands, self._work.out = self._work.out, []
+        return commands
+
+    def _apply(self, event: Event, now: Now) -> None:
+        work = self._work
+        match event:
+            case ItemFinished():
+                work.finished(event, now)
+            case ItemStarted():
+                work.started(event, now)
+            case UnitsOffered():
+                self._offered(event, now)
+            case OrdersReceived():
+                for order in event.orders:
+                    self._order(order, event.jitter, now)
+            case WritesCommitted():
+                self._committed(event, now)
+            case WritesFailed():
+                for write in work.ledger.failed(event.through, event.reason, now):
+                    work.declined(write.offer, event.reason, now)
+            case ItemBroke():
+                work.broke(event, now)
+            case RunEnded():
+                work.run_ended(event, now)
+            case ModelLoaded():
+                work.loaded(event)
+            case EngineDied():
+                self._engine_died(event, now)
+            case EngineFrozen() | EngineKilled():
+                self._ladder.measured(event.stop, now)
+            case _:
+                self._apply_rarer(event, now)
+
+    def _apply_rarer(
+        self,
+        event: Tick
+        | PolicyChanged
+        | SignalsRead
+        | ClockJudged
+        | ShutdownRequested
+        | BusConnected
+        | BusDisconnected
+        | ModelsDesired
+        | ModelReady
+        | ModelFailed,
+        now: Now,
+    ) -> None:
+        match event:
+            case Tick():
+                self._tick(now)
+            case SignalsRead():
+                self._readings.update(event.values, event.at_ns)
+            case PolicyChanged():
+                self._policy = event.policy
+            case ClockJudged():
+                self._work.is_clock_trusted = event.is_trusted
+            case BusConnected():
+                self._work.out += self._herald.connected(now, self._view(now))
+                self._work.outbox.spread(now)
+            case BusDisconnected():
+                self._herald.is_connected = False
+            case ModelsDesired():
+                self._desired = event.models
+            case ModelReady():
+                self._work.models.ready(event.digest)
+            case ModelFailed():
+                self._work.model_failed(event, now)
+            case ShutdownRequested():
+                if self._leave_ns is None:
+                    wait_ms = round(limits.CAR_CLOSE_MAX_S * 500)
+                    self._leave_ns = now.boot_ns + wait_ms * NS_PER_MS
+            case _:
+                assert_never(event)
+        self._reconsider(now)
+
+    def _settle(self, now: Now) -> None:
+        """What follows from whatever happened."""
+        work = self._work
+        if self._has_budget() or work.ledger.trouble is not None or _stops(self._decision):
+            self._reconsider(now)
+        if self._ladder.is_going and not _stops(self._decision):
+            work.feed()
+            self._prefetch(now)
+        if self._herald.is_connected:
+            for message in work.outbox.take(now):
+                work.out.append(PublishChunks(message))
+            self._publish_verdicts()
+        del work.verdicts[: -limits.VERDICTS_WAITING_MAX]
+        persist = work.ledger.flush()
+        if persist is not None:
+            work.out.append(persist)
+        if self._herald.is_edge(self._availability(), self._hold()):
+            work.out += self._herald.tell(now, self._view(now), is_edge=True)
+        self._perhaps_leave(now)
+
+    # --- time ------------------------------------------------------------------------------------
+
+    def next_deadline(self, now: Now) -> int | None:
+        """Boot time at which to send a `Tick`, if nothing else happens first."""
+        work = self._work
+        times: list[int | None] = [
+            self._admission.next_ns(now, self._around(now)),
+            self._ladder.until_ns,
+            work.ledger.retry_ns,
+            work.health.unhealthy_until_ns,
+            self._leave_ns if not self._has_left else None,
+            *(attempt.chunk_due_ns() for attempt in work.attempts.values()),
+            *(a.deadline_ns for a in work.attempts.values() if _may_expire(a.intent)),
+        ]
+        if self._herald.is_connected:
+            times.append(work.outbox.next_ns())
+            times.append(self._herald.next_ns(self._availability()))
+        return min((time for time in times if time is not None), default=None)
+
+    def _tick(self, now: Now) -> None:
+        work = self._work
+        work.ledger.tick(now)
+        work.health.tick(now)
+        work.close_old_chunks(now)
+        self._expire_attempts(now)
+        self._ladder.tick(now)
+        herald, availability = self._herald, self._availability()
+        due_ns = herald.next_ns(availability)
+        if due_ns is None or due_ns > now.boot_ns:
+            return
+        if herald.birth_ns is not None and herald.birth_ns <= now.boot_ns:
+            work.out += herald.birth(now, self._view(now))
+        else:
+            is_edge = herald.changed(availability)
+            work.out += herald.tell(now, self._view(now), is_edge=is_edge)
+
+    def _expire_attempts(self, now: Now) -> None:
+        for attempt in list(self._work.attempts.values()):
+            if attempt.deadline_ns > now.boot_ns or not _may_expire(attempt.intent):
+                continue
+            if attempt.phase not in IN_ENGINE:
+                reason = ReleaseReason.DEADLINE
+                self._work.release(attempt, Phase.RELEASED, reason, now)
+                continue
+            was_going = attempt.intent is None
+            attempt.stop_for(StopIntent.DEADLINE)
+            if was_going and attempt.run_id is not None:
+                self._work.out.append(CancelRun(attempt.run_id))
+
+    # --- whether to work -------------------------------------------------------------------------
+
+    def _around(self, now: Now) -> Circumstances:
+        return Circumstances(
+            self._policy,
+            self._readings,
+            self._work.is_clock_trusted,
+            self._work.meter.spent_wh(now),
+        )
+
+    def _has_budget(self) -> bool:
+        policy = self._policy
+        return isinstance(policy, OwnerPolicy) and policy.energy.budget_wh_per_day is not None
+
+    def _reconsider(self, now: Now) -> None:
+        """Decide again, and carry the stop ladder one rung on where that asks for it."""
+        decision = self._decision = self._decide(now)
+        if not isinstance(decision, Ready) and decision.stop:
+            is_leaving = self._leave_ns is not None
+            self._ladder.demand(decision.reason, now, is_leaving=is_leaving)
+        else:
+            self._ladder.relent(now)
+
+    def _decide(self, now: Now) -> Decision:
+        decision = self._admission.decide(now, self._around(now))
+        if _stops(decision):
+            return decision
+        own = self._own_hold()
+        if own is not None and (own.stop or isinstance(decision, Ready)):
+            return own
+        return decision
+
+    def _own_hold(self) -> Hold | None:
+        """Holds that come from this computer, not from the owner or the car."""
+        if self._leave_ns is not None:
+            return Hold(HoldReason.DRAINING, stop=True)
+        if self._work.health.unhealthy_until_ns is not None:
+            return Hold(HoldReason.ENGINE_UNHEALTHY, stop=False)
+        if self._work.ledger.trouble is not None:
+            return Hold(self._work.ledger.trouble, stop=False)
+        if self._is_draining:
+            return Hold(HoldReason.DRAINING, stop=False)
+        return None
+
+    def _engine_died(self, event: EngineDied, now: Now) -> None:
+        work = self._work
+        work.engine_died(event, now)
+        if not work.health.died(now):
+            return
+        for attempt in list(work.attempts.values()):
+            reason, hold = ReleaseReason.ENGINE_DIED, HoldReason.ENGINE_UNHEALTHY
+            work.release(attempt, Phase.FAILED, reason, now, hold=hold)
+        self._reconsider(now)
+
+    # --- offers, orders, the journal -------------------------------------------------------------
+
+    def _offered(self, event: UnitsOffered, now: Now) -> None:
+        work = self._work
+        policy = self._policy
+        allowed = policy.allowed if isinstance(policy, OwnerPolicy) else Allowed()
+        for offer in event.units:
+            gate = Gate(self._hold(), allowed, self._facts.tasks, work.free_units, work.models)
+            work.offered(offer, gate, now)
+
+    def _order(self, order: Order, jitter: float, now: Now) -> None:
+        match order:
+            case ChunkAnswer():
+                self._work.answered(order.unit, order.fence, order.through_seq, now)
+            case Cancel():
+                self._work.cancel(order.unit, order.fence, order.reason, now)
+            case Drain():
+                self._is_draining = order.active
+                self._reconsider(now)
+            case Rebirth():
+                delay_ms = min(order.delay_max_ms, limits.STATE_STALE_MS) * jitter
+                self._herald.birth_ns = now.boot_ns + round(delay_ms) * NS_PER_MS
+            case _:
+                assert_never(order)
+
+    def _committed(self, event: WritesCommitted, now: Now) -> None:
+        work = self._work
+        durable, declined = work.ledger.committed(event.through, event.refused, now)
+        for write in durable:
+            if isinstance(write, WriteChunk):
+                work.outbox.committed((write.unit, write.fence), write.seq)
+            elif isinstance(write, WriteAttempt):
+                work.recorded(write.offer, now)
+        for attempt in declined:
+            work.declined(attempt.offer, HoldReason.STORAGE_FULL, now)
+        if declined or any(isinstance(write, CheckSpace) for write in durable):
+            self._reconsider(now)
+
+    # --- telling the dispatcher ------------------------------------------------------------------
+
+    def first_will(self) -> Offline:
+        """The Will of the first connection."""
+        return self._herald.offline(self._herald.connection + 1)
+
+    def _publish_verdicts(self) -> None:
+        work = self._work
+        most = limits.VERDICTS_PER_MESSAGE_MAX
+        for start in range(0, len(work.verdicts), most):
+            work.out.append(PublishVerdicts(tuple(work.verdicts[start : start + most])))
+        work.verdicts.clear()
+
+    def _view(self, now: Now) -> View:
+        hold, work = self._hold(), self._work
+        return View(
+            availability=self._availability(),
+            hold=hold,
+            free_units=0 if hold is not None else work.free_units,
+            energy_budget_wh=self._budget_left_wh(now),
+            signals=self._readings.signals(now),
+            resident=work.models.resident,
+        )
+
+    def _budget_left_wh(self, now: Now) -> float | None:
+        policy = self._policy
+        budget = policy.energy.budget_wh_per_day if isinstance(policy, OwnerPolicy) else None
+        return None if budget is None else max(0.0, budget - self._work.meter.spent_wh(now))
+
+    def _hold(self) -> HoldReason | None:
+        return None if isinstance(self._decision, Ready) else self._decision.reason
+
+    def _availability(self) -> Availability:
+        held = bool(self._work.attempts)
+        match self._decision:
+            case Ready():
+                return Availability.WORKING if held else Availability.READY
+            case Driving():
+                return Availability.STOPPING if held else Availability.DRIVING
+            case Hold():
+                if held:
+                    stops = self._decision.stop
+                    return Availability.STOPPING if stops else Availability.WORKING
+                return Availability.HOLD
+
+    def _prefetch(self, now: Now) -> None:
+        if not self._desired or self._hold() in NO_PREFETCH:
+            return
+        for digest in self._work.models.missing(self._desired, now):
+            self._work.models.want(digest)
+            self._work.out.append(EnsureModel(digest))
+
+    def _perhaps_leave(self, now: Now) -> None:
+        if self._leave_ns is None or self._has_left:
+            return
+        work = self._work
+        is_done = not work.attempts and work.ledger.is_empty
+        if is_done or now.boot_ns >= self._leave_ns:
+            self._has_left = True
+            work.out += self._herald.farewell()
+            work.out.append(Leave())
+
+    # --- for people, tests and errors ------------------------------------------------------------
+
+    @property
+    def decision(self) -> Decision:
+        """What admission said last."""
+        return self._decision
+
+    @property
+    def availability(self) -> Availability:
+        """What the car is doing."""
+        return self._availability()
+
+    @property
+    def work(self) -> Work:
+        """What the car holds, to look at; only `handle` may change it."""
+        return self._work
+
+    def story(self, unit: int) -> list[str]:
+        """The last things that happened to a unit, oldest first."""
+        return self._work.story.of(unit)
+
+    def check(self, now: Now) -> None:
+        """Raise `BrokenInvariant` unless all is as the module says."""
+        work, is_going = self._work, self._ladder.is_going
+        problems = list(work.problems())
+        if isinstance(self._decision, Ready) and not self._admission.is_open:
+            problems.append("ready while admission is closed")
+        if _stops(self._decision) and is_going and work.attempts:
+            problems.append(f"work goes on under {self._hold()}")
+        if not is_going and any(
+            attempt.phase in {Phase.LOADING, Phase.RUNNING} for attempt in work.attempts.values()
+        ):
+            problems.append("a run goes on in a stopped engine")
+        if problems:
+            raise BrokenInvariant(problems, now)
+
+
+class BrokenInvariant(LocalError):  # noqa: N818 - named for what happened
+    """This program contradicts itself; `problems` says how."""
+
+    def __init__(self, problems: list[str], now: Now) -> None:
+        super().__init__(f"at {now.boot_ns} ns: " + "; ".join(problems))
+        self.problems = problems
+
+
+def _stops(decision: Decision) -> bool:
+    return not isinstance(decision, Ready) and decision.stop
+
+
+def _may_expire(intent: StopIntent | None) -> bool:
+    return intent is None or intent is StopIntent.HOLD

@@ -1,0 +1,202 @@
+"""Chunks that the dispatcher has not answered yet: what to publish, and when to send it again.
+
+Invariants
+- A chunk is published only when the journal holds it, and kept until it is answered.
+- Until then it is sent again, after a wait that doubles up to `CHUNK_RESEND_MAX_MS`; after a
+  reconnect all are, one message every `CHUNK_RESEND_SPREAD_MS`.
+- No message exceeds `CHUNKS_PER_MESSAGE_MAX` chunks or, with more than one chunk, `UNIT_MAX_BYTES`.
+"""
+
+import heapq
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+from edge_runtime.contract import limits
+from edge_runtime.contract.clock import NS_PER_MS, Now
+from edge_runtime.contract.messages import Chunk, Fence
+from edge_runtime.vehicle.core.attempts import Phase, require_legal
+
+Key = tuple[int, Fence]
+
+
+@dataclass(slots=True, eq=False)
+class SavedChunk:
+    """One unanswered chunk. `items` are the indexes in it; `due_ns` when it is sent again."""
+
+    key: Key
+    seq: int
+    model: str
+    body: bytes
+    items: frozenset[int]
+    is_durable: bool = False
+    is_ready: bool = False
+    due_ns: int | None = None
+    wait_ms: int = limits.CHUNK_RESEND_MS
+
+
+@dataclass(slots=True)
+class Trail:
+    """The unanswered chunks of one attempt; `phase` is how it ended, once it has."""
+
+    chunks: dict[int, SavedChunk] = field(default_factory=dict)
+    phase: Phase | None = None
+
+
+@dataclass(slots=True)
+class Outbox:
+    """Every unanswered chunk of this car, by unit, fence and number."""
+
+    count: int = 0
+    answered: int = 0
+    resent: int = 0
+    _units: dict[int, dict[Fence, Trail]] = field(default_factory=dict)
+    _ready: list[SavedChunk] = field(default_factory=list)
+    _due: list[tuple[int, int, SavedChunk]] = field(default_factory=list)
+    _pushes: int = 0
+
+    def add(self, chunk: Chunk, body: bytes, ended_as: Phase | None) -> None:
+        """Keep a chunk that was closed; `ended_as` is the attempt's phase after its last one."""
+        trail = self._units.setdefault(chunk.unit, {}).setdefault(chunk.fence, Trail())
+        trail.chunks[chunk.seq] = SavedChunk(
+            key=(chunk.unit, chunk.fence),
+            seq=chunk.seq,
+            model=chunk.model,
+            body=body,
+            items=frozenset(item.index for item in chunk.items),
+        )
+        trail.phase = ended_as or trail.phase
+        self.count += 1
+
+    def committed(self, key: Key, seq: int) -> None:
+        """The journal holds this chunk: it may be published."""
+        trail = self._trail(key)
+        chunk = None if trail is None else trail.chunks.get(seq)
+        if chunk is not None and not chunk.is_durable:
+            chunk.is_durable = True
+            self._make_ready(chunk)
+
+    def answer(self, key: Key, through_seq: int) -> tuple[bool, Phase | None]:
+        """Forget the attempt's published chunks up to and with `through_seq`.
+
+        Returns whether there were any, and DONE when the attempt's last one was among them.
+        """
+        trail = self._trail(key)
+        if trail is None:
+            return False, None
+        gone = [c for seq, c in trail.chunks.items() if seq <= through_seq and c.is_durable]
+        for chunk in gone:
+            del trail.chunks[chunk.seq]
+            chunk.is_durable = False
+            chunk.due_ns = None
+        self.count -= len(gone)
+        self.answered += len(gone)
+        if trail.chunks:
+            return bool(gone), None
+        unit, fence = key
+        del self._units[unit][fence]
+        if not self._units[unit]:
+            del self._units[unit]
+        if trail.phase is None:
+            return bool(gone), None
+        require_legal(unit, trail.phase, Phase.DONE)
+        return bool(gone), Phase.DONE
+
+    def items_of_unit(self, unit: int, model: str) -> set[int]:
+        """Items of this unit that this model finished and that are on their way."""
+        return {
+            index for chunk in self._of_unit(unit) if chunk.model == model for index in chunk.items
+        }
+
+    def send_again(self, unit: int) -> bool:
+        """Publish this unit's durable chunks now; whether there are any."""
+        chunks = [chunk for chunk in self._of_unit(unit) if chunk.is_durable]
+        for chunk in chunks:
+            self._make_ready(chunk)
+        return bool(chunks)
+
+    def spread(self, now: Now) -> None:
+        """After a reconnect: schedule everything again, a message's worth at a time."""
+        for chunk in self._ready:
+            chunk.is_ready = False
+        self._ready.clear()
+        self._due.clear()
+        step_ns = limits.CHUNK_RESEND_SPREAD_MS * NS_PER_MS
+        durable = [chunk for chunk in self._all() if chunk.is_durable]
+        for position, message in enumerate(_messages(durable)):
+            for chunk in message:
+                chunk.wait_ms = limits.CHUNK_RESEND_MS
+                self._schedule(chunk, now.boot_ns + position * step_ns)
+
+    def take(self, now: Now) -> list[tuple[bytes, ...]]:
+        """The messages to publish now; each chunk in them is scheduled to be sent again."""
+        while self._due and self._due[0][0] <= now.boot_ns:
+            due_ns, _, chunk = heapq.heappop(self._due)
+            if chunk.due_ns == due_ns and chunk.is_durable and not chunk.is_ready:
+                self._make_ready(chunk)
+                self.resent += 1
+        if not self._ready:
+            return []
+        ready = [chunk for chunk in self._ready if chunk.is_durable]
+        self._ready = []
+        for chunk in ready:
+            chunk.is_ready = False
+            self._schedule(chunk, now.boot_ns + chunk.wait_ms * NS_PER_MS)
+            chunk.wait_ms = min(2 * chunk.wait_ms, limits.CHUNK_RESEND_MAX_MS)
+        return [tuple(chunk.body for chunk in message) for message in _messages(ready)]
+
+    def next_ns(self) -> int | None:
+        """When the next chunk is due to be sent again."""
+        while self._due and self._due[0][2].due_ns != self._due[0][0]:
+            heapq.heappop(self._due)
+        return self._due[0][0] if self._due else None
+
+    def problems(self) -> Iterator[str]:
+        """Every broken invariant, as a sentence."""
+        chunks = list(self._all())
+        if self.count != len(chunks):
+            yield f"the outbox counts {self.count} chunks and holds {len(chunks)}"
+        for unit, trails in self._units.items():
+            for fence, trail in trails.items():
+                numbers = sorted(trail.chunks)
+                if numbers != list(range(numbers[0], numbers[-1] + 1)):
+                    yield f"unit {unit} fence {fence}: chunks {numbers} have a gap"
+        scheduled = {id(c) for due_ns, _, c in self._due if c.due_ns == due_ns}
+        for chunk in chunks:
+            if chunk.is_durable and not chunk.is_ready and id(chunk) not in scheduled:
+                yield f"chunk {chunk.key} {chunk.seq} is durable and will never be sent again"
+
+    def _trail(self, key: Key) -> Trail | None:
+        return self._units.get(key[0], {}).get(key[1])
+
+    def _all(self) -> Iterator[SavedChunk]:
+        for unit in self._units:
+            yield from self._of_unit(unit)
+
+    def _of_unit(self, unit: int) -> Iterator[SavedChunk]:
+        for trail in self._units.get(unit, {}).values():
+            yield from trail.chunks.values()
+
+    def _make_ready(self, chunk: SavedChunk) -> None:
+        if not chunk.is_ready:
+            chunk.is_ready = True
+            self._ready.append(chunk)
+
+    def _schedule(self, chunk: SavedChunk, due_ns: int) -> None:
+        chunk.due_ns = due_ns
+        self._pushes += 1
+        heapq.heappush(self._due, (due_ns, self._pushes, chunk))
+
+
+def _messages(chunks: Iterable[SavedChunk]) -> Iterator[list[SavedChunk]]:
+    """Pack chunks, in order, into as few messages as the limits allow."""
+    message: list[SavedChunk] = []
+    size = 0
+    for chunk in chunks:
+        full = len(message) == limits.CHUNKS_PER_MESSAGE_MAX
+        if message and (full or size + len(chunk.body) > limits.UNIT_MAX_BYTES):
+            yield message
+            message, size = [], 0
+        message.append(chunk)
+        size += len(chunk.body)
+    if message:
+        yield message

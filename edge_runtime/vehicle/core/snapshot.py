@@ -1,0 +1,57 @@
+"""What the core starts from: facts about this car, and what its journal kept.
+
+Deliberately absent: where any of it is stored.
+"""
+
+import msgspec
+
+from edge_runtime.contract import limits
+from edge_runtime.contract.messages import Fence, UnitOffer
+
+
+class CarFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """What does not change while the process lives.
+
+    `compute_power_w` turns busy time into energy. `tasks` are what the engine can do.
+    """
+
+    vehicle: str
+    boot: int
+    runtime: str
+    hardware: str = "cpu"
+    region: str = "default"
+    vss: str = "6.0"
+    tasks: tuple[str, ...] = ()
+    units_max: int = 4
+    message_max_bytes: int = limits.MESSAGE_MAX_BYTES
+    compute_power_w: float = 40.0
+
+
+class SavedAttempt(msgspec.Struct, frozen=True):
+    """An attempt that was taken and not ended.
+
+    `started` is the item journalled as started, `next_seq` the number of its next chunk.
+    """
+
+    offer: UnitOffer
+    started: int | None = None
+    next_seq: int = 0
+
+
+class SavedFence(msgspec.Struct, frozen=True):
+    """A cancelled attempt, remembered until `until_ms` (UTC)."""
+
+    unit: int
+    fence: Fence
+    until_ms: int
+
+
+class JournalSnapshot(msgspec.Struct, frozen=True, kw_only=True):
+    """What the journal held at start; `boot` is already this boot's number."""
+
+    boot: int
+    attempts: tuple[SavedAttempt, ...] = ()
+    chunks: tuple[bytes, ...] = ()
+    fences: tuple[SavedFence, ...] = ()
+    energy_day: int = 0
+    energy_j: float = 0.0

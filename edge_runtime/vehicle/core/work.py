@@ -1,0 +1,587 @@
+"""The work in this car's hands: from an offer to the last answered chunk.
+
+Invariants
+- Taken is said only after the journal holds the attempt; a chunk is published only after the
+  journal holds it.
+- One unit has at most one live attempt; a newer fence takes it over without losing anything.
+- Every live attempt ends exactly once: reported, released, failed, cancelled or refused.
+
+Deliberately absent: whether the car may work (`admission`), and how it stops (`machine`).
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+import msgspec
+
+from edge_runtime.contract.clock import NS_PER_MS, Now
+from edge_runtime.contract.codec import encode
+from edge_runtime.contract.limits import CHUNKS_UNANSWERED_MAX, JOB_DEADLINE_MAX_S
+from edge_runtime.contract.messages import (
+    Cancelled,
+    Chunk,
+    Ending,
+    Fence,
+    Item,
+    ItemDone,
+    ItemResult,
+    Refused,
+    StopReport,
+    Taken,
+    UnitOffer,
+    Verdict,
+)
+from edge_runtime.contract.reasons import (
+    CancelReason,
+    HoldReason,
+    ItemError,
+    Outcome,
+    RefusalReason,
+    ReleaseReason,
+)
+from edge_runtime.vehicle.core.attempts import (
+    Attempt,
+    Phase,
+    StopIntent,
+    deadline_of,
+    failed_item,
+    finished_item,
+    items_of,
+    stop_fields,
+)
+from edge_runtime.vehicle.core.commands import (
+    CancelRun,
+    Command,
+    DropAttempt,
+    DropChunks,
+    EnsureModel,
+    LogUnit,
+    SubmitRun,
+    WriteAttempt,
+    WriteChunk,
+    WriteEnergy,
+    WriteFence,
+    WriteStarted,
+)
+from edge_runtime.vehicle.core.events import (
+    EngineDied,
+    ItemBroke,
+    ItemFinished,
+    ItemStarted,
+    ModelFailed,
+    ModelFault,
+    ModelLoaded,
+    RunEnded,
+    RunOutcome,
+)
+from edge_runtime.vehicle.core.ledger import Ledger
+from edge_runtime.vehicle.core.memory import (
+    EnergyMeter,
+    EngineHealth,
+    FenceMemory,
+    ModelShelf,
+    Story,
+)
+from edge_runtime.vehicle.core.offers import MODEL_REFUSALS, Gate, Refusal, judge
+from edge_runtime.vehicle.core.outbox import Outbox
+from edge_runtime.vehicle.core.snapshot import CarFacts, SavedAttempt
+
+
+@dataclass(slots=True)
+class Work:
+    """Live attempts, and every memory that they need. `out` collects commands."""
+
+    facts: CarFacts
+    out: list[Command] = field(default_factory=list)
+    verdicts: list[Verdict] = field(default_factory=list)
+    attempts: dict[int, Attempt] = field(default_factory=dict)
+    adopting: dict[int, UnitOffer] = field(default_factory=dict)
+    runs: dict[int, int] = field(default_factory=dict)
+    ledger: Ledger = field(default_factory=Ledger)
+    outbox: Outbox = field(default_factory=Outbox)
+    fences: FenceMemory = field(default_factory=FenceMemory)
+    models: ModelShelf = field(default_factory=ModelShelf)
+    health: EngineHealth = field(default_factory=EngineHealth)
+    meter: EnergyMeter = field(default_factory=EnergyMeter)
+    story: Story = field(default_factory=Story)
+    is_clock_trusted: bool = False
+    _next_run: int = 1
+
+    # --- offers ---------------------------------------------------------------------------
+
+    @property
+    def free_units(self) -> int:
+        """How many more units fit."""
+        if self.outbox.count >= CHUNKS_UNANSWERED_MAX:
+            return 0
+        return max(0, self.facts.units_max - len(self.attempts))
+
+    def offered(self, offer: UnitOffer, gate: Gate, now: Now) -> None:
+        """Take, adopt, refuse, or repeat an answer."""
+        held = self.attempts.get(offer.unit)
+        pending = self.adopting.get(offer.unit)
+        if held is not None and held.fence == offer.fence:
+            if held.phase is not Phase.OFFERED:
+                self.verdicts.append(Taken(unit=offer.unit, fence=offer.fence))
+            return
+        if pending is not None and pending.fence == offer.fence:
+            return
+        known = self.fences.recall(offer.unit, now)
+        seen = [known.fence] if known is not None else []
+        seen += [attempt.fence for attempt in (held, pending) if attempt is not None]
+        if known is not None and known.fence == offer.fence:
+            self._repeat(known.verdict)
+        elif seen and offer.fence < max(seen):
+            self._refuse(offer, Refusal(RefusalReason.STALE_FENCE), now, remember=False)
+        elif held is None:
+            self._take(offer, gate, now)
+        else:
+            self._take_over(held, offer, now)
+
+    def _repeat(self, verdict: Verdict) -> None:
+        self.verdicts.append(verdict)
+        if isinstance(verdict, Taken):
+            self.outbox.send_again(verdict.unit)
+
+    def _take(self, offer: UnitOffer, gate: Gate, now: Now) -> None:
+        deadline_ns = deadline_of(offer, now, is_clock_trusted=self.is_clock_trusted)
+        refusal = judge(offer, deadline_ns, gate, now)
+        if refusal is not None:
+            self._refuse(offer, refusal, now)
+            return
+        self.attempts[offer.unit] = Attempt(offer, now.boot_ns, deadline_ns, items_of(offer))
+        self.story.tell(now, offer.unit, offer.fence, "offered")
+        self.ledger.append(WriteAttempt(offer))
+        if self.models.want(offer.model):
+            self.out.append(EnsureModel(offer.model))
+
+    def _take_over(self, held: Attempt, offer: UnitOffer, now: Now) -> None:
+        """A newer fence of a held unit: adopt its run, once the journal holds the new offer."""
+        if held.phase is Phase.STOPPING or held.offer.model != offer.model:
+            refusal = Refusal(RefusalReason.BUSY, retry_after_ms=500)
+            self._refuse(offer, refusal, now, remember=False)
+            return
+        self.story.tell(now, offer.unit, offer.fence, "adopting")
+        self.adopting[offer.unit] = offer
+        self.ledger.append(WriteAttempt(offer))
+
+    def _refuse(
+        self, offer: UnitOffer, refusal: Refusal, now: Now, *, remember: bool = True
+    ) -> None:
+        verdict = Refused(
+            unit=offer.unit,
+            fence=offer.fence,
+            reason=refusal.reason,
+            retry_after_ms=refusal.retry_after_ms,
+            hold=refusal.hold,
+        )
+        self.verdicts.append(verdict)
+        self.story.tell(now, offer.unit, offer.fence, f"refused {refusal.reason.value}")
+        if remember:
+            self.fences.remember(verdict, now.boot_ns + _memory_ns(offer.remaining_ms))
+
+    # --- the journal's answers --------------------------------------------------------------
+
+    def recorded(self, offer: UnitOffer, now: Now) -> None:
+        """The journal holds this attempt."""
+        unit, fence = offer.unit, offer.fence
+        pending = self.adopting.get(unit)
+        attempt = self.attempts.get(unit)
+        if pending is not None and pending.fence == fence:
+            del self.adopting[unit]
+            attempt = self._adopt(attempt, offer, now)
+        elif attempt is None or attempt.fence != fence:
+            return
+        if attempt.phase is Phase.OFFERED:
+            attempt.move(Phase.RECORDED)
+        self.verdicts.append(Taken(unit=unit, fence=fence))
+        self.story.tell(now, unit, fence, "recorded")
+        self._skip_what_is_on_its_way(attempt, now)
+
+    def _adopt(self, attempt: Attempt | None, offer: UnitOffer, now: Now) -> Attempt:
+        deadline_ns = deadline_of(offer, now, is_clock_trusted=self.is_clock_trusted)
+        if attempt is None:  # it ended while the new offer was being written
+            attempt = Attempt(offer, now.boot_ns, deadline_ns, items_of(offer))
+            self.attempts[offer.unit] = attempt
+            return attempt
+        in_chunk = {result.index for result in attempt.chunk.items}
+        remaining = {i: item for i, item in items_of(offer).items() if i not in in_chunk}
+        attempt.adopt(offer, deadline_ns, remaining)
+        return attempt
+
+    def _skip_what_is_on_its_way(self, attempt: Attempt, now: Now) -> None:
+        """Items that an older fence finished here are sent again, not computed again."""
+        finished = self.outbox.items_of_unit(attempt.unit, attempt.offer.model)
+        if not finished.isdisjoint(attempt.remaining):
+            attempt.remaining = {i: x for i, x in attempt.remaining.items() if i not in finished}
+            self.outbox.send_again(attempt.unit)
+        if not attempt.remaining:
+            if attempt.run_id is not None:
+                self.out.append(CancelRun(attempt.run_id))
+            self._complete(attempt, now)
+
+    def declined(self, offer: UnitOffer, reason: HoldReason, now: Now) -> None:
+        """The journal does not hold this attempt: it was never taken."""
+        refusal = Refusal(RefusalReason.STORAGE_FULL, retry_after_ms=5_000, hold=reason)
+        pending = self.adopting.get(offer.unit)
+        attempt = self.attempts.get(offer.unit)
+        if pending is not None and pending.fence == offer.fence:
+            del self.adopting[offer.unit]
+            self._refuse(offer, refusal, now)
+        elif attempt is not None and attempt.fence == offer.fence:
+            self._withdraw(attempt, refusal, now)
+
+    def _withdraw(self, attempt: Attempt, refusal: Refusal, now: Now) -> None:
+        """Refuse an attempt that is not yet taken."""
+        attempt.move(Phase.REFUSED)
+        del self.attempts[attempt.unit]
+        self.ledger.append(DropAttempt(attempt.unit, attempt.fence))
+        self._refuse(attempt.offer, refusal, now)
+
+    # --- models -----------------------------------------------------------------------------
+
+    def model_failed(self, event: ModelFailed, now: Now) -> None:
+        """Give back whatever waits for this package."""
+        self.models.failed(event.digest, event.fault, now)
+        for attempt in self._with_model(event.digest):
+            self._give_back_unavailable(attempt, event.fault, now)
+
+    def _give_back_unavailable(self, attempt: Attempt, fault: ModelFault, now: Now) -> None:
+        if attempt.phase is Phase.OFFERED:
+            _, retry_ms = self.models.fault(attempt.offer.model, now) or (fault, 0)
+            self._withdraw(attempt, Refusal(MODEL_REFUSALS[fault], retry_ms), now)
+        elif attempt.phase is Phase.RECORDED:
+            self.release(attempt, Phase.FAILED, ReleaseReason.MODEL_UNAVAILABLE, now)
+
+    def _with_model(self, digest: str) -> list[Attempt]:
+        return [a for a in self.attempts.values() if a.offer.model == digest]
+
+    def feed(self) -> None:
+        """Submit every attempt that is recorded and whose model is ready, oldest first."""
+        for attempt in self.attempts.values():
+            if attempt.phase is Phase.RECORDED:
+                self._submit(attempt)
+
+    def _submit(self, attempt: Attempt) -> None:
+        digest = attempt.offer.model
+        if not self.models.is_ready(digest):
+            if self.models.want(digest):
+                self.out.append(EnsureModel(digest))
+            return
+        run_id, self._next_run = self._next_run, self._next_run + 1
+        attempt.move(Phase.LOADING)
+        attempt.run_id = run_id
+        attempt.run_progress = 0
+        self.runs[run_id] = attempt.unit
+        items: tuple[Item, ...] = tuple(attempt.remaining.values())
+        parameters = bytes(attempt.offer.parameters)
+        self.out.append(SubmitRun(run_id, attempt.unit, digest, items, parameters))
+
+    # --- the engine -------------------------------------------------------------------------
+
+    def _of_run(self, run_id: int | None) -> Attempt | None:
+        unit = None if run_id is None else self.runs.get(run_id)
+        return None if unit is None else self.attempts[unit]
+
+    def loaded(self, event: ModelLoaded) -> None:
+        """A run's model is in the engine."""
+        attempt = self._of_run(event.run_id)
+        if attempt is not None:
+            attempt.add_load(max(0.0, event.load_ms))
+            self.models.ready(attempt.offer.model)
+
+    def started(self, event: ItemStarted, now: Now) -> None:
+        """An item is about to be computed: journal it."""
+        attempt = self._of_run(event.run_id)
+        if attempt is None:
+            return
+        if attempt.phase is Phase.LOADING:
+            attempt.move(Phase.RUNNING)
+            self.story.tell(now, attempt.unit, attempt.fence, "running")
+        self.ledger.append(WriteStarted(attempt.unit, event.index))
+
+    def finished(self, event: ItemFinished, now: Now) -> None:
+        """An item's output is here."""
+        self.health.worked()
+        attempt = self._of_run(event.run_id)
+        if attempt is None:
+            return
+        attempt.run_progress += 1
+        if event.index in attempt.remaining:
+            result = finished_item(event.index, event.output, event.busy_ms)
+            busy_ms = result.busy_ms if isinstance(result, ItemDone) else 0.0
+            energy_j = busy_ms / 1000 * self.facts.compute_power_w
+            self.meter.spend(energy_j, now)
+            self._report(attempt, result, energy_j, now)
+
+    def broke(self, event: ItemBroke, now: Now) -> None:
+        """An item failed; the engine lives on."""
+        self.health.worked()
+        attempt = self._of_run(event.run_id)
+        if attempt is None:
+            return
+        attempt.run_progress += 1
+        if event.index in attempt.remaining:
+            self._report(attempt, failed_item(event.index, event.code, event.message), 0.0, now)
+
+    def run_ended(self, event: RunEnded, now: Now) -> None:
+        """A run left the engine before all its items were reported."""
+        attempt = self._of_run(event.run_id)
+        if attempt is None:
+            return
+        progress = attempt.run_progress
+        self._forget_run(attempt)
+        if attempt.intent in {StopIntent.CANCEL, StopIntent.DEADLINE}:
+            self.finish_stopping(attempt, None, event.stop, now)
+        elif event.outcome is RunOutcome.MODEL_FAILED:
+            self.models.failed(attempt.offer.model, ModelFault.INVALID, now)
+            self.release(attempt, Phase.FAILED, ReleaseReason.MODEL_UNAVAILABLE, now)
+        elif event.outcome is RunOutcome.COMPLETED and progress == 0:
+            # A run that ends without a word about its items would be submitted for ever.
+            for index in list(attempt.remaining):
+                failed = failed_item(index, ItemError.MODEL_ERROR, event.message or "not computed")
+                self._report(attempt, failed, 0.0, now)
+
+    def engine_died(self, event: EngineDied, now: Now) -> None:
+        """Every run is gone; the item in hand takes the blame, the rest is submitted again."""
+        victim = self._of_run(event.run_id)
+        for attempt in list(self.attempts.values()):
+            if attempt.run_id is not None:
+                self._forget_run(attempt)
+                if attempt.intent in {StopIntent.CANCEL, StopIntent.DEADLINE}:
+                    self.finish_stopping(attempt, None, None, now)
+        self.runs.clear()
+        if victim is None or self.attempts.get(victim.unit) is not victim:
+            return
+        if event.index is not None and event.index in victim.remaining:
+            self._report(victim, failed_item(event.index, event.code, event.message), 0.0, now)
+
+    def _forget_run(self, attempt: Attempt) -> None:
+        if attempt.run_id is not None:
+            self.runs.pop(attempt.run_id, None)
+            attempt.leave_engine()
+
+    # --- chunks -----------------------------------------------------------------------------
+
+    def _report(self, attempt: Attempt, result: ItemResult, energy_j: float, now: Now) -> None:
+        if not attempt.has_room_for(result):
+            self._close(attempt, None, None, now)
+        attempt.report(result, energy_j, now)
+        if not attempt.remaining:
+            self._complete(attempt, now)
+        elif attempt.chunk.is_full:
+            self._close(attempt, None, None, now)
+
+    def _complete(self, attempt: Attempt, now: Now) -> None:
+        self._end(attempt, Phase.REPORTING, Ending(outcome=Outcome.COMPLETED), now)
+
+    def _close(
+        self, attempt: Attempt, ending: Ending | None, ended_as: Phase | None, now: Now
+    ) -> None:
+        chunk = attempt.close_chunk(ending)
+        self._keep(chunk, ended_as)
+        if chunk.energy_j:
+            self.meter.spend(0.0, now)
+            self.ledger.append(WriteEnergy(self.meter.day, self.meter.joules))
+
+    def _keep(self, chunk: Chunk, ended_as: Phase | None) -> None:
+        body = encode(chunk)
+        self.outbox.add(chunk, body, ended_as)
+        ends = chunk.ending is not None
+        self.ledger.append(WriteChunk(chunk.unit, chunk.fence, chunk.seq, body, ends))
+
+    def close_old_chunks(self, now: Now) -> None:
+        """Close every chunk whose first item has waited long enough."""
+        for attempt in self.attempts.values():
+            due_ns = attempt.chunk_due_ns()
+            if due_ns is not None and due_ns <= now.boot_ns:
+                self._close(attempt, None, None, now)
+
+    def answered(self, unit: int, fence: Fence, through_seq: int, now: Now) -> None:
+        """The dispatcher has these chunks: forget them."""
+        had_any, phase = self.outbox.answer((unit, fence), through_seq)
+        if had_any:
+            self.ledger.append(DropChunks(unit, fence, through_seq))
+        if phase is not None:
+            self.story.tell(now, unit, fence, phase.value)
+
+    # --- endings ----------------------------------------------------------------------------
+
+    def cancel(self, unit: int, fence: Fence, reason: CancelReason, now: Now) -> None:
+        """Drop, stop or disown an attempt; always ends in an answer."""
+        attempt = self.attempts.get(unit)
+        if attempt is None or attempt.fence != fence:
+            self._disown(unit, fence, now)
+        elif attempt.phase in {Phase.OFFERED, Phase.RECORDED}:
+            self._end_cancelled(attempt, None, now, keep_items=_keeps_items(reason))
+        elif attempt.intent is None:
+            attempt.stop_for(StopIntent.CANCEL)
+            self.out.append(CancelRun(attempt.run_id or 0))
+        else:
+            attempt.stop_for(StopIntent.CANCEL)
+
+    def _disown(self, unit: int, fence: Fence, now: Now) -> None:
+        """An attempt that is not here: say so, now and for every later offer of it."""
+        pending = self.adopting.get(unit)
+        if pending is not None and pending.fence == fence:
+            del self.adopting[unit]
+            self.ledger.append(DropAttempt(unit, fence))
+        self.outbox.send_again(unit)
+        verdict = Cancelled(unit=unit, fence=fence)
+        self.verdicts.append(verdict)
+        self._remember_cancelled(verdict, JOB_DEADLINE_MAX_S * 1000, now)
+
+    def _remember_cancelled(self, verdict: Cancelled, remaining_ms: int, now: Now) -> None:
+        self.fences.remember(verdict, now.boot_ns + _memory_ns(remaining_ms))
+        until_ms = now.utc_ms + remaining_ms
+        self.ledger.append(WriteFence(verdict.unit, verdict.fence, until_ms))
+
+    def finish_stopping(
+        self, attempt: Attempt, hold: HoldReason | None, stop: StopReport | None, now: Now
+    ) -> None:
+        """The engine has let go of a stopping attempt: end it as was meant."""
+        match attempt.intent:
+            case StopIntent.CANCEL:
+                self._end_cancelled(attempt, stop, now, keep_items=True)
+            case StopIntent.DEADLINE:
+                self.release(attempt, Phase.RELEASED, ReleaseReason.DEADLINE, now, stop=stop)
+            case StopIntent.HOLD | None:
+                reason = ReleaseReason.HOLD
+                self.release(attempt, Phase.RELEASED, reason, now, hold=hold, stop=stop)
+
+    def release(
+        self,
+        attempt: Attempt,
+        phase: Phase,
+        reason: ReleaseReason,
+        now: Now,
+        *,
+        hold: HoldReason | None = None,
+        stop: StopReport | None = None,
+    ) -> None:
+        """Give an attempt back: its finished items, and why the rest is not."""
+        if attempt.phase is Phase.OFFERED:
+            refusal = (
+                Refusal(RefusalReason.EXPIRED)
+                if reason is ReleaseReason.DEADLINE
+                else Refusal(RefusalReason.HOLD, 5_000, hold)
+            )
+            self._withdraw(attempt, refusal, now)
+            return
+        ending = Ending(outcome=Outcome.RELEASED, reason=reason, hold=hold, stop=stop)
+        self._end(attempt, phase, ending, now)
+
+    def _end_cancelled(
+        self, attempt: Attempt, stop: StopReport | None, now: Now, *, keep_items: bool
+    ) -> None:
+        verdict = Cancelled(unit=attempt.unit, fence=attempt.fence)
+        if keep_items and attempt.chunk.items:
+            self._end(attempt, Phase.CANCELLED, Ending(outcome=Outcome.CANCELLED, stop=stop), now)
+        else:
+            self._leave(attempt, Phase.CANCELLED)
+            self.ledger.append(DropAttempt(attempt.unit, attempt.fence))
+            self._log(attempt, Ending(outcome=Outcome.CANCELLED, stop=stop), now)
+        self.verdicts.append(verdict)
+        self._remember_cancelled(verdict, attempt.offer.remaining_ms, now)
+
+    def _end(self, attempt: Attempt, phase: Phase, ending: Ending, now: Now) -> None:
+        self._leave(attempt, phase)
+        self._close(attempt, ending, phase, now)
+        taken = Taken(unit=attempt.unit, fence=attempt.fence)
+        self.fences.remember(taken, now.boot_ns + _memory_ns(attempt.offer.remaining_ms))
+        self._log(attempt, ending, now)
+
+    def _leave(self, attempt: Attempt, phase: Phase) -> None:
+        if attempt.run_id is not None:
+            self.runs.pop(attempt.run_id, None)
+            attempt.run_id = None
+        attempt.move(phase)
+        del self.attempts[attempt.unit]
+
+    def _log(self, attempt: Attempt, ending: Ending, now: Now) -> None:
+        self.story.tell(now, attempt.unit, attempt.fence, attempt.phase.value)
+        tier, latency_ms = stop_fields(ending.stop)
+        why = ending.hold or ending.reason
+        totals, offer = attempt.totals, attempt.offer
+        self.out.append(
+            LogUnit(
+                unit=attempt.unit,
+                fence=attempt.fence,
+                job=offer.job,
+                tenant=offer.tenant,
+                model=offer.model,
+                outcome=ending.outcome.value,
+                reason=None if why is None else why.value,
+                items=len(offer.items),
+                done=totals.done,
+                failed=totals.failed,
+                held_ms=(now.boot_ns - attempt.received_ns) / NS_PER_MS,
+                busy_ms=totals.busy_ms,
+                load_ms=totals.load_ms,
+                energy_j=totals.energy_j,
+                stop_tier=tier,
+                stop_latency_ms=latency_ms,
+                traceparent=offer.traceparent,
+            )
+        )
+
+    # --- after a reboot ----------------------------------------------------------------------
+
+    def restore(self, saved: SavedAttempt, now: Now) -> None:
+        """An attempt of an earlier boot: give it back; the item it was at takes the blame."""
+        offer = saved.offer
+        on_its_way = self.outbox.items_of_unit(offer.unit, offer.model)
+        remaining = {i: item for i, item in items_of(offer).items() if i not in on_its_way}
+        attempt = Attempt(offer, now.boot_ns, now.boot_ns, remaining, phase=Phase.RECORDED)
+        attempt.next_seq = saved.next_seq
+        self.attempts[offer.unit] = attempt
+        if saved.started in remaining and saved.started is not None:
+            message = "the car's runtime ended while it computed this item"
+            blamed = failed_item(saved.started, ItemError.CAR_REBOOTED, message)
+            attempt.report(blamed, 0.0, now)
+        self.release(attempt, Phase.RELEASED, ReleaseReason.REBOOT, now)
+
+    # --- invariants --------------------------------------------------------------------------
+
+    def problems(self) -> Iterator[str]:
+        """Every broken invariant, as a sentence."""
+        if len(self.attempts) > self.facts.units_max + len(self.adopting):
+            yield f"{len(self.attempts)} units are held; the car takes {self.facts.units_max}"
+        for unit, attempt in self.attempts.items():
+            yield from self._attempt_problems(unit, attempt)
+        for run_id, unit in self.runs.items():
+            if unit not in self.attempts or self.attempts[unit].run_id != run_id:
+                yield f"run {run_id} belongs to no attempt"
+        yield from self.outbox.problems()
+
+    def _attempt_problems(self, unit: int, attempt: Attempt) -> Iterator[str]:
+        story = "; ".join(self.story.of(unit))
+        if attempt.phase in {Phase.LOADING, Phase.RUNNING} and attempt.run_id not in self.runs:
+            yield f"unit {unit} is {attempt.phase.value} without a run: {story}"
+        if attempt.phase in {Phase.OFFERED, Phase.RECORDED} and attempt.run_id is not None:
+            yield f"unit {unit} is {attempt.phase.value} with a run: {story}"
+        if (attempt.phase is Phase.STOPPING) != (attempt.intent is not None):
+            yield f"unit {unit} is {attempt.phase.value}, meant for {attempt.intent}: {story}"
+        if not attempt.remaining:
+            yield f"unit {unit} has nothing left and did not end: {story}"
+        if not {r.index for r in attempt.chunk.items}.isdisjoint(attempt.remaining):
+            yield f"unit {unit} would compute a finished item again: {story}"
+
+
+def _keeps_items(reason: CancelReason) -> bool:
+    """Whether finished items of a cancelled attempt are worth sending."""
+    return reason is not CancelReason.JOB_CANCELLED
+
+
+def _memory_ns(remaining_ms: int) -> int:
+    return min(remaining_ms, JOB_DEADLINE_MAX_S * 1000) * NS_PER_MS
+
+
+def decode_chunks(bodies: Iterable[bytes]) -> Iterator[tuple[Chunk, bytes]]:
+    """The journal's chunks; one that does not decode is left out."""
+    decoder = msgspec.msgpack.Decoder(Chunk)
+    for body in bodies:
+        try:
+            yield decoder.decode(body), body
+        except msgspec.DecodeError:
+            continue
