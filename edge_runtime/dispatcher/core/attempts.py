@@ -50,7 +50,7 @@ class Attempts:
         self._cancels: dict[tuple[int, Fence], tuple[str, CancelReason, int]] = {}
         self._cancel_timers: list[tuple[int, int, Fence]] = []
 
-    # --- begin ---------------------------------------------------------------------------
+    # --- begin ---
 
     def begin(self, unit: Unit, row: int, item_ms: float, now: Now) -> None:
         """Offer a unit to the car in `row` under a new fence."""
@@ -136,7 +136,7 @@ class Attempts:
         state.offers.setdefault(unit.vehicle, []).append(offer)
         heapq.heappush(self._timers, (now.boot_ms + limits.OFFER_RESEND_MS, unit.id, unit.fence))
 
-    # --- answers ---------------------------------------------------------------------------
+    # --- answers ---
 
     def answered(self, vehicle: str, verdict: Verdict, now: Now) -> None:
         """A car's verdict on an offer or a cancel."""
@@ -177,7 +177,7 @@ class Attempts:
         if unit.state is UnitState.OFFERED:
             self._taken(unit, now)
 
-    # --- end -------------------------------------------------------------------------------
+    # --- end ---
 
     def end(self, unit: Unit, end: AttemptEnd, now: Now, ending: Ending | None = None) -> None:
         """The attempt is over; its unit is nobody's until requeued or dropped."""
@@ -187,6 +187,8 @@ class Attempts:
             EndAttempt(
                 unit=unit.id,
                 fence=unit.fence,
+                job=job.spec.id,
+                vehicle=unit.vehicle,
                 end=end,
                 taken_ms=unit.taken_ms,
                 ended_ms=now.utc_ms,
@@ -233,7 +235,7 @@ class Attempts:
     def _tell_cancel(self, vehicle: str, unit: int, fence: Fence, reason: CancelReason) -> None:
         self._state.order(vehicle, Cancel(unit=unit, fence=fence, reason=reason))
 
-    # --- time --------------------------------------------------------------------------------
+    # --- time ---
 
     def next_deadline_ms(self) -> int | None:
         """Boot time in ms of the next timer."""

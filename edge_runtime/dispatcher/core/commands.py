@@ -66,6 +66,8 @@ class FailRemaining(_Command, frozen=True, kw_only=True):
     """Every item of the job that has no result fails; cursors go on from `after_cursor`."""
 
     job_no: int
+    job: str
+    tenant: str
     after_cursor: int
     at_ms: int
     error: ResultError
@@ -103,6 +105,8 @@ class EndAttempt(_Command, frozen=True, kw_only=True):
 
     unit: int
     fence: Fence
+    job: str
+    vehicle: str
     end: AttemptEnd
     taken_ms: int | None
     ended_ms: int

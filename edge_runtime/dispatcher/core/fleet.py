@@ -149,7 +149,7 @@ class Fleet:
         """Bytes of the columns (the id index comes on top)."""
         return sum(array.nbytes for array in self.arrays.values()) + self.resident.nbytes
 
-    # --- what cars say --------------------------------------------------------------
+    # --- what cars say ---
 
     def born(self, birth: Birth) -> int:
         """Apply a Birth; returns the row. Rejects one of an older boot or connection."""
@@ -233,7 +233,7 @@ class Fleet:
         numbers += [0] * (limits.RESIDENT_MODELS_MAX - len(numbers))
         self.resident[:, row] = numbers
 
-    # --- what this dispatcher does ------------------------------------------------------
+    # --- what this dispatcher does ---
 
     def offered(self, row: int, expected_ms: float) -> None:
         """Book a unit on a car."""
@@ -263,7 +263,7 @@ class Fleet:
         """Whether the operator has quarantined the car."""
         return bool(self.flags[row] & QUARANTINED)
 
-    # --- eligibility -----------------------------------------------------------------------
+    # --- eligibility ---
 
     def task_mask(self, tasks: Iterable[str]) -> int:
         """Bits for task names; names over the 32nd have none (such jobs find no car)."""
@@ -318,7 +318,7 @@ class Fleet:
             mask |= slot[: len(self.vehicles)] == number
         return mask
 
-    # --- for people -----------------------------------------------------------------------------
+    # --- for people ---
 
     def view(self, row: int, now_ms: int) -> CarView:
         """One car, for the operator."""
@@ -362,3 +362,26 @@ class Fleet:
             if reason is not None and holds[code]
         }
         return by_availability, by_hold
+
+    def counts_by_region(self) -> dict[str, dict[str, int]]:
+        """Cars, ready, working, held and offline cars of each region."""
+        regions = self.column("region")
+        online = (self.column("flags") & ONLINE) != 0
+        availability = self.column("availability")
+        held = online & ~np.isin(availability, (READY_CODE, WORKING_CODE))
+        masks = {
+            "cars": np.ones(len(regions), dtype=bool),
+            "ready": online & (availability == READY_CODE),
+            "working": online & (availability == WORKING_CODE),
+            "held": held,
+            "offline": ~online,
+        }
+        size = int(regions.max(initial=0)) + 1
+        columns = {name: np.bincount(regions[mask], minlength=size) for name, mask in masks.items()}
+        return {
+            self.regions.name(number): {
+                name: int(column[number]) for name, column in columns.items()
+            }
+            for number in range(1, size)
+            if columns["cars"][number]
+        }

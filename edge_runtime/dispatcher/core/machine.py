@@ -75,7 +75,7 @@ class DispatcherCore:
         self._rebirths: dict[str, None] = {}
         self._deadlines: list[tuple[int, int]] = []
 
-    # --- for the shell ---------------------------------------------------------------------
+    # --- for the shell ---
 
     @property
     def fleet(self) -> Fleet:
@@ -145,7 +145,7 @@ class DispatcherCore:
             due.append(now.boot_ms + limits.EMPTY_POOL_REBUILD_MS)
         return min((moment for moment in due if moment is not None), default=None)
 
-    # --- cars ---------------------------------------------------------------------------------
+    # --- cars ---
 
     def _state_reported(self, state: VehicleState, now: Now) -> None:
         try:
@@ -186,7 +186,7 @@ class DispatcherCore:
                 self._attempts.cancel(unit, CancelReason.QUARANTINED, now)
                 self._attempts.requeue(unit)
 
-    # --- jobs ----------------------------------------------------------------------------------
+    # --- jobs ---
 
     def _submitted(self, event: JobSubmitted) -> None:
         state, spec = self._state, event.spec
@@ -316,7 +316,7 @@ class DispatcherCore:
             if job is not None and not job.state.is_terminal:
                 self._settling.end_job(job, JobState.EXPIRED, now)
 
-    # --- chunks ---------------------------------------------------------------------------------
+    # --- chunks ---
 
     def _chunk(self, vehicle: str, chunk: Chunk, now: Now) -> None:
         """Every chunk from the right car is answered (design §7)."""
@@ -462,7 +462,7 @@ class DispatcherCore:
                 Cancel(unit=chunk.unit, fence=chunk.fence, reason=CancelReason.JOB_CANCELLED),
             )
 
-    # --- placing work ---------------------------------------------------------------------------
+    # --- placing work ---
 
     def _schedule(self, now: Now) -> None:
         turns = self._state.turns
@@ -560,7 +560,7 @@ class DispatcherCore:
         self._state.next_unit += 1
         return unit
 
-    # --- for people -----------------------------------------------------------------------------
+    # --- for people ---
 
     def explain(self, job: Job, now: Now) -> Explanation:
         """Why a job is waiting, from the data that placement decides on."""

@@ -131,7 +131,14 @@ class Settling:
         if job_state is JobState.EXPIRED and job.open_count:
             error = _error(ItemError.DEADLINE_PASSED, "the job's deadline passed", 0)
             state.emit(
-                FailRemaining(job_no=job.no, after_cursor=job.cursor, at_ms=now.utc_ms, error=error)
+                FailRemaining(
+                    job_no=job.no,
+                    job=job.spec.id,
+                    tenant=job.spec.tenant,
+                    after_cursor=job.cursor,
+                    at_ms=now.utc_ms,
+                    error=error,
+                )
             )
             job.cursor += job.open_count
             job.failed += job.open_count

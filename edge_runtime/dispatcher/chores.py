@@ -1,0 +1,119 @@
+"""What the dispatcher does beside its ticks: retention, retained topics, aggregates, requests."""
+
+import asyncio
+
+import structlog
+
+from edge_runtime.bus import Message
+from edge_runtime.contract import codec, limits
+from edge_runtime.contract.errors import Rejected
+from edge_runtime.contract.messages import FleetAggregate, JobResults, ResultEntry
+from edge_runtime.dispatcher.service import DispatcherService
+from edge_runtime.dispatcher.storage import StoreError
+
+_log = structlog.get_logger(__name__)
+_CLEARED_THROUGH = "status_cleared_through_ms"
+_MSGPACK = "application/x-msgpack"
+
+
+class Chores:
+    """Periodic and requested work over one service."""
+
+    def __init__(self, service: DispatcherService) -> None:
+        self._service = service
+
+    def start(self) -> None:
+        """Run for as long as the service lives."""
+        for work in (self._sweep_forever, self._aggregate_forever, self._answer_forever):
+            self._service.spawn(work)
+
+    # --- retention ---
+
+    async def _sweep_forever(self) -> None:
+        while True:
+            await asyncio.sleep(limits.SWEEP_INTERVAL_S)
+            try:
+                await self.sweep()
+            except StoreError as error:
+                _log.warning("sweep_failed", error=str(error))
+
+    async def sweep(self) -> None:
+        """Delete jobs whose retention is over; clear status topics a day after a job's end."""
+        store, publisher = self._service.store, self._service.publisher
+        now_ms = self._service.clock().utc_ms
+        for tenant, job in await store.expired(now_ms, limits.SWEEP_JOBS):
+            await store.delete(job)
+            publisher.clear_status(tenant, job)
+        after = await store.get_meta(_CLEARED_THROUGH)
+        until = now_ms - limits.JOB_STATUS_RETAINED_S * 1000
+        ended = await store.ended_between(after, until, limits.SWEEP_JOBS)
+        for status in ended:
+            publisher.clear_status(status.tenant, status.job)
+        through = ended[-1].finished_ms if len(ended) == limits.SWEEP_JOBS else until
+        if through is not None and through > after:
+            await store.set_meta(_CLEARED_THROUGH, through)
+
+    # --- aggregates ---
+
+    async def _aggregate_forever(self) -> None:
+        while True:
+            await asyncio.sleep(limits.FLEET_AGGREGATE_INTERVAL_S)
+            if self._service.bus.is_connected:
+                self.publish_aggregates()
+
+    def publish_aggregates(self) -> None:
+        """Capacity by region, retained at QoS 0."""
+        service = self._service
+        now_ms = service.clock().utc_ms
+        for region, counts in service.core.fleet.counts_by_region().items():
+            aggregate = FleetAggregate(region=region, at_ms=now_ms, **counts)
+            service.publish(
+                Message(
+                    topic=service.topics.fleet(region),
+                    payload=codec.encode(aggregate),
+                    qos=0,
+                    retain=True,
+                    content_type=_MSGPACK,
+                )
+            )
+
+    # --- requests over the bus ---
+
+    async def _answer_forever(self) -> None:
+        while True:
+            message = await self._service.committed.next_request()
+            try:
+                await self.answer(message)
+            except Rejected as rejected:
+                self._service.counters[f"rejected_request_{rejected.reason.value}"] += 1
+            except StoreError as error:
+                _log.warning("request_not_answered", error=str(error))
+
+    async def answer(self, message: Message) -> None:
+        """FetchSince: one page of a job's results to a topic of the same tenant."""
+        service = self._service
+        request = codec.decode_request(message.payload)
+        tenant = message.topic.split("/")[3]
+        respond_to = message.response_topic or request.respond_to
+        own = f"{service.topics.namespace}/1/t/{tenant}/"
+        status = await service.store.job(request.job)
+        allowed = respond_to.startswith(own) and not set(respond_to) & set("+#")
+        if not allowed or status is None or status.tenant != tenant:
+            service.counters["rejected_request_not_allowed"] += 1
+            return
+        page = await service.store.results(request.job, request.cursor, limits.FEED_PAGE_ITEMS)
+        size = 0
+        fitting: list[ResultEntry] = []
+        for entry in page:
+            size += len(bytes(entry.output)) + limits.ID_MAX_CHARS
+            if fitting and size > limits.UNIT_MAX_BYTES:
+                break
+            fitting.append(entry)
+        service.publish(
+            Message(
+                topic=respond_to,
+                payload=codec.encode(JobResults(job=request.job, results=tuple(fitting))),
+                correlation=message.correlation,
+                content_type=_MSGPACK,
+            )
+        )

@@ -1,0 +1,402 @@
+"""The `Front` that the HTTP API speaks to, over one running dispatcher service."""
+
+import asyncio
+import hashlib
+import secrets
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+
+import msgspec
+
+from edge_runtime import __version__
+from edge_runtime.contract import limits
+from edge_runtime.contract.http import (
+    AttemptView,
+    DeadLetter,
+    Explanation,
+    FeedEntry,
+    FleetView,
+    Health,
+    ItemInput,
+    JobRequest,
+    ModelView,
+    Problem,
+    Submitted,
+)
+from edge_runtime.contract.messages import Item, JobStatus, ResultEntry
+from edge_runtime.contract.package import Package
+from edge_runtime.contract.reasons import JobState
+from edge_runtime.dispatcher.core.events import (
+    JobCancelled,
+    JobSpec,
+    JobSubmitted,
+    QuarantineSet,
+)
+from edge_runtime.dispatcher.core.placement import Requirement
+from edge_runtime.dispatcher.front import SUBMIT_TIMEOUT_S, Refusal
+from edge_runtime.dispatcher.service import DispatcherService
+from edge_runtime.dispatcher.storage import StoreError
+from edge_runtime.dispatcher.validation import problem_with_items
+
+_encode = msgspec.msgpack.Encoder().encode
+
+
+class FrontDesk:
+    """See `dispatcher.front.Front`."""
+
+    def __init__(self, service: DispatcherService) -> None:
+        self._service = service
+        self._store = service.store
+        self._accepting: dict[tuple[str, str], tuple[str, bytes]] = {}
+
+    # --- submitting ---
+
+    async def submit(self, tenant: str, jobs: Sequence[JobRequest]) -> list[Submitted]:
+        """Accept jobs; returns after their durable commit, one answer a job in order."""
+        self._require_store()
+        specs = [await self._spec(tenant, job) for job in jobs]
+        keys = [spec.idempotency_key for spec in specs if isinstance(spec, JobSpec)]
+        named = [key for key in keys if key is not None]
+        known = await self._store.find_keys(tenant, named) if named else {}
+        answers: list[Submitted | None] = []
+        events: list[JobSubmitted] = []
+        repeats: list[tuple[int, str]] = []
+        for request, spec in zip(jobs, specs, strict=True):
+            if isinstance(spec, Problem):
+                answers.append(Submitted(problem=spec))
+                continue
+            key = spec.idempotency_key
+            before = key and (known.get(key) or self._accepting.get((tenant, key)))
+            if before:
+                job, body_hash = before
+                if body_hash != spec.body_hash:
+                    answers.append(Submitted(problem=_other_body(key or "")))
+                else:
+                    repeats.append((len(answers), job))
+                    answers.append(None)
+                continue
+            if key:
+                self._accepting[tenant, key] = (spec.id, spec.body_hash)
+            events.append(JobSubmitted(spec=spec, items=_items(request)))
+            answers.append(Submitted(status=_accepted(spec)))
+        await self._accept(tenant, events)
+        for place, job in repeats:
+            answers[place] = Submitted(status=await self.job(tenant, job), existing=True)
+        return [answer for answer in answers if answer is not None]
+
+    async def _accept(self, tenant: str, events: Sequence[JobSubmitted]) -> None:
+        if not events:
+            return
+        task = asyncio.ensure_future(self._service.commit(events))
+        task.add_done_callback(lambda _: self._forget_keys(tenant, events))
+        try:
+            async with asyncio.timeout(SUBMIT_TIMEOUT_S):
+                await asyncio.shield(task)
+        except TimeoutError:
+            message = "not confirmed in time; ask again with the same idempotency key"
+            raise Refusal(Problem(code="not_confirmed", message=message, status=503)) from None
+
+    def _forget_keys(self, tenant: str, events: Sequence[JobSubmitted]) -> None:
+        for event in events:
+            if event.spec.idempotency_key:
+                self._accepting.pop((tenant, event.spec.idempotency_key), None)
+
+    def _require_store(self) -> None:
+        state = self._service.store_state
+        if state != "ok":
+            message = f"the store takes no new work: {state}"
+            raise Refusal(Problem(code="store_unavailable", message=message, status=507))
+
+    async def _spec(self, tenant: str, request: JobRequest) -> JobSpec | Problem:
+        service = self._service
+        package = service.shelf.find(request.model)
+        if package is None:
+            await asyncio.to_thread(service.shelf.scan)
+            package = service.shelf.find(request.model)
+        if package is None:
+            message = f"no model {request.model[:80]!r}; see GET /v1/models"
+            return Problem(code="unknown_model", message=message, status=404, field="model")
+        problem = problem_with_items(package.spec, request.items)
+        if problem is not None:
+            return problem
+        return _job_spec(tenant, request, package, service.clock().utc_ms)
+
+    # --- jobs ---
+
+    async def job(self, tenant: str | None, job: str) -> JobStatus:
+        """A job's status."""
+        live = self._service.core.state.jobs.get(job)
+        status = live.status() if live is not None else await self._store.job(job)
+        if status is None or (tenant is not None and status.tenant != tenant):
+            raise _unknown_job(job)
+        return status
+
+    async def jobs(
+        self, tenant: str | None, *, state: str | None, limit: int, before: str | None
+    ) -> list[JobStatus]:
+        """Jobs, newest first."""
+        return await self._store.jobs(tenant, state, limit, before)
+
+    async def cancel(self, tenant: str | None, job: str) -> JobStatus:
+        """Cancel; the first commit of a cancel or a result wins."""
+        status = await self.job(tenant, job)
+        if not status.state.is_terminal:
+            await self._load_if_waiting(job)
+            await self._service.commit([JobCancelled(job=job)])
+            status = await self.job(tenant, job)
+        return status
+
+    async def _load_if_waiting(self, job: str) -> None:
+        """A job that waits in the store is taken up first, so that the core can end it."""
+        if job not in self._service.core.state.jobs:
+            await self._service.take_up(job)
+
+    async def delete(self, tenant: str | None, job: str) -> None:
+        """Forget a job and its results; an open one is cancelled first."""
+        status = await self.cancel(tenant, job)
+        await self._store.delete(job)
+        self._service.publisher.clear_status(status.tenant, job)
+
+    async def why(self, tenant: str | None, job: str) -> Explanation:
+        """Why the job is waiting."""
+        status = await self.job(tenant, job)
+        now = self._service.clock()
+        live = self._service.core.state.jobs.get(job)
+        if live is not None:
+            return self._service.core.explain(live, now)
+        waiting = status.items - status.done - status.failed
+        summary = (
+            f"nothing waits: the job is {status.state.value}"
+            if status.state.is_terminal
+            else "its tenant has many jobs before it; it is read from the store in its turn"
+        )
+        return Explanation(
+            job=job,
+            summary=summary,
+            items_open=0 if status.state.is_terminal else waiting,
+            items_in_flight=0,
+            cars_total=len(self._service.core.fleet),
+            cars_eligible=0,
+            cars_excluded={},
+        )
+
+    async def attempts(
+        self, tenant: str | None, job: str | None, *, limit: int, after: int
+    ) -> list[AttemptView]:
+        """Attempts in order of offer; of live ones the newest is known from memory."""
+        views = await self._store.attempts(tenant, job, limit, after)
+        units = self._service.core.state.units
+        return [
+            view
+            if view.ended_ms is not None
+            or (unit := units.get(view.unit)) is None
+            or (unit.fence.epoch, unit.fence.counter) != (view.epoch, view.counter)
+            else msgspec.structs.replace(
+                view,
+                taken_ms=unit.taken_ms,
+                items_done=unit.items_done,
+                busy_ms=unit.busy_ms,
+                energy_j=unit.energy_j,
+            )
+            for view in views
+        ]
+
+    async def dead_letters(
+        self, tenant: str | None, job: str | None, *, limit: int
+    ) -> list[DeadLetter]:
+        """Items that failed for good, newest first."""
+        return await self._store.dead_letters(tenant, job, limit)
+
+    async def requeue(self, tenant: str | None, job: str, items: Sequence[int]) -> int:
+        """Run failed items again; how many were requeued."""
+        self._require_store()
+        await self.job(tenant, job)
+        new_deadline_ms = self._service.clock().utc_ms + limits.JOB_DEADLINE_DEFAULT_S * 1000
+        total = 0
+        while True:
+            event = await self._store.failed_items(job, items, limits.LOAD_ITEMS, new_deadline_ms)
+            if event is None or not event.items:
+                return total
+            await self._service.commit([event])
+            total += len(event.items)
+
+    # --- streams ---
+
+    async def results(
+        self, tenant: str | None, job: str, *, cursor: int, follow: bool
+    ) -> AsyncIterator[Sequence[ResultEntry] | JobStatus]:
+        """Pages of results after `cursor` in order of commit, then the job's status."""
+        await self.job(tenant, job)
+        with self._service.committed.listen(job) as news:
+            while True:
+                news.clear()
+                status = await self.job(tenant, job)
+                page = await self._store.results(job, cursor, limits.FEED_PAGE_ITEMS)
+                if page:
+                    cursor = page[-1].cursor
+                    yield page
+                elif not follow or status.state.is_terminal or self._service.committed.is_closed:
+                    yield status
+                    return
+                elif not await _heard(news):
+                    yield ()
+
+    async def feed(
+        self, tenant: str, *, position: int | None, follow: bool
+    ) -> AsyncIterator[Sequence[FeedEntry]]:
+        """A tenant's results over all jobs after `position`."""
+        with self._service.committed.listen(f"tenant:{tenant}") as news:
+            if position is None:
+                position = await self._store.feed_position(tenant)
+            yield ()
+            while True:
+                news.clear()
+                page = await self._store.feed(tenant, position, limits.FEED_PAGE_ITEMS)
+                if page:
+                    position = page[-1].position
+                    yield page
+                elif not follow or self._service.committed.is_closed:
+                    return
+                elif not await _heard(news):
+                    yield ()
+
+    async def feed_position(self, tenant: str) -> int:
+        """The newest position of the tenant's feed."""
+        return await self._store.feed_position(tenant)
+
+    # --- fleet, models, store ---
+
+    async def fleet(self, *, limit: int, offset: int) -> FleetView:
+        """Cars and counts."""
+        fleet = self._service.core.fleet
+        now_ms = self._service.clock().boot_ms
+        by_availability, by_hold = fleet.counts()
+        rows = range(min(offset, len(fleet)), min(offset + limit, len(fleet)))
+        return FleetView(
+            cars=tuple(fleet.view(row, now_ms) for row in rows),
+            total=len(fleet),
+            by_availability=by_availability,
+            by_hold=by_hold,
+        )
+
+    async def quarantine(self, vehicle: str, *, on: bool) -> None:
+        """Give a car no work, or give it work again."""
+        if vehicle not in self._service.core.fleet.row_of:
+            message = f"no car {vehicle[:80]!r} has ever connected"
+            raise Refusal(Problem(code="unknown_car", message=message, status=404, field="vehicle"))
+        await self._service.commit([QuarantineSet(vehicle=vehicle, on=on)])
+
+    async def models(self) -> list[ModelView]:
+        """Packages that jobs may name."""
+        await asyncio.to_thread(self._service.shelf.scan)
+        return self._service.shelf.views()
+
+    def model_manifest(self, digest: str) -> bytes:
+        """A package's canonical manifest."""
+        return self._service.shelf.manifest(digest)
+
+    def model_file(self, digest: str, path: str) -> Path:
+        """A file of a package, only if its manifest names it."""
+        return self._service.shelf.file(digest, path)
+
+    async def backup(self, target: Path) -> int:
+        """Online backup of the store to a new file; bytes written."""
+        try:
+            return await self._store.backup(target)
+        except StoreError as error:
+            raise Refusal(
+                Problem(code="backup_failed", message=str(error), status=507, field="name")
+            ) from error
+
+    async def health(self) -> Health:
+        """Readiness and counters."""
+        service = self._service
+        broker = "connected" if service.bus.is_connected else "not connected"
+        return Health(
+            ready=service.bus.is_connected and service.store_state == "ok",
+            broker=broker,
+            store=service.store_state,
+            epoch=service.core.state.epoch,
+            open_jobs=await self._store.count_open(),
+            version=__version__,
+            counters=service.all_counters(),
+        )
+
+
+async def _heard(news: asyncio.Event) -> bool:
+    """Whether there was news within a heartbeat."""
+    try:
+        async with asyncio.timeout(limits.STREAM_HEARTBEAT_S):
+            await news.wait()
+    except TimeoutError:
+        return False
+    return True
+
+
+def _job_spec(tenant: str, request: JobRequest, package: Package, now_ms: int) -> JobSpec:
+    wanted = request.requirements
+    body_hash = b""
+    if request.idempotency_key is not None:
+        body = msgspec.structs.replace(request, idempotency_key=None)
+        body_hash = hashlib.sha256(_encode(body)).digest()
+    return JobSpec(
+        id=f"j{now_ms:011x}{secrets.token_hex(6)}",
+        tenant=tenant,
+        requirement=Requirement(
+            model=package.digest,
+            task=package.spec.task,
+            region=wanted.region,
+            hardware=wanted.hardware,
+            vehicles=wanted.vehicles,
+        ),
+        parameters=_encode(request.parameters),
+        purpose=request.purpose,
+        priority=request.priority,
+        items=len(request.items),
+        submitted_ms=now_ms,
+        deadline_ms=now_ms + int(request.deadline_s * 1000),
+        retention_ms=int(request.retention_s * 1000),
+        reference_ms=package.spec.reference_ms,
+        idempotency_key=request.idempotency_key,
+        body_hash=body_hash,
+    )
+
+
+def _items(request: JobRequest) -> tuple[Item, ...]:
+    return tuple(
+        Item(index=index, media_type=item.media_type, data=_data(item))
+        for index, item in enumerate(request.items)
+    )
+
+
+def _data(item: ItemInput) -> bytes:
+    return item.data if item.data is not None else (item.text or "").encode()
+
+
+def _accepted(spec: JobSpec) -> JobStatus:
+    return JobStatus(
+        job=spec.id,
+        tenant=spec.tenant,
+        model=spec.requirement.model,
+        state=JobState.ACCEPTED,
+        items=spec.items,
+        done=0,
+        failed=0,
+        last_cursor=0,
+        submitted_ms=spec.submitted_ms,
+        deadline_ms=spec.deadline_ms,
+    )
+
+
+def _other_body(key: str) -> Problem:
+    return Problem(
+        code="idempotency_conflict",
+        message=f"the key {key[:80]!r} names a job with another body",
+        status=409,
+        field="idempotency_key",
+    )
+
+
+def _unknown_job(job: str) -> Refusal:
+    message = f"no job {job[:80]!r}"
+    return Refusal(Problem(code="unknown_job", message=message, status=404, field="job"))

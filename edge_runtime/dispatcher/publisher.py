@@ -1,0 +1,255 @@
+"""Results and job status on the tenants' topics, in order of commit.
+
+Invariants
+- A job's results are published in the order of their cursors. What the broker did not
+  acknowledge is published again: raw topics may repeat, they never skip for good.
+- The published cursor in the store never runs ahead of the broker's acknowledgement.
+- Memory is bounded: what does not fit in the queue is read from the store when its turn comes.
+"""
+
+import asyncio
+from collections import Counter, deque
+from collections.abc import Sequence
+
+import msgspec
+import structlog
+
+from edge_runtime.bus import Bus, BusError, BusOverflow, BusRefused, Message
+from edge_runtime.contract import codec, limits
+from edge_runtime.contract.messages import JobResults, JobStatus, ResultEntry
+from edge_runtime.contract.topics import Topics
+from edge_runtime.dispatcher.core.commands import AddResult
+from edge_runtime.dispatcher.storage import Store, StoreError
+
+_log = structlog.get_logger(__name__)
+_MSGPACK = "application/x-msgpack"
+_RETRY_S = 0.5
+
+
+class _Batch(msgspec.Struct):
+    tenant: str
+    job: str
+    entries: list[ResultEntry]
+    size: int
+
+
+class Publisher:
+    """Owns the tenants' topics. `run` is its only task."""
+
+    def __init__(self, bus: Bus, store: Store, topics: Topics, counters: Counter[str]) -> None:
+        self._bus = bus
+        self._store = store
+        self._topics = topics
+        self._counters = counters
+        self._queue: deque[_Batch] = deque()
+        self._queued_entries = 0
+        self._queued_bytes = 0
+        self._behind: dict[str, str] = {}
+        self._statuses: dict[str, JobStatus | None] = {}
+        self._status_tenants: dict[str, str] = {}
+        self._published: dict[str, int] = {}
+        self._flushed_at = 0.0
+        self._wake = asyncio.Event()
+
+    # --- told by the service, after each commit ---
+
+    def results(self, commands: Sequence[AddResult]) -> None:
+        """These results are committed."""
+        batch: _Batch | None = None
+        for command in commands:
+            if command.job in self._behind:
+                continue
+            if self._is_full():
+                self._fall_behind(command.tenant, command.job)
+                continue
+            size = len(command.output or b"") + limits.ID_MAX_CHARS
+            if (
+                batch is None
+                or batch.job != command.job
+                or batch.size + size > limits.UNIT_MAX_BYTES
+            ):
+                batch = _Batch(command.tenant, command.job, [], 0)
+                self._queue.append(batch)
+            batch.entries.append(_entry(command))
+            batch.size += size
+            self._queued_entries += 1
+            self._queued_bytes += size
+        self._wake.set()
+
+    def status(self, status: JobStatus) -> None:
+        """A job's newest status; an older one that still waits is replaced."""
+        self._put_status(status.job, status.tenant, status)
+
+    def clear_status(self, tenant: str, job: str) -> None:
+        """Remove a job's retained status from the broker."""
+        self._put_status(job, tenant, None)
+
+    def catch_up(self, jobs: Sequence[tuple[JobStatus, int]]) -> None:
+        """Jobs with results above their published cursor (after a restart)."""
+        for status, published in jobs:
+            self._published_through(status.job, published)
+            self._fall_behind(status.tenant, status.job)
+        self._wake.set()
+
+    def fall_behind(self, tenant: str, job: str) -> None:
+        """Results of this job were committed in bulk: read them from the store."""
+        self._fall_behind(tenant, job)
+        self._wake.set()
+
+    def _put_status(self, job: str, tenant: str, status: JobStatus | None) -> None:
+        if job not in self._statuses and len(self._statuses) >= limits.STATUSES_WAITING_MAX:
+            self._counters["dropped_status_queue_full"] += 1
+            return
+        self._statuses[job] = status
+        self._status_tenants[job] = tenant
+        self._wake.set()
+
+    def _is_full(self) -> bool:
+        return (
+            self._queued_entries >= limits.PUBLISH_QUEUE_ENTRIES_MAX
+            or self._queued_bytes >= limits.PUBLISH_QUEUE_BYTES_MAX
+        )
+
+    def _fall_behind(self, tenant: str, job: str) -> None:
+        self._behind[job] = tenant
+
+    def _published_through(self, job: str, cursor: int) -> None:
+        self._published[job] = max(cursor, self._published.get(job, 0))
+
+    # --- the task ---
+
+    async def run(self) -> None:
+        """Publish until cancelled."""
+        loop = asyncio.get_running_loop()
+        while True:
+            if not self._bus.is_connected:
+                await asyncio.sleep(_RETRY_S)
+            elif self._queue or self._statuses or self._behind:
+                await self._publish_some()
+            elif self._published:
+                await asyncio.sleep(limits.PUBLISHED_FLUSH_S)
+            else:
+                self._wake.clear()
+                await self._wake.wait()
+            is_due = loop.time() - self._flushed_at >= limits.PUBLISHED_FLUSH_S
+            if self._published and is_due:
+                self._flushed_at = loop.time()
+                await self.flush()
+
+    async def flush(self) -> None:
+        """Write the published cursors."""
+        cursors, self._published = self._published, {}
+        try:
+            await self._store.set_published(cursors)
+        except StoreError as error:
+            _log.warning("published_cursors_not_stored", error=str(error))
+            for job, cursor in cursors.items():
+                self._published_through(job, cursor)
+
+    async def _publish_some(self) -> None:
+        batches: list[_Batch] = []
+        while self._queue and len(batches) < limits.PUBLISH_IN_FLIGHT_MAX:
+            batches.append(self._queue.popleft())
+        for batch in batches:
+            self._queued_entries -= len(batch.entries)
+            self._queued_bytes -= batch.size
+        if batches:
+            await self._publish_batches([b for b in batches if b.job not in self._behind])
+        elif self._behind:
+            job, tenant = next(iter(self._behind.items()))
+            await self._publish_behind(tenant, job)
+        await self._publish_statuses()
+
+    async def _publish_batches(self, batches: Sequence[_Batch]) -> None:
+        messages = [
+            Message(
+                topic=self._topics.job_results(batch.tenant, batch.job),
+                payload=codec.encode(JobResults(job=batch.job, results=tuple(batch.entries))),
+                content_type=_MSGPACK,
+            )
+            for batch in batches
+        ]
+        done = await self._publish_all(messages)
+        for batch, is_done in zip(batches, done, strict=True):
+            if not is_done or batch.job in self._behind:
+                self._fall_behind(batch.tenant, batch.job)
+            else:
+                self._published_through(batch.job, batch.entries[-1].cursor)
+
+    async def _publish_behind(self, tenant: str, job: str) -> None:
+        """One page of a job that fell behind, from the store."""
+        after = self._published.get(job)
+        if after is None:
+            after = await self._store.published(job)
+        entries = await self._store.results(job, after, limits.FEED_PAGE_ITEMS)
+        if not entries:
+            del self._behind[job]
+            return
+        pages: list[_Batch] = []
+        for entry in entries:
+            size = len(bytes(entry.output)) + limits.ID_MAX_CHARS
+            if not pages or pages[-1].size + size > limits.UNIT_MAX_BYTES:
+                pages.append(_Batch(tenant, job, [], 0))
+            pages[-1].entries.append(entry)
+            pages[-1].size += size
+        for page in pages:
+            message = Message(
+                topic=self._topics.job_results(tenant, job),
+                payload=codec.encode(JobResults(job=job, results=tuple(page.entries))),
+                content_type=_MSGPACK,
+            )
+            (done,) = await self._publish_all([message])
+            if not done:
+                return
+            self._published_through(job, page.entries[-1].cursor)
+
+    async def _publish_statuses(self) -> None:
+        jobs = list(self._statuses)[: limits.PUBLISH_IN_FLIGHT_MAX]
+        waiting = [(job, self._status_tenants.pop(job), self._statuses.pop(job)) for job in jobs]
+        messages = [
+            Message(
+                topic=self._topics.job_status(tenant, job),
+                payload=b"" if status is None else codec.encode(status),
+                retain=True,
+                content_type=None if status is None else _MSGPACK,
+            )
+            for job, tenant, status in waiting
+        ]
+        done = await self._publish_all(messages)
+        for (job, tenant, status), is_done in zip(waiting, done, strict=True):
+            if not is_done and job not in self._statuses:
+                self._put_status(job, tenant, status)
+
+    async def _publish_all(self, messages: Sequence[Message]) -> list[bool]:
+        """Publish in order, together; which were acknowledged. A refusal counts as done."""
+        outcomes = await asyncio.gather(
+            *(self._bus.publish(message) for message in messages), return_exceptions=True
+        )
+        done = []
+        for outcome in outcomes:
+            match outcome:
+                case None:
+                    done.append(True)
+                case BusRefused() | BusOverflow():
+                    # Trying again would be refused again; the HTTP API still has it.
+                    self._counters["publish_refused"] += 1
+                    done.append(True)
+                case BusError():
+                    self._counters["publish_failed"] += 1
+                    done.append(False)
+                case BaseException():
+                    raise outcome
+        if not all(done):
+            await asyncio.sleep(_RETRY_S)
+        return done
+
+
+def _entry(command: AddResult) -> ResultEntry:
+    return ResultEntry(
+        cursor=command.cursor,
+        item=command.index,
+        at_ms=command.at_ms,
+        output=msgspec.Raw(command.output or b""),
+        error=command.error,
+        vehicle=command.vehicle,
+    )

@@ -1,0 +1,466 @@
+"""The store on SQLite: WAL, `synchronous=FULL`, exactly one connection on one thread.
+
+One connection, because SQLite before 3.51.3 can corrupt a WAL that two connections reset at
+once; one thread, because the connection then needs no lock. Commits of a tick are one
+transaction, grouped by table for speed; the order of the groups is the order of dependence.
+A failed fsync is fatal: what the kernel then says of later ones cannot be trusted.
+"""
+
+import asyncio
+import contextlib
+import os
+import sqlite3
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from edge_runtime.contract.http import AttemptView, DeadLetter, FeedEntry
+from edge_runtime.contract.messages import Item, JobStatus, ResultEntry
+from edge_runtime.dispatcher.core.commands import (
+    FindAttempt,
+    LoadCommand,
+    LoadItems,
+    LoadJobs,
+    StoreCommand,
+)
+from edge_runtime.dispatcher.core.events import (
+    AttemptFound,
+    ItemsLoaded,
+    JobRequeued,
+    JobsLoaded,
+)
+from edge_runtime.dispatcher.storage.files import backup, connect, take_lock, translated
+from edge_runtime.dispatcher.storage.port import KnownKey, Recovered, StoreError
+from edge_runtime.dispatcher.storage.recovery import newest_position, recover
+from edge_runtime.dispatcher.storage.rows import (
+    ITEM_SPAN,
+    JOB_COLUMNS,
+    attempt_view,
+    error_decoder,
+    issued_decoder,
+    job_status,
+    open_items,
+    open_jobs,
+    result_entry,
+    stored_job,
+)
+from edge_runtime.dispatcher.storage.schema import ITEM_BITS, migrate
+from edge_runtime.dispatcher.storage.writing import write
+
+T = TypeVar("T")
+Loaded = JobsLoaded | ItemsLoaded | AttemptFound
+
+
+class SqliteStore:
+    """See the module and `storage.port.Store`."""
+
+    def __init__(self, path: Path, holder: str = "dispatcher") -> None:
+        self.path = path
+        self._holder = holder
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="store")
+        self._lock_fd: int | None = None
+        self._connection: sqlite3.Connection | None = None
+        self._position = 0
+
+    async def _run(self, function: Callable[..., T], *arguments: Any) -> T:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._thread, self._guarded, function, *arguments)
+
+    def _guarded(self, function: Callable[..., T], *arguments: Any) -> T:
+        try:
+            return function(*arguments)
+        except sqlite3.Error as error:
+            raise translated(error) from error
+
+    @property
+    def _db(self) -> sqlite3.Connection:
+        if self._connection is None:
+            raise StoreError("the store is not open")
+        return self._connection
+
+    # --- opening ---
+
+    async def open(self, now_utc_s: int) -> Recovered:
+        """Take the store and read what is open."""
+        return await self._run(self._open, now_utc_s)
+
+    def _open(self, now_utc_s: int) -> Recovered:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._lock_fd = take_lock(self.path, self._holder)
+        self._connection = connect(self.path)
+        migrate(self._connection)
+        self._position = newest_position(self._connection)
+        return recover(self._connection, now_utc_s)
+
+    async def close(self) -> None:
+        """Release the store."""
+        await self._run(self._close)
+        self._thread.shutdown()
+
+    def _close(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+        if self._lock_fd is not None:
+            os.close(self._lock_fd)
+            self._lock_fd = None
+
+    # --- writing ---
+
+    async def commit(self, commands: Sequence[StoreCommand]) -> int:
+        """Apply a tick's store commands in one durable transaction."""
+        return await self._run(self._commit, commands)
+
+    def _commit(self, commands: Sequence[StoreCommand]) -> int:
+        before = self._position
+        with self._transaction() as db:
+            self._position = write(db, commands, before)
+        return before
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        db = self._db
+        position = self._position
+        db.execute("BEGIN IMMEDIATE")
+        try:
+            yield db
+            db.execute("COMMIT")
+        except BaseException:
+            self._position = position
+            if db.in_transaction:
+                db.execute("ROLLBACK")
+            raise
+
+    # --- reading for the core ---
+
+    async def load(self, commands: Sequence[LoadCommand]) -> list[Loaded]:
+        """Answer load commands, one event each."""
+        return await self._run(self._load, commands)
+
+    def _load(
+        self, commands: Sequence[LoadCommand]
+    ) -> list[JobsLoaded | ItemsLoaded | AttemptFound]:
+        events: list[Loaded] = []
+        for command in commands:
+            match command:
+                case LoadItems():
+                    events.append(self._load_items(command))
+                case LoadJobs(tenant=tenant, after_no=after_no, limit=limit):
+                    jobs = open_jobs(self._db, tenant, after_no, limit + 1)
+                    more = len(jobs) > limit
+                    events.append(JobsLoaded(tenant=tenant, jobs=tuple(jobs[:limit]), more=more))
+                case FindAttempt():
+                    events.append(self._find_attempt(command))
+        return events
+
+    def _load_items(self, command: LoadItems) -> ItemsLoaded:
+        first = command.job_no << ITEM_BITS
+        rows = self._db.execute(
+            "SELECT i.key, i.media_type, i.data FROM item i WHERE i.key > ? AND i.key < ?"
+            " AND NOT EXISTS (SELECT 1 FROM result r WHERE r.item = i.key)"
+            " ORDER BY i.key LIMIT ?",
+            (first + command.after, first + ITEM_SPAN, command.limit + 1),
+        )
+        items: list[Item] = []
+        size = 0
+        more = False
+        for key, media_type, data in rows:
+            if len(items) >= command.limit or size > command.limit_bytes:
+                more = True
+                break
+            items.append(Item(index=key - first, media_type=media_type, data=data))
+            size += len(data)
+        rows.close()
+        through = items[-1].index if items and more else ITEM_SPAN
+        return ItemsLoaded(job=command.job, items=tuple(items), through=through, more=more)
+
+    def _find_attempt(self, command: FindAttempt) -> AttemptFound:
+        chunk = command.chunk
+        found = self._db.execute(
+            "SELECT j.no, j.id, j.finished_ms, a.issued"
+            " FROM attempt a JOIN job j ON j.no = a.job_no"
+            " WHERE a.unit=? AND a.epoch=? AND a.counter=? AND a.vehicle=? AND j.id=?",
+            (chunk.unit, *chunk.fence, command.vehicle, chunk.job),
+        ).fetchone()
+        if found is None:
+            known = self._db.execute("SELECT 1 FROM job WHERE id=?", (chunk.job,)).fetchone()
+            return AttemptFound(
+                vehicle=command.vehicle, chunk=chunk, issued=None, known_job=known is not None
+            )
+        no, job, finished_ms, issued_blob = found
+        issued = issued_decoder.decode(issued_blob)
+        wanted = {result.index for result in chunk.items} & set(issued)
+        stored = None if finished_ms is not None else stored_job(self._db, job)
+        return AttemptFound(
+            vehicle=command.vehicle,
+            chunk=chunk,
+            issued=issued,
+            known_job=True,
+            stored=stored,
+            open_items=open_items(self._db, no, sorted(wanted)) if stored else (),
+        )
+
+    async def find_keys(self, tenant: str, keys: Sequence[str]) -> dict[str, KnownKey]:
+        """Jobs of a tenant by idempotency key."""
+
+        def read() -> dict[str, KnownKey]:
+            statement = "SELECT id, body_hash FROM job WHERE tenant=? AND key=?"
+            found = {}
+            for key in keys:
+                row = self._db.execute(statement, (tenant, key)).fetchone()
+                if row is not None:
+                    found[key] = KnownKey(*row)
+            return found
+
+        return await self._run(read)
+
+    # --- reading for people ---
+
+    async def job(self, job: str) -> JobStatus | None:
+        """A job's status."""
+        return await self._run(self._job, job)
+
+    def _job(self, job: str) -> JobStatus | None:
+        row = self._db.execute(f"SELECT {JOB_COLUMNS} FROM job WHERE id=?", (job,)).fetchone()  # noqa: S608 - constant columns
+        return None if row is None else job_status(row)
+
+    async def jobs(
+        self, tenant: str | None, state: str | None, limit: int, before: str | None
+    ) -> list[JobStatus]:
+        """Jobs, newest first."""
+
+        def read() -> list[JobStatus]:
+            rows = self._db.execute(
+                f"SELECT {JOB_COLUMNS} FROM job WHERE (?1 IS NULL OR tenant=?1)"  # noqa: S608 - constant columns
+                " AND (?2 IS NULL OR state=?2)"
+                " AND (?3 IS NULL OR no < (SELECT no FROM job WHERE id=?3))"
+                " ORDER BY no DESC LIMIT ?4",
+                (tenant, state, before, limit),
+            )
+            return [job_status(row) for row in rows]
+
+        return await self._run(read)
+
+    async def results(self, job: str, cursor: int, limit: int) -> list[ResultEntry]:
+        """A page of a job's results after `cursor`."""
+
+        def read() -> list[ResultEntry]:
+            rows = self._db.execute(
+                "SELECT cursor, item, at_ms, output, error, vehicle FROM result"
+                " WHERE job_no=(SELECT no FROM job WHERE id=?) AND cursor>?"
+                " ORDER BY cursor LIMIT ?",
+                (job, cursor, limit),
+            )
+            return [result_entry(row) for row in rows]
+
+        return await self._run(read)
+
+    async def feed(self, tenant: str, position: int, limit: int) -> list[FeedEntry]:
+        """A page of a tenant's results over all jobs after `position`."""
+
+        def read() -> list[FeedEntry]:
+            rows = self._db.execute(
+                "SELECT r.position, j.id, r.cursor, r.item, r.at_ms, r.output, r.error, r.vehicle"
+                " FROM result r JOIN job j ON j.no = r.job_no"
+                " WHERE r.tenant=? AND r.position>? ORDER BY r.position LIMIT ?",
+                (tenant, position, limit),
+            )
+            return [
+                FeedEntry(position=place, job=job, result=result_entry(rest))
+                for place, job, *rest in rows
+            ]
+
+        return await self._run(read)
+
+    async def feed_position(self, tenant: str) -> int:
+        """The newest position of a tenant's feed (of all feeds: positions have gaps)."""
+        del tenant  # positions are shared; a reader of any tenant may start from the newest
+        return self._position
+
+    async def attempts(
+        self, tenant: str | None, job: str | None, limit: int, after: int
+    ) -> list[AttemptView]:
+        """Attempts in order of offer."""
+
+        def read() -> list[AttemptView]:
+            rows = self._db.execute(
+                "SELECT j.id, a.unit, a.epoch, a.counter, a.vehicle, a.offered_ms, a.issued,"
+                " a.taken_ms, a.ended_ms, a.ending, a.outcome, a.release_reason, a.hold,"
+                " a.items_done, a.stop_tier, a.stop_latency_ms, a.energy_j, a.busy_ms"
+                " FROM attempt a JOIN job j ON j.no = a.job_no"
+                " WHERE (?1 IS NULL OR j.tenant=?1) AND (?2 IS NULL OR j.id=?2)"
+                " ORDER BY a.no LIMIT ?3 OFFSET ?4",
+                (tenant, job, limit, after),
+            )
+            return [attempt_view(row) for row in rows]
+
+        return await self._run(read)
+
+    async def dead_letters(
+        self, tenant: str | None, job: str | None, limit: int
+    ) -> list[DeadLetter]:
+        """Items that failed for good, newest first."""
+
+        def read() -> list[DeadLetter]:
+            rows = self._db.execute(
+                "SELECT j.id, r.item, r.at_ms, r.error"
+                " FROM result r JOIN job j ON j.no = r.job_no"
+                " WHERE r.error IS NOT NULL AND (?1 IS NULL OR r.tenant=?1)"
+                " AND (?2 IS NULL OR j.id=?2) ORDER BY r.position DESC LIMIT ?3",
+                (tenant, job, limit),
+            )
+            return [
+                DeadLetter(
+                    job=name, item=item % ITEM_SPAN, at_ms=at, error=error_decoder.decode(error)
+                )
+                for name, item, at, error in rows
+            ]
+
+        return await self._run(read)
+
+    async def failed_items(
+        self, job: str, items: Sequence[int], limit: int, new_deadline_ms: int
+    ) -> JobRequeued | None:
+        """What is needed to run failed items again."""
+
+        def read() -> JobRequeued | None:
+            stored = stored_job(self._db, job)
+            if stored is None:
+                return None
+            rows = self._db.execute(
+                "SELECT i.key, i.media_type, i.data FROM result r JOIN item i ON i.key = r.item"
+                " WHERE r.job_no=? AND r.error IS NOT NULL ORDER BY i.key",
+                (stored.no,),
+            )
+            wanted = set(items)
+            found: list[Item] = []
+            for key, media_type, data in rows:
+                index = key % ITEM_SPAN
+                if not wanted or index in wanted:
+                    found.append(Item(index=index, media_type=media_type, data=data))
+                if len(found) >= limit:
+                    break
+            deadline_ms = max(stored.spec.deadline_ms, new_deadline_ms)
+            spec = msgspec.structs.replace(stored.spec, deadline_ms=deadline_ms)
+            stored = msgspec.structs.replace(stored, spec=spec)
+            return JobRequeued(job=stored, items=tuple(found))
+
+        return await self._run(read)
+
+    # --- publishing, retention, backup ---
+
+    async def unpublished(self, limit: int) -> list[tuple[JobStatus, int]]:
+        """Jobs with results above their published cursor, and that cursor."""
+
+        def read() -> list[tuple[JobStatus, int]]:
+            rows = self._db.execute(
+                f"SELECT {JOB_COLUMNS}, published FROM job"  # noqa: S608 - constant columns
+                " WHERE published < cursor ORDER BY no LIMIT ?",
+                (limit,),
+            )
+            return [(job_status(row[:-1]), row[-1]) for row in rows]
+
+        return await self._run(read)
+
+    async def published(self, job: str) -> int:
+        """A job's published cursor."""
+
+        def read() -> int:
+            row = self._db.execute("SELECT published FROM job WHERE id=?", (job,)).fetchone()
+            return int(row[0]) if row else 0
+
+        return await self._run(read)
+
+    async def set_published(self, cursors: dict[str, int]) -> None:
+        """Everything up to these cursors has been acknowledged by the broker."""
+
+        def write_cursors() -> None:
+            with self._transaction() as db:
+                db.executemany(
+                    "UPDATE job SET published=max(published, ?) WHERE id=?",
+                    [(cursor, job) for job, cursor in cursors.items()],
+                )
+
+        await self._run(write_cursors)
+
+    async def delete(self, job: str) -> bool:
+        """Forget an ended job with its items, results and attempts."""
+        return await self._run(self._delete, job)
+
+    def _delete(self, job: str) -> bool:
+        with self._transaction() as db:
+            row = db.execute(
+                "SELECT no FROM job WHERE id=? AND finished_ms IS NOT NULL", (job,)
+            ).fetchone()
+            if row is None:
+                return False
+            no = row[0]
+            first = no << ITEM_BITS
+            span = (first, first + ITEM_SPAN)
+            db.execute("INSERT OR REPLACE INTO meta VALUES ('position', ?)", (self._position,))
+            db.execute("DELETE FROM item WHERE key >= ? AND key < ?", span)
+            for table in ("result", "attempt", "strike"):
+                db.execute(f"DELETE FROM {table} WHERE job_no=?", (no,))  # noqa: S608 - constant names
+            db.execute("DELETE FROM job WHERE no=?", (no,))
+        return True
+
+    async def expired(self, now_ms: int, limit: int) -> list[tuple[str, str]]:
+        """(tenant, job) of ended jobs whose retention is over."""
+
+        def read() -> list[tuple[str, str]]:
+            return self._db.execute(
+                "SELECT tenant, id FROM job WHERE finished_ms IS NOT NULL"
+                " AND finished_ms + retention_ms < ? LIMIT ?",
+                (now_ms, limit),
+            ).fetchall()
+
+        return await self._run(read)
+
+    async def ended_between(self, after_ms: int, until_ms: int, limit: int) -> list[JobStatus]:
+        """Jobs that ended after `after_ms` and not after `until_ms`, oldest first."""
+
+        def read() -> list[JobStatus]:
+            rows = self._db.execute(
+                f"SELECT {JOB_COLUMNS} FROM job WHERE finished_ms IS NOT NULL"  # noqa: S608 - constant columns
+                " AND finished_ms > ? AND finished_ms <= ? ORDER BY finished_ms LIMIT ?",
+                (after_ms, until_ms, limit),
+            )
+            return [job_status(row) for row in rows]
+
+        return await self._run(read)
+
+    async def get_meta(self, key: str) -> int:
+        """A remembered number, 0 where there is none."""
+
+        def read() -> int:
+            row = self._db.execute("SELECT value FROM meta WHERE key=?", (key,)).fetchone()
+            return int(row[0]) if row else 0
+
+        return await self._run(read)
+
+    async def set_meta(self, key: str, value: int) -> None:
+        """Remember a number."""
+
+        def write_number() -> None:
+            with self._transaction() as db:
+                db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
+
+        await self._run(write_number)
+
+    async def count_open(self) -> int:
+        """How many jobs have not ended."""
+
+        def read() -> int:
+            (count,) = self._db.execute(
+                "SELECT count(*) FROM job WHERE finished_ms IS NULL"
+            ).fetchone()
+            return int(count)
+
+        return await self._run(read)
+
+    async def backup(self, target: Path) -> int:
+        """Copy the store, while it is in use, to a new file; bytes written."""
+        return await self._run(backup, self._db, target)
