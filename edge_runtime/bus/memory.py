@@ -15,6 +15,7 @@ are; nothing here proves that they survive a wire.
 """
 
 import asyncio
+import math
 import random
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
@@ -324,7 +325,9 @@ class _Lane:
         if may_reorder and _strikes(faults, "reorder", faults.reorder):
             due_s = now_s + delay_s + faults.rng.uniform(0, max(_REORDER_DELAY_S, delay_s))
         else:
-            due_s = self._last_due_s = max(self._last_due_s, now_s + delay_s)
+            # asyncio fires timers of the same moment in any order.
+            due_s = max(math.nextafter(self._last_due_s, math.inf), now_s + delay_s)
+            self._last_due_s = due_s
         if due_s <= now_s and not self._timers:
             self._arrive(arrive)
             return
