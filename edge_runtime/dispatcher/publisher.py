@@ -245,11 +245,13 @@ class Publisher:
 
 
 def _entry(command: AddResult) -> ResultEntry:
+    # An explicit empty Raw would be written as nothing at all: leave the field out instead.
+    output = {} if command.output is None else {"output": msgspec.Raw(command.output)}
     return ResultEntry(
         cursor=command.cursor,
         item=command.index,
         at_ms=command.at_ms,
-        output=msgspec.Raw(command.output or b""),
         error=command.error,
         vehicle=command.vehicle,
+        **output,
     )

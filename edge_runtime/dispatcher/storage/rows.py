@@ -49,12 +49,19 @@ def job_status(row: Sequence[Any]) -> JobStatus:
 def result_entry(row: Sequence[Any]) -> ResultEntry:
     """A row of cursor, item key, at_ms, output, error, vehicle."""
     cursor, item, at_ms, output, error, vehicle = row
+    if error is not None:
+        return ResultEntry(
+            cursor=cursor,
+            item=item % ITEM_SPAN,
+            at_ms=at_ms,
+            error=error_decoder.decode(error),
+            vehicle=vehicle,
+        )
     return ResultEntry(
         cursor=cursor,
         item=item % ITEM_SPAN,
         at_ms=at_ms,
-        output=msgspec.Raw(output or b""),
-        error=None if error is None else error_decoder.decode(error),
+        output=msgspec.Raw(output),
         vehicle=vehicle,
     )
 
