@@ -147,7 +147,7 @@ ENGINE_START_HANG_MS: Final = 30_000
 ENGINE_HANG_PER_REFERENCE: Final = 20
 """An item may take this many times its model's reference time before it counts as hung."""
 ENGINE_DEATHS_WITHOUT_WORK_MAX: Final = 3
-"""Workers that may die in a row with nothing finished between before all runs are given up."""
+"""Workers that may die in a row with nothing finished between before the next has to wait."""
 ENGINE_LOG_LINE_MAX_BYTES: Final = 512
 ENGINE_LOG_LINES_PER_S: Final = 20
 ENGINE_LOG_BUFFER_MAX_BYTES: Final = 64 * 1024
@@ -158,6 +158,8 @@ ENGINE_STOP_MEASURE_MAX_MS: Final = 2_000
 """A frozen process whose threads still run after this is reported as it is."""
 ENGINE_EVENT_BATCH_MS: Final = 2
 """The worker gathers events of items faster than this into one write."""
+ENGINE_EVENT_LATE_MS: Final = 10
+"""Longest that an event waits in the worker; a kill loses that much finished work."""
 POOLS_MAX: Final = 4_096
 """Distinct requirement sets with a candidate pool."""
 POOL_CANDIDATES: Final = 2_048
@@ -249,3 +251,15 @@ CLIENT_RESULT_PAGES_MAX: Final = 64
 CLIENT_QUIET_CHECK_S: Final = 10.0
 CLIENT_QUIET_CHECKS_MAX: Final = 64
 PLACEMENTS_PER_TICK_MAX: Final = 10_000
+INBOX_EVENTS_MAX: Final = 20_000
+"""Decoded events that wait for the dispatcher's next tick; above it reading the bus pauses."""
+PUBLISH_QUEUE_ENTRIES_MAX: Final = 20_000
+"""Results that wait in memory for the broker; above it they are read from the store later."""
+PUBLISH_QUEUE_BYTES_MAX: Final = 32 * 1024 * 1024
+STATUSES_WAITING_MAX: Final = 50_000
+PUBLISHED_FLUSH_S: Final = 0.5
+SWEEP_INTERVAL_S: Final = 30.0
+SWEEP_JOBS: Final = 500
+FLEET_AGGREGATE_INTERVAL_S: Final = 10.0
+STREAM_HEARTBEAT_S: Final = 15.0
+OPEN_JOBS_COUNT_REFRESH_S: Final = 5.0

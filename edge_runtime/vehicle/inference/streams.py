@@ -5,6 +5,7 @@ nothing and work never runs dry; events of items faster than `ENGINE_EVENT_BATCH
 """
 
 import socket
+import threading
 import time
 from collections import deque
 from typing import Final
@@ -14,10 +15,11 @@ import msgspec
 from edge_runtime.contract import limits
 from edge_runtime.vehicle.inference import protocol
 
+_NS_PER_MS: Final = 1_000_000
 _READ_BYTES: Final = 1 << 20
 _RUNS_AHEAD: Final = 2
 _FLUSH_BYTES: Final = 64 * 1024
-_BATCH_NS: Final = limits.ENGINE_EVENT_BATCH_MS * 1_000_000
+_BATCH_NS: Final = limits.ENGINE_EVENT_BATCH_MS * _NS_PER_MS
 
 
 class Inbox:
@@ -55,14 +57,21 @@ class Inbox:
 
 
 class Outbox:
-    """Events on their way to the engine, several to a write where they come fast."""
+    """Events on their way to the engine, several to a write where they come fast.
+
+    The main thread adds and flushes. A second thread flushes what the main one, deep in a model,
+    has left lying for `ENGINE_EVENT_LATE_MS`.
+    """
 
     def __init__(self, stream: socket.socket) -> None:
         self._stream = stream
         self._encoder = msgspec.msgpack.Encoder()
+        self._lock = threading.Lock()
+        self._has_events = threading.Event()
         self._events: list[protocol.FromWorker] = []
         self._bytes = 0
         self._flushed_ns = 0
+        threading.Thread(target=self._flush_late, name="late events", daemon=True).start()
 
     def add(self, event: protocol.FromWorker) -> None:
         """Keep an event for the next write."""
@@ -75,11 +84,25 @@ class Outbox:
         now_ns = time.monotonic_ns()
         if self._bytes > _FLUSH_BYTES or now_ns - self._flushed_ns > _BATCH_NS:
             self.flush()
+        elif not self._has_events.is_set():
+            self._has_events.set()
 
     def flush(self) -> None:
         """Write what is kept."""
-        if self._events:
-            self._stream.sendall(protocol.frame(self._encoder.encode(self._events)))
-            self._events.clear()
+        with self._lock:
+            events, self._events = self._events, []
             self._bytes = 0
-        self._flushed_ns = time.monotonic_ns()
+            if events:
+                self._stream.sendall(protocol.frame(self._encoder.encode(events)))
+            self._flushed_ns = time.monotonic_ns()
+
+    def _flush_late(self) -> None:
+        while True:
+            self._has_events.wait()
+            self._has_events.clear()
+            time.sleep(limits.ENGINE_EVENT_LATE_MS / 1000)
+            late_ns = time.monotonic_ns() - self._flushed_ns
+            if late_ns > limits.ENGINE_EVENT_LATE_MS * _NS_PER_MS:
+                self.flush()
+            elif self._events:
+                self._has_events.set()

@@ -6,7 +6,7 @@ Invariants
 - It gives way: idle scheduling class, lowest nice value, first choice of the OOM killer, bounded
   address space; all of it before the first byte of a model or of ONNX Runtime is loaded.
 - Events of items faster than `ENGINE_EVENT_BATCH_MS` are gathered into one write; when the
-  process is killed, up to that much finished work is lost with the item in hand.
+  process is killed, up to `ENGINE_EVENT_LATE_MS` of finished work is lost with the item in hand.
 
 Deliberately absent: asyncio, logging, any network, any file but those of the packages.
 """

@@ -25,6 +25,7 @@ MLP_LAYERS: Final = 16
 """Layers that take about 5 ms on one core of the reference machine."""
 CHAIN_WIDTH: Final = 160
 CHAIN_NODES: Final = 400
+BIG_NODE_WIDTH: Final = 6_000
 _SEED: Final = 7
 
 
@@ -125,12 +126,28 @@ def _huge_alloc() -> bytes:
     return _model(nodes, [1], [_constant("huge", np.array([HUGE_ELEMENTS], np.int64))])
 
 
+def _big_node() -> bytes:
+    """Return one multiplication that takes seconds and cannot be stopped in the middle."""
+    nodes = [
+        helper.make_node("Expand", ["x", "square"], ["h"]),
+        helper.make_node("MatMul", ["h", "h"], ["product"]),
+        helper.make_node("ReduceMean", ["product"], ["mean"], axes=[0, 1], keepdims=0),
+        helper.make_node("Reshape", ["mean", "one"], ["y"]),
+    ]
+    constants = [
+        _constant("square", np.array([BIG_NODE_WIDTH, BIG_NODE_WIDTH], np.int64)),
+        _constant("one", np.array([1], np.int64)),
+    ]
+    return _model(nodes, [1], constants)
+
+
 _MODELS: Final[Mapping[str, tuple[Callable[[], bytes], tuple[int, ...], float]]] = {
     "noop": (_noop, (-1,), 0.02),
     "mlp5ms": (lambda: _layers(MLP_WIDTH, MLP_LAYERS), (1, MLP_WIDTH), 5.0),
     "chain": (lambda: _layers(CHAIN_WIDTH, CHAIN_NODES), (1, CHAIN_WIDTH), 60.0),
     "loop-forever": (_loop_forever, (-1,), 1.0),
     "loop-when-positive": (_loop_when_positive, (-1,), 0.02),
+    "big-node": (_big_node, (1,), 5_000.0),
     "huge-alloc": (_huge_alloc, (1,), 1.0),
 }
 
