@@ -94,7 +94,7 @@ def _subtrees() -> list[tuple[App, Group]]:
         "verify": ("models:verify", "Hash and check packages."),
     }
     store = {
-        "backup": ("store:backup", "Copy a store while it is in use."),
+        "backup": ("store:backup", "Copy a store to a new file."),
         "migrate": ("store:migrate", "Bring a store to this version."),
         "check": ("store:check", "Check a store's integrity."),
     }

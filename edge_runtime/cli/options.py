@@ -1,7 +1,7 @@
 """Settings that several commands share, each documented once, and the checks they share."""
 
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Final, Literal
 from urllib.parse import urlsplit
 
 from cyclopts import Parameter
@@ -11,6 +11,7 @@ from edge_runtime.contract.errors import ConfigError
 DEFAULT_BROKER: Final = "mqtt://127.0.0.1:1883"
 DEFAULT_HTTP: Final = "127.0.0.1:8080"
 DEFAULT_URL: Final = f"http://{DEFAULT_HTTP}"
+DEFAULT_TENANT: Final = "default"
 DEFAULT_MODELS: Final = Path(".data/models")
 _PORT_LAST: Final = 65_535
 
@@ -20,6 +21,9 @@ BrokerUrl = Annotated[
 DispatcherUrl = Annotated[str, Parameter(help="HTTP address of the dispatcher.", name="--url")]
 Tenant = Annotated[str, Parameter(help="Whose jobs.", name="--tenant")]
 Namespace = Annotated[str, Parameter(help="First part of every topic.", name="--namespace")]
+Protocol = Annotated[
+    Literal[5, 4], Parameter(help="MQTT version: 5, or 4 for MQTT 3.1.1.", name="--protocol")
+]
 AsJson = Annotated[
     bool, Parameter("--json", negative="", help="JSON lines on stdout, nothing else there.")
 ]

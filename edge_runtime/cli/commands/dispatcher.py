@@ -1,0 +1,88 @@
+"""`edge-runtime dispatcher`: compose store, bus, service and HTTP API, and run until stopped."""
+
+import functools
+from pathlib import Path
+from typing import Annotated, Final
+
+from cyclopts import Parameter
+
+from edge_runtime.cli.lifecycle import run_service
+from edge_runtime.cli.options import (
+    DEFAULT_BROKER,
+    DEFAULT_HTTP,
+    DEFAULT_MODELS,
+    BrokerUrl,
+    ModelsFolder,
+    Namespace,
+    Protocol,
+    check_broker_url,
+    check_http_url,
+    parse_address,
+    readable_folder,
+)
+from edge_runtime.contract.errors import ConfigError
+from edge_runtime.contract.topics import DEFAULT_NAMESPACE, require_id
+
+_DEFAULT_STORE: Final = Path("dispatcher.db")
+
+
+def dispatcher(
+    *,
+    broker: BrokerUrl = DEFAULT_BROKER,
+    store: Annotated[Path, Parameter(help="SQLite file of jobs and results.")] = _DEFAULT_STORE,
+    models: ModelsFolder = DEFAULT_MODELS,
+    http: Annotated[str, Parameter(help="Address of the HTTP API, HOST:PORT.")] = DEFAULT_HTTP,
+    allow_remote: Annotated[
+        bool, Parameter(negative="", help="Let --http be no loopback address: no accounts yet.")
+    ] = False,
+    models_url: Annotated[
+        str | None,
+        Parameter(help="Where cars fetch packages; none: the address of the HTTP API."),
+    ] = None,
+    backups: Annotated[
+        Path | None, Parameter(help="Folder for backups over HTTP; none: not offered.")
+    ] = None,
+    dispatcher_id: Annotated[
+        str, Parameter(name="--id", help="Name of this dispatcher.")
+    ] = "dispatcher",
+    namespace: Namespace = DEFAULT_NAMESPACE,
+    protocol: Protocol = 5,
+) -> int:
+    """Run the dispatcher until SIGTERM or SIGINT: jobs in by HTTP, work out to cars by MQTT."""
+    check_broker_url("--broker", broker)
+    host, port = parse_address("--http", http)
+    require_id("--id", dispatcher_id)
+    require_id("--namespace", namespace)
+    if models_url is not None:
+        check_http_url("--models-url", models_url)
+    readable_folder("--models", models)
+    if not store.resolve().parent.is_dir():
+        raise ConfigError(f"--store {store}: its folder does not exist")
+
+    async def run() -> None:
+        from edge_runtime.bus import open_bus
+        from edge_runtime.dispatcher.api import build_app, serve
+        from edge_runtime.dispatcher.chores import Chores
+        from edge_runtime.dispatcher.desk import FrontDesk
+        from edge_runtime.dispatcher.service import DispatcherService, DispatcherSettings
+        from edge_runtime.dispatcher.storage import SqliteStore
+
+        settings = DispatcherSettings(
+            broker_url=broker,
+            models_dir=models,
+            dispatcher_id=dispatcher_id,
+            namespace=namespace,
+            protocol=protocol,
+        )
+        open_fast = functools.partial(open_bus, fast=True)
+        async with DispatcherService(settings, SqliteStore(store), open_fast) as service:
+            app = build_app(FrontDesk(service), backup_dir=backups)
+            server = await serve(app, host, port, allow_remote=allow_remote)
+            try:
+                service.announce(models_url or server.url)
+                Chores(service).start()
+                await service.wait_failed()
+            finally:
+                await server.close()
+
+    return run_service(run)
