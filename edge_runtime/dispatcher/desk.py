@@ -3,7 +3,7 @@
 import asyncio
 import hashlib
 import secrets
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from pathlib import Path
 
 import msgspec
@@ -35,7 +35,7 @@ from edge_runtime.dispatcher.core.events import (
 from edge_runtime.dispatcher.core.placement import Requirement
 from edge_runtime.dispatcher.front import SUBMIT_TIMEOUT_S, Refusal
 from edge_runtime.dispatcher.service import DispatcherService
-from edge_runtime.dispatcher.storage import StoreError
+from edge_runtime.dispatcher.storage import KnownKey, StoreError
 from edge_runtime.dispatcher.validation import problem_with_items
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -47,7 +47,7 @@ class FrontDesk:
     def __init__(self, service: DispatcherService) -> None:
         self._service = service
         self._store = service.store
-        self._accepting: dict[tuple[str, str], tuple[str, bytes]] = {}
+        self._accepting: dict[tuple[str, str], tuple[KnownKey, asyncio.Future[None]]] = {}
 
     # --- submitting ---
 
@@ -61,45 +61,54 @@ class FrontDesk:
         answers: list[Submitted | None] = []
         events: list[JobSubmitted] = []
         repeats: list[tuple[int, str]] = []
+        committed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        waiting = {committed}
         for request, spec in zip(jobs, specs, strict=True):
             if isinstance(spec, Problem):
                 answers.append(Submitted(problem=spec))
                 continue
             key = spec.idempotency_key
-            before = key and (known.get(key) or self._accepting.get((tenant, key)))
-            if before:
-                job, body_hash = before
-                if body_hash != spec.body_hash:
+            before = known.get(key) if key else None
+            being_accepted = self._accepting.get((tenant, key)) if key else None
+            if being_accepted is not None:
+                # Another request brought the same key and is not on disk yet: wait for it.
+                before, other = being_accepted
+                waiting.add(other)
+            if before is not None:
+                if before.body_hash != spec.body_hash:
                     answers.append(Submitted(problem=_other_body(key or "")))
                 else:
-                    repeats.append((len(answers), job))
+                    repeats.append((len(answers), before.job))
                     answers.append(None)
                 continue
             if key:
-                self._accepting[tenant, key] = (spec.id, spec.body_hash)
+                self._accepting[tenant, key] = (KnownKey(spec.id, spec.body_hash), committed)
             events.append(JobSubmitted(spec=spec, items=_items(request)))
             answers.append(Submitted(status=_accepted(spec)))
-        await self._accept(tenant, events)
+        self._accept(tenant, events, committed)
+        await _within_timeout(waiting)
         for place, job in repeats:
             answers[place] = Submitted(status=await self.job(tenant, job), existing=True)
         return [answer for answer in answers if answer is not None]
 
-    async def _accept(self, tenant: str, events: Sequence[JobSubmitted]) -> None:
+    def _accept(
+        self, tenant: str, events: Sequence[JobSubmitted], committed: asyncio.Future[None]
+    ) -> None:
+        """Hand the jobs over; `committed` is set when they are on disk."""
         if not events:
+            committed.set_result(None)
             return
-        task = asyncio.ensure_future(self._service.commit(events))
-        task.add_done_callback(lambda _: self._forget_keys(tenant, events))
-        try:
-            async with asyncio.timeout(SUBMIT_TIMEOUT_S):
-                await asyncio.shield(task)
-        except TimeoutError:
-            message = "not confirmed in time; ask again with the same idempotency key"
-            raise Refusal(Problem(code="not_confirmed", message=message, status=503)) from None
 
-    def _forget_keys(self, tenant: str, events: Sequence[JobSubmitted]) -> None:
-        for event in events:
-            if event.spec.idempotency_key:
-                self._accepting.pop((tenant, event.spec.idempotency_key), None)
+        def finished(task: asyncio.Future[None]) -> None:
+            for event in events:
+                if event.spec.idempotency_key:
+                    self._accepting.pop((tenant, event.spec.idempotency_key), None)
+            if task.cancelled():
+                committed.cancel()
+            else:
+                committed.set_result(task.result())
+
+        asyncio.ensure_future(self._service.commit(events)).add_done_callback(finished)
 
     def _require_store(self) -> None:
         state = self._service.store_state
@@ -321,6 +330,15 @@ class FrontDesk:
             version=__version__,
             counters=service.all_counters(),
         )
+
+
+async def _within_timeout(waiting: Iterable[asyncio.Future[None]]) -> None:
+    try:
+        async with asyncio.timeout(SUBMIT_TIMEOUT_S):
+            await asyncio.gather(*(asyncio.shield(future) for future in waiting))
+    except TimeoutError:
+        message = "not confirmed in time; ask again with the same idempotency key"
+        raise Refusal(Problem(code="not_confirmed", message=message, status=503)) from None
 
 
 async def _heard(news: asyncio.Event) -> bool:

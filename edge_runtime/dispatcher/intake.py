@@ -35,7 +35,7 @@ class Intake:
             return []  # a retained topic was cleared
         try:
             vehicle, kind = self._topics.parse_up(message.topic)
-            return list(self._decode(vehicle, kind, message.payload))
+            return list(self._decode(vehicle, kind, message))
         except Rejected as rejected:
             self.count(rejected)
             return []
@@ -44,7 +44,8 @@ class Intake:
         """One rejection more of this reason."""
         self._counters[f"rejected_{rejected.reason.value}"] += 1
 
-    def _decode(self, vehicle: str, kind: Up, payload: bytes) -> Iterator[Event]:
+    def _decode(self, vehicle: str, kind: Up, message: Message) -> Iterator[Event]:
+        payload = message.payload
         match kind:
             case Up.STATE:
                 state = self._state.decode(payload)
@@ -65,7 +66,7 @@ class Intake:
                 _same(vehicle, status.vehicle)
                 match status:
                     case Birth():
-                        yield VehicleBorn(birth=status)
+                        yield VehicleBorn(birth=status, is_retained=message.retain)
                     case Offline():
                         yield VehicleWent(offline=status)
 

@@ -236,6 +236,8 @@ class DispatcherService:
                     await self._message(event)
                 case Connected(session_present=session_present):
                     self.publish(self._host_message(online=True))
+                    self.core.ask_who_is_there(self.clock())
+                    self._wake.set()
                     if not session_present:
                         await self._publish_retained_again()
                 case Disconnected():

@@ -100,9 +100,10 @@ class ItemsLoaded(_Event, frozen=True, kw_only=True):
 
 
 class VehicleBorn(_Event, frozen=True, kw_only=True):
-    """A Birth arrived on the car's own topic."""
+    """A Birth arrived on the car's own topic; `is_retained`: the broker's copy, maybe old."""
 
     birth: Birth
+    is_retained: bool = False
 
 
 class VehicleWent(_Event, frozen=True, kw_only=True):

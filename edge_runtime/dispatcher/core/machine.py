@@ -104,6 +104,8 @@ class DispatcherCore:
             case VehicleBorn(birth=birth):
                 self._state.fleet.born(birth)
                 self._state.emit(PutVehicle(birth=birth))
+                if event.is_retained:
+                    self._ask_rebirth(birth.vehicle)  # its state is not retained
             case VehicleWent():
                 self._went(event, now)
             case AttemptFound():
@@ -289,6 +291,13 @@ class DispatcherCore:
         job = state.job_by_no[stored.job_no]
         row = state.fleet.require(stored.vehicle)
         self._attempts.restore(stored, job, row, now)
+
+    def ask_who_is_there(self, now: Now) -> None:
+        """The bus is up again: cars whose state is missing or stale are asked for it, in turns."""
+        fleet = self._state.fleet
+        stale = fleet.column("seen_ms") <= now.boot_ms - limits.STATE_STALE_MS
+        for row in stale.nonzero()[0].tolist():
+            self._ask_rebirth(fleet.vehicles[row])
 
     def has_more(self, tenant: str) -> None:
         """The store holds open jobs of a tenant beyond those restored."""

@@ -1,6 +1,7 @@
 """Durable state of the dispatcher: the `Store` port and its SQLite form."""
 
 from edge_runtime.dispatcher.storage.port import (
+    KnownKey,
     Recovered,
     Store,
     StoreBusy,
@@ -11,6 +12,7 @@ from edge_runtime.dispatcher.storage.port import (
 from edge_runtime.dispatcher.storage.sqlite import SqliteStore
 
 __all__ = [
+    "KnownKey",
     "Recovered",
     "SqliteStore",
     "Store",
