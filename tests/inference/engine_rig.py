@@ -137,3 +137,11 @@ def cpu_ticks(pid: int) -> int:
     """User and system time of the process, in clock ticks."""
     fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
     return int(fields[11]) + int(fields[12])
+
+
+async def until_cpu_grew(pid: int, ticks: int) -> None:
+    """Wait until the process has computed for this long from now on."""
+    before = cpu_ticks(pid)
+    async with asyncio.timeout(PATIENCE_S):
+        while cpu_ticks(pid) < before + ticks:
+            await asyncio.sleep(0.01)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from engine_rig import PATIENCE_S, cpu_ticks, engine_rig, row, vector
+from engine_rig import PATIENCE_S, cpu_ticks, engine_rig, row, until_cpu_grew, vector
 
 from edge_runtime.contract.package import Package
 from edge_runtime.contract.reasons import ItemError, StopTier
@@ -128,6 +128,26 @@ async def test_a_frozen_engine_uses_no_cpu_and_loses_nothing(synthetic: Syntheti
         assert busiest < 600, "frozen time is not busy time"
 
 
+def classes_of_threads(pid: int) -> dict[int, tuple[int, int]]:
+    threads = [int(entry.name) for entry in Path(f"/proc/{pid}/task").iterdir()]
+    return {
+        thread: (os.sched_getscheduler(thread), os.getpriority(os.PRIO_PROCESS, thread))
+        for thread in threads
+    }
+
+
+async def test_a_thawed_engine_is_as_modest_as_before(synthetic: Synthetic) -> None:
+    async with engine_rig() as rig:
+        await rig.ended(rig.submit(synthetic("noop"), [vector(1)]))
+        before = classes_of_threads(rig.pid)
+        assert len(before) > 1
+        assert set(before.values()) == {(os.SCHED_IDLE, 19)}
+        rig.engine.freeze()
+        await rig.engine.measure_stop()
+        rig.engine.thaw()
+        assert classes_of_threads(rig.pid) == before
+
+
 async def test_frozen_time_does_not_count_as_hanging(synthetic: Synthetic) -> None:
     async with engine_rig(EngineOptions(hang_ms=1_500, worker=NORMAL_CLASS)) as rig:
         run_id = rig.submit(synthetic("chain"), [row(160)] * 3)
@@ -200,6 +220,7 @@ async def test_a_cancel_that_is_not_heard_kills_and_spares_the_others(
         waiting = rig.submit(synthetic("noop"), [vector(1), vector(2)])
         await rig.started(deaf, 0)
         pid = rig.pid
+        await until_cpu_grew(pid, ticks=50)  # far into its one long node
         rig.engine.cancel(deaf)
         ended = await rig.ended(deaf)
         assert ended.outcome is RunOutcome.CANCELLED

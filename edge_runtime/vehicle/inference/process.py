@@ -47,6 +47,7 @@ _ENVIRONMENT: Final = (
     "LC_ALL",
     "TZ",
 )
+_URGENT_CLASSES: Final = ((os.SCHED_FIFO, 1), (os.SCHED_OTHER, 0))
 _STOPPED_STATES: Final = frozenset("TtZX")
 
 OnEvents = Callable[["WorkerProcess", list[protocol.FromWorker]], None]
@@ -64,6 +65,7 @@ class WorkerProcess:
         self._encoder = msgspec.msgpack.Encoder()
         self._splitter = protocol.FrameSplitter()
         self._outgoing: deque[bytes] = deque()
+        self._own_class = (os.SCHED_IDLE if options.is_idle_class else os.SCHED_OTHER, 0)
         self._is_flush_due = False
         self._is_deaf = False
         self._frozen_at_ns: int | None = None
@@ -228,10 +230,14 @@ class WorkerProcess:
             signal.pidfd_send_signal(self._pidfd, number)
 
     def freeze(self) -> None:
-        """SIGSTOP, now. Freezing a frozen process does nothing."""
+        """SIGSTOP, now, and out of the way of whoever else wants the processor.
+
+        Freezing a frozen process does nothing.
+        """
         if self.exit_status is None and self._frozen_at_ns is None:
             self._frozen_at_ns = time.monotonic_ns()
             self._signal(signal.SIGSTOP)
+            set_class(self.pid, *_URGENT_CLASSES)
 
     def thaw(self) -> None:
         """SIGCONT. Thawing a running process does nothing."""
@@ -240,6 +246,7 @@ class WorkerProcess:
             self._frozen_at_ns = None
             self.frozen_total_ns += duration_ns
             self.progress.add_frozen(duration_ns)
+            set_class(self.pid, self._own_class)
             self._signal(signal.SIGCONT)
 
     def kill(self) -> None:
@@ -285,6 +292,25 @@ class WorkerProcess:
         self._gone.set()
         self._on_exit(self)
         self.progress.close()
+
+
+def set_class(pid: int, *classes: tuple[int, int]) -> None:
+    """Give every thread the first (scheduling class, priority) that the kernel lets us give.
+
+    A stop takes effect when a thread next runs, and one of the idle class may wait for that as
+    long as others want the core. So who is to stop is first made urgent, where the service may
+    (root, CAP_SYS_NICE, or the limits RTPRIO or NICE); it runs for microseconds, to stop.
+    """
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        for thread in list(Path(f"/proc/{pid}/task").iterdir()):
+            for policy, priority in classes:
+                try:
+                    os.sched_setscheduler(int(thread.name), policy, os.sched_param(priority))
+                except PermissionError:
+                    continue
+                except ProcessLookupError:
+                    pass
+                break
 
 
 def is_at_rest(pid: int) -> bool:

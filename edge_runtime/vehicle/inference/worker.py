@@ -58,13 +58,15 @@ def main(argv: list[str]) -> None:
     # A Ctrl-C in the terminal is for the engine's process, which then ends this one.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     stream = socket.socket(fileno=stream_fd)
-    inbox, outbox = Inbox(stream), Outbox(stream)
+    inbox = Inbox(stream)
     try:
         configure = inbox.next()
         if not isinstance(configure, protocol.Configure):
             raise protocol.BadFrame("the first frame must be Configure")
         options = configure.options
+        # Before any thread starts: the kernel keeps class and nice value per thread.
         _give_way(options)
+        outbox = Outbox(stream)
         # The heavy import comes after the limits, so that they bind it too.
         from edge_runtime.vehicle.inference import computing  # noqa: PLC0415
 
