@@ -38,7 +38,6 @@ PAGE = 100
 class Job:
     request: JobRequest
     status: JobStatus
-    body: bytes
     entries: list[ResultEntry] = field(default_factory=list)
 
 
@@ -120,12 +119,11 @@ class MemoryFront:
             return Submitted(
                 problem=Problem(code="unknown_model", message="no", status=404, field="model")
             )
-        body = msgspec.msgpack.encode(request)
         if request.idempotency_key is not None:
             known = self.by_key.get((tenant, request.idempotency_key))
             if known is not None:
                 job = self.jobs_by_id[known]
-                if job.body != body:
+                if job.request != request:
                     return Submitted(
                         problem=Problem(code="key_reused", message="other body", status=409)
                     )
@@ -143,7 +141,7 @@ class MemoryFront:
             submitted_ms=AT_MS,
             deadline_ms=AT_MS + int(request.deadline_s * 1000),
         )
-        self.jobs_by_id[job_id] = Job(request, status, body)
+        self.jobs_by_id[job_id] = Job(request, status)
         if request.idempotency_key is not None:
             self.by_key[tenant, request.idempotency_key] = job_id
         if self.auto_finish:

@@ -1,0 +1,239 @@
+"""The dispatcher, for a program that wants inference: submit, stream, watch, operate.
+
+    async with EdgeClient() as client:
+        async for result in client.submit("faces", [Path("frame.jpg")]):
+            print(result.item, result.output)
+
+Everything here survives a dispatcher's restart for up to `unreachable_after_s` of silence. What
+is raised: `JobRefused` and `DispatcherRefused` with the dispatcher's problem,
+`DispatcherUnreachable`, `ContractBroken`; nothing of the HTTP library.
+"""
+
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import aclosing
+from typing import Any, Self, TypeVar
+from uuid import uuid4
+
+import msgspec
+
+from edge_runtime.client.handle import JobHandle
+from edge_runtime.client.items import ItemLike, to_items
+from edge_runtime.client.many import ManyResult, submit_many
+from edge_runtime.client.results import (
+    FeedResult,
+    ItemResult,
+    follow_feed,
+)
+from edge_runtime.client.transport import Transport
+from edge_runtime.contract import limits
+from edge_runtime.contract.http import (
+    AttemptView,
+    Backup,
+    BackupDone,
+    DeadLetter,
+    Explanation,
+    FleetView,
+    Health,
+    JobRequest,
+    ModelView,
+    Quarantine,
+    Requeue,
+    Requeued,
+    Requirements,
+)
+from edge_runtime.contract.messages import JobStatus
+from edge_runtime.contract.reasons import JobState
+
+T = TypeVar("T")
+
+_NO_REQUIREMENTS = Requirements()
+_encode = msgspec.msgpack.Encoder().encode
+_nothing = msgspec.msgpack.Decoder(None)
+_statuses = msgspec.msgpack.Decoder(list[JobStatus])
+_attempts = msgspec.msgpack.Decoder(list[AttemptView])
+_fleet = msgspec.msgpack.Decoder(FleetView)
+_dead_letters = msgspec.msgpack.Decoder(list[DeadLetter])
+_requeued = msgspec.msgpack.Decoder(Requeued)
+_models = msgspec.msgpack.Decoder(list[ModelView])
+_health = msgspec.msgpack.Decoder(Health)
+_backup = msgspec.msgpack.Decoder(BackupDone)
+
+
+class EdgeClient:
+    """One dispatcher, seen by one tenant. An async context manager.
+
+    `tenant="*"` is the operator, who sees every tenant's jobs and cannot submit.
+    `unreachable_after_s` is how long nothing may answer before `DispatcherUnreachable`.
+    """
+
+    def __init__(
+        self,
+        url: str = "http://127.0.0.1:8080",
+        tenant: str = "default",
+        *,
+        unreachable_after_s: float = limits.CLIENT_UNREACHABLE_S,
+    ) -> None:
+        self._transport = Transport(url, tenant, unreachable_after_s)
+
+    async def __aenter__(self) -> Self:
+        self._transport.open()
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self._transport.close()
+
+    # --- submitting -----------------------------------------------------------------------------
+
+    def submit(
+        self,
+        model: str,
+        items: ItemLike | Iterable[ItemLike],
+        *,
+        parameters: Mapping[str, Any] | None = None,
+        idempotency_key: str | None = None,
+        deadline_s: float = limits.JOB_DEADLINE_DEFAULT_S,
+        retention_s: float = limits.JOB_RETENTION_DEFAULT_S,
+        purpose: str = "batch",
+        priority: int = 5,
+        requirements: Requirements = _NO_REQUIREMENTS,
+    ) -> JobHandle:
+        """A job; sent when the handle is awaited or iterated.
+
+        `async for result in client.submit(...)` gives each item's result as it comes. Without an
+        `idempotency_key` one is made, so that a lost answer never makes two jobs.
+        """
+        key = idempotency_key or uuid4().hex
+
+        async def make_request() -> JobRequest:
+            return JobRequest(
+                model=model,
+                items=await to_items(items),
+                parameters=dict(parameters or {}),
+                idempotency_key=key,
+                deadline_s=deadline_s,
+                retention_s=retention_s,
+                purpose=purpose,
+                priority=priority,
+                requirements=requirements,
+            )
+
+        return JobHandle(self._transport, make_request=make_request)
+
+    def submit_many(
+        self,
+        requests: Iterable[JobRequest],
+        *,
+        requests_in_flight: int = limits.CLIENT_REQUESTS_IN_FLIGHT,
+    ) -> AsyncGenerator[ManyResult, None]:
+        """Submit any number of jobs and give every result of them, in order of arrival.
+
+        `requests` is read as fast as jobs are accepted, never far ahead. A refused job, and one
+        that ends before all its items, gives one `ManyResult` with a `problem`. The iterator
+        ends when every job has. Close it (`contextlib.aclosing`) when leaving early.
+        """
+        return submit_many(self._transport, requests, requests_in_flight)
+
+    # --- one job --------------------------------------------------------------------------------
+
+    def handle(self, job: str, *, cursor: int = 0) -> JobHandle:
+        """A job known by its id, resumed after `cursor`."""
+        return JobHandle(self._transport, job=job, cursor=cursor)
+
+    def results(self, job: str, cursor: int = 0) -> AsyncIterator[ItemResult]:
+        """A job's results after `cursor`, until it ends."""
+        return aiter(self.handle(job, cursor=cursor))
+
+    async def status(self, job: str) -> JobStatus:
+        """A job's state and progress."""
+        return await self.handle(job).status()
+
+    async def cancel(self, job: str) -> JobStatus:
+        """Cancel a job; idempotent."""
+        return await self.handle(job).cancel()
+
+    async def delete(self, job: str) -> None:
+        """Forget a job and its results."""
+        await self.handle(job).delete()
+
+    async def why(self, job: str) -> Explanation:
+        """Why a job is waiting."""
+        return await self.handle(job).why()
+
+    # --- the tenant's ---------------------------------------------------------------------------
+
+    async def jobs(
+        self, *, state: JobState | None = None, limit: int = 100, before: str | None = None
+    ) -> list[JobStatus]:
+        """A page of jobs, newest first; `before` is the last id of the page before."""
+        query = _query(state=state.value if state else None, limit=limit, before=before)
+        return await self._transport.call("GET", "/v1/jobs", _statuses, query=query)
+
+    async def feed(self, position: int | None = None) -> AsyncGenerator[FeedResult, None]:
+        """All results of the tenant after `position` (None: from now on), for ever."""
+        async with aclosing(follow_feed(self._transport, position)) as pages:
+            async for page in pages:
+                for result in page:
+                    yield result
+
+    # --- the operator's -------------------------------------------------------------------------
+
+    async def attempts(
+        self, job: str | None = None, *, limit: int = 100, after: int = 0
+    ) -> list[AttemptView]:
+        """Attempts in order of offer, of one job or of all; `after` skips so many."""
+        query = _query(limit=limit, after=after)
+        if job is None:
+            return await self._operate("GET", "/v1/attempts", _attempts, query=query)
+        return await self._transport.call("GET", f"/v1/jobs/{job}/attempts", _attempts, query=query)
+
+    async def fleet(self, *, limit: int = 100, offset: int = 0) -> FleetView:
+        """A page of cars and the counts over all."""
+        query = _query(limit=limit, offset=offset)
+        return await self._operate("GET", "/v1/fleet", _fleet, query=query)
+
+    async def quarantine(self, vehicle: str, *, on: bool = True) -> None:
+        """Give a car no work, or work again."""
+        path = f"/v1/fleet/{vehicle}/quarantine"
+        await self._operate("POST", path, _nothing, body=_encode(Quarantine(on=on)))
+
+    async def dead_letters(self, job: str | None = None, *, limit: int = 100) -> list[DeadLetter]:
+        """Items that failed for good, newest first, of one job or of all."""
+        query = _query(job=job, limit=limit)
+        return await self._operate("GET", "/v1/dead-letters", _dead_letters, query=query)
+
+    async def requeue(self, job: str, items: Sequence[int] = ()) -> int:
+        """Run failed items of a job again (none named: all of them); how many."""
+        body = _encode(Requeue(items=tuple(items)))
+        path = f"/v1/jobs/{job}/requeue"
+        return (await self._transport.call("POST", path, _requeued, body=body)).items
+
+    async def models(self) -> list[ModelView]:
+        """Packages that jobs may name."""
+        return await self._operate("GET", "/v1/models", _models)
+
+    async def health(self) -> Health:
+        """Readiness and counters; asked once, without patience."""
+        return await self._operate("GET", "/v1/health", _health, retry=False)
+
+    async def backup(self, name: str | None = None) -> BackupDone:
+        """Back the dispatcher's store up into its backup folder; asked once."""
+        body = _encode(Backup(name=name))
+        return await self._operate("POST", "/v1/store/backup", _backup, body=body, retry=False)
+
+    async def _operate(
+        self,
+        method: str,
+        path: str,
+        answer: "msgspec.msgpack.Decoder[T]",
+        *,
+        query: Mapping[str, Any] | None = None,
+        body: bytes | None = None,
+        retry: bool = True,
+    ) -> T:
+        return await self._transport.call(
+            method, path, answer, query=query, body=body, is_operator=True, retry=retry
+        )
+
+
+def _query(**parameters: str | int | None) -> dict[str, str]:
+    return {name: str(value) for name, value in parameters.items() if value is not None}

@@ -1,0 +1,219 @@
+"""HTTP calls that outlive a dispatcher's restart.
+
+Invariants
+- A call is repeated only where repeating is safe: reads, and writes that carry their own
+  idempotency. Between tries it waits with full jitter, and gives up with
+  `DispatcherUnreachable` when nothing has answered for the client's limit.
+- 429, 502, 503 and 504 mean "later" and are tried again like a lost connection; any other refusal
+  is raised at once. When time runs out, the last refusal is raised, if there was one.
+- Bodies travel as MessagePack in both directions.
+"""
+
+import asyncio
+import io
+import random
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any, Final, TypeVar
+from urllib.parse import urlsplit
+
+import aiohttp
+import msgspec
+
+from edge_runtime.client.errors import ContractBroken, DispatcherRefused, DispatcherUnreachable
+from edge_runtime.contract import limits
+from edge_runtime.contract.errors import ConfigError
+from edge_runtime.contract.http import Problem
+
+T = TypeVar("T")
+
+MSGPACK: Final = "application/x-msgpack"
+_LATER: Final = frozenset({429, 502, 503, 504})
+_FIRST_ERROR: Final = 400
+_BYTES_AS_FILE: Final = 1024 * 1024
+"""aiohttp wants larger bodies as a file, so that sending them does not hold the loop."""
+_problem: Final = msgspec.msgpack.Decoder(Problem)
+
+
+class Interrupted(Exception):  # noqa: N818 - named for what happened; never leaves the client
+    """A try failed in a way that another one may not."""
+
+    def __init__(self, cause: str, problem: Problem | None = None) -> None:
+        super().__init__(cause)
+        self.cause = cause
+        self.problem = problem
+
+
+class Patience:
+    """How long to go on: full-jitter waits, and an end."""
+
+    def __init__(self, url: str, limit_s: float) -> None:
+        self._url = url
+        self._limit_s = limit_s
+        self._failures = 0
+        self._failing_since_s: float | None = None
+
+    def reset(self) -> None:
+        """Something answered."""
+        self._failures = 0
+        self._failing_since_s = None
+
+    async def wait(self, cut: Interrupted) -> None:
+        """Sleep before the next try; the final error where the limit has passed."""
+        now_s = asyncio.get_running_loop().time()
+        if self._failing_since_s is None:
+            self._failing_since_s = now_s
+        waited_s = now_s - self._failing_since_s
+        if waited_s >= self._limit_s:
+            if cut.problem is not None:
+                raise DispatcherRefused(cut.problem)
+            raise DispatcherUnreachable(self._url, waited_s, cut.cause)
+        ceiling_s = min(
+            limits.CLIENT_BACKOFF_FIRST_S * 2.0 ** min(self._failures, 16),
+            limits.CLIENT_BACKOFF_MAX_S,
+            self._limit_s - waited_s,
+        )
+        self._failures += 1
+        await asyncio.sleep(random.uniform(0.0, ceiling_s))  # noqa: S311 - jitter, no secret
+
+
+class Transport:
+    """One dispatcher as one tenant sees it. Open it inside a running event loop."""
+
+    def __init__(self, url: str, tenant: str, unreachable_after_s: float) -> None:
+        if not _is_http_url(url):
+            raise ConfigError(f"the dispatcher's URL must be http://host:port, not {url!r}")
+        self.url = url.rstrip("/")
+        self._tenant = tenant
+        self._unreachable_after_s = unreachable_after_s
+        self._session: aiohttp.ClientSession | None = None
+
+    def open(self) -> None:
+        """Ready the connection pool; nothing is sent yet."""
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=limits.HTTP_STREAMS_MAX),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            headers={"Accept": MSGPACK},
+            auto_decompress=False,
+            timeout=aiohttp.ClientTimeout(
+                total=None,
+                sock_connect=limits.CLIENT_CONNECT_TIMEOUT_S,
+                sock_read=limits.CLIENT_ANSWER_TIMEOUT_S,
+            ),
+        )
+
+    async def close(self) -> None:
+        """Close every connection, streams included."""
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+    def patience(self) -> Patience:
+        """A new count of failures."""
+        return Patience(self.url, self._unreachable_after_s)
+
+    async def call(
+        self,
+        method: str,
+        path: str,
+        answer: "msgspec.msgpack.Decoder[T]",
+        *,
+        query: Mapping[str, Any] | None = None,
+        body: bytes | None = None,
+        is_operator: bool = False,
+        retry: bool = True,
+    ) -> T:
+        """The decoded answer. Raises `DispatcherRefused` or `DispatcherUnreachable`."""
+        patience = self.patience()
+        while True:
+            try:
+                data = await self._once(method, path, query, body, is_operator=is_operator)
+                break
+            except Interrupted as cut:
+                if not retry:
+                    if cut.problem is not None:
+                        raise DispatcherRefused(cut.problem) from None
+                    raise DispatcherUnreachable(self.url, 0.0, cut.cause) from None
+                await patience.wait(cut)
+        try:
+            return answer.decode(data or b"\xc0")
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise ContractBroken(f"{method} {path}: {error}") from None
+
+    async def _once(
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, Any] | None,
+        body: bytes | None,
+        *,
+        is_operator: bool,
+    ) -> bytes:
+        headers = {} if is_operator else {"X-Tenant": self._tenant}
+        if body is not None:
+            headers["Content-Type"] = MSGPACK
+        data: Any = io.BytesIO(body) if body and len(body) > _BYTES_AS_FILE else body
+        session = self._opened()
+        try:
+            async with session.request(
+                method, self.url + path, params=query, data=data, headers=headers
+            ) as response:
+                content = await response.read()
+        except (aiohttp.ClientError, OSError) as error:
+            raise Interrupted(_words(error)) from None
+        if response.status >= _FIRST_ERROR:
+            raise _refused(response.status, content)
+        return content
+
+    @asynccontextmanager
+    async def stream(
+        self, path: str, query: Mapping[str, Any]
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """One try at a stream: `Interrupted` or `DispatcherRefused`, also while reading it."""
+        session = self._opened()
+        timeout = aiohttp.ClientTimeout(
+            total=None,
+            sock_connect=limits.CLIENT_CONNECT_TIMEOUT_S,
+            sock_read=limits.CLIENT_STREAM_SILENCE_S,
+        )
+        try:
+            async with session.get(
+                self.url + path,
+                params=query,
+                headers={"X-Tenant": self._tenant},
+                timeout=timeout,
+            ) as response:
+                if response.status >= _FIRST_ERROR:
+                    raise _refused(response.status, await response.read())
+                yield response
+        except (aiohttp.ClientError, OSError) as error:
+            raise Interrupted(_words(error)) from None
+
+    def _opened(self) -> aiohttp.ClientSession:
+        if self._session is None or self._session.closed:
+            raise ConfigError("use the client inside `async with EdgeClient(...) as client:`")
+        return self._session
+
+
+def _is_http_url(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
+
+
+def _words(error: BaseException) -> str:
+    return str(error) or type(error).__name__
+
+
+def _refused(status: int, content: bytes) -> Exception:
+    try:
+        problem = _problem.decode(content)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        problem = Problem(
+            code="http_error", message=f"HTTP {status} without a problem body", status=status
+        )
+    if status in _LATER:
+        return Interrupted(problem.message, problem)
+    return DispatcherRefused(problem)

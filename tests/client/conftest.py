@@ -1,0 +1,26 @@
+"""The client's tests share the API's in-memory dispatcher front."""
+
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "api"))
+
+from memory_front import MemoryFront
+from serving import Served, served
+
+from edge_runtime.client import EdgeClient
+
+
+@pytest.fixture
+async def api(tmp_path: Path) -> AsyncIterator[Served]:
+    async with served(MemoryFront(), backup_dir=tmp_path) as running:
+        yield running
+
+
+@pytest.fixture
+async def client(api: Served) -> AsyncIterator[EdgeClient]:
+    async with EdgeClient(api.server.url, unreachable_after_s=10.0) as opened:
+        yield opened
