@@ -97,6 +97,7 @@ class ModelJournal:
     fences: dict[int, SavedFence] = field(default_factory=dict)
     energy: tuple[int, float] = (0, 0.0)
     queued: list[tuple[int, c.Write]] = field(default_factory=list)
+    ever_held: set[tuple[int, Fence]] = field(default_factory=set)
     is_full: bool = False
 
     def commit(self) -> e.WritesCommitted:
@@ -115,25 +116,23 @@ class ModelJournal:
 
     def _apply(self, write: c.Write) -> bool:
         match write:
+            case c.WriteAttempt() | c.CheckSpace() if self.is_full:
+                return False
             case c.WriteAttempt():
-                if self.is_full:
-                    return False
                 self.attempts[write.offer.unit] = SavedAttempt(write.offer)
+                self.ever_held.add((write.offer.unit, write.offer.fence))
             case c.WriteStarted():
-                saved = self.attempts.get(write.unit)
-                if saved is not None:
+                if write.unit in self.attempts:
                     self._put(write.unit, started=write.index)
             case c.WriteChunk():
-                self.chunks[write.unit, write.fence, write.seq] = write.body
-                if self._has(write.unit, write.fence):
-                    if write.ends:
-                        del self.attempts[write.unit]
-                    else:
-                        self._put(write.unit, next_seq=write.seq + 1)
+                self._write_chunk(write)
             case c.DropChunks():
-                for key in [k for k in self.chunks if k[:2] == (write.unit, write.fence)]:
-                    if key[2] <= write.through_seq:
-                        del self.chunks[key]
+                answered = (write.unit, write.fence)
+                self.chunks = {
+                    key: body
+                    for key, body in self.chunks.items()
+                    if key[:2] != answered or key[2] > write.through_seq
+                }
             case c.DropAttempt():
                 if self._has(write.unit, write.fence):
                     del self.attempts[write.unit]
@@ -142,8 +141,16 @@ class ModelJournal:
             case c.WriteEnergy():
                 self.energy = (write.day, write.joules)
             case c.CheckSpace():
-                return not self.is_full
+                pass
         return True
+
+    def _write_chunk(self, write: c.WriteChunk) -> None:
+        self.chunks[write.unit, write.fence, write.seq] = write.body
+        if self._has(write.unit, write.fence):
+            if write.ends:
+                del self.attempts[write.unit]
+            else:
+                self._put(write.unit, next_seq=write.seq + 1)
 
     def _has(self, unit: int, fence: Fence) -> bool:
         return unit in self.attempts and self.attempts[unit].offer.fence == fence
@@ -201,7 +208,6 @@ class Bench:
         self.signals = dict(GOOD)
         self.said: list[c.Command] = []
         self.chunks: dict[tuple[int, Fence, int], bytes] = {}
-        self.recorded: set[tuple[int, Fence]] = set()
         self.core = VehicleCore(facts, policy, self.journal.snapshot(facts.boot), self.now)
 
     @property
@@ -236,7 +242,7 @@ class Bench:
                 for verdict in command.verdicts:
                     key2 = (verdict.unit, verdict.fence)
                     if isinstance(verdict, Taken):
-                        assert key2 in self.recorded, "taken before it was durable"
+                        assert key2 in self.journal.ever_held, "taken before it was durable"
             case _:
                 pass
 
@@ -244,9 +250,7 @@ class Bench:
         """The journal commits what is queued, and whatever that brings, to rest."""
         said: list[c.Command] = []
         while self.journal.queued:
-            event = self.journal.commit()
-            self.recorded |= {(u, s.offer.fence) for u, s in self.journal.attempts.items()}
-            said += self.send(event)
+            said += self.send(self.journal.commit())
         return said
 
     def advance(self, seconds: float) -> list[c.Command]:

@@ -61,7 +61,7 @@ def refusal(commands: list[c.Command]) -> Refused:
     return verdict
 
 
-# --- the table -----------------------------------------------------------------------------
+# --- the table -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("before", "after"), list(itertools.product(Phase, Phase)))
@@ -209,10 +209,7 @@ def test_unanswered_chunks_are_sent_again_ever_more_slowly() -> None:
     car.take(offer(items=(0,)))
     car.compute(1, 0)
     car.commit()
-    sent_at = []
-    for _ in range(300):
-        if only(c.PublishChunks, car.live(1)):
-            sent_at.append(car.boot_ns)
+    sent_at = [car.boot_ns for _ in range(300) if only(c.PublishChunks, car.live(1))]
     waits = [round((b - a) / 1e9) for a, b in itertools.pairwise(sent_at)]
     assert waits[0] >= limits.CHUNK_RESEND_MS / 1000
     assert sorted(waits) == waits
@@ -250,7 +247,7 @@ def test_too_many_unanswered_chunks_refuse_new_work() -> None:
     assert verdicts(car.take(offer(999, 2))) == [Taken(unit=999, fence=F2)]
 
 
-# --- refusals ----------------------------------------------------------------------------------
+# --- refusals --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -329,7 +326,7 @@ def test_the_memory_of_fences_is_bounded() -> None:
     assert len(car.core.work.fences) == limits.FENCES_REMEMBERED_MAX
 
 
-# --- fences -----------------------------------------------------------------------------------
+# --- fences ----------------------------------------------------------------------------------
 
 
 def test_a_duplicate_offer_is_answered_once_recorded_and_runs_once() -> None:
@@ -411,7 +408,7 @@ def test_a_unit_that_ends_while_its_newer_fence_is_being_written() -> None:
     assert not car.journal.attempts
 
 
-# --- the journal ---------------------------------------------------------------------------------
+# --- the journal -----------------------------------------------------------------------------
 
 
 def test_no_room_refuses_the_offer_holds_the_car_and_recovers() -> None:
@@ -449,7 +446,7 @@ def test_what_could_not_be_written_is_written_later_in_order(reason: HoldReason)
     assert not car.journal.attempts
 
 
-# --- models ---------------------------------------------------------------------------------------
+# --- models ----------------------------------------------------------------------------------
 
 
 def test_a_model_is_fetched_once_and_runs_wait_for_it() -> None:
@@ -506,7 +503,7 @@ def test_desired_models_are_fetched_in_the_background_unless_the_network_costs()
     assert not only(c.EnsureModel, metered.send(e.ModelsDesired((OTHER_MODEL,))))
 
 
-# --- the engine ------------------------------------------------------------------------------------
+# --- the engine ------------------------------------------------------------------------------
 
 
 def test_a_death_blames_the_item_in_hand_and_nothing_else() -> None:
@@ -589,7 +586,7 @@ def test_events_of_runs_that_are_no_more_are_ignored() -> None:
     assert len(car.published()) == 1
 
 
-# --- the owner comes first ---------------------------------------------------------------------------
+# --- the owner comes first -------------------------------------------------------------------
 
 
 def test_the_owners_return_freezes_the_engine_in_the_same_call() -> None:
@@ -745,7 +742,7 @@ def test_a_death_while_frozen_does_not_leave_the_engine_frozen_for_ever() -> Non
     ]
 
 
-# --- cancels and deadlines ----------------------------------------------------------------------------
+# --- cancels and deadlines -------------------------------------------------------------------
 
 
 def test_a_queued_attempt_is_cancelled_at_once() -> None:
@@ -844,7 +841,7 @@ def test_a_deadline_that_passes_before_the_run_gives_everything_back() -> None:
     assert chunk.ending.reason is ReleaseReason.DEADLINE
 
 
-# --- reboot -----------------------------------------------------------------------------------------
+# --- reboot ----------------------------------------------------------------------------------
 
 
 def test_after_a_crash_attempts_are_released_and_the_item_in_hand_is_blamed() -> None:
@@ -909,7 +906,7 @@ def test_energy_of_the_day_survives_a_crash_and_ends_at_midnight() -> None:
     assert car.core.decision == Ready()
 
 
-# --- what is told --------------------------------------------------------------------------------------
+# --- what is told ----------------------------------------------------------------------------
 
 
 def test_a_connection_begins_with_will_birth_and_state() -> None:
@@ -979,7 +976,7 @@ def test_draining_finishes_what_is_held_until_told_otherwise() -> None:
     assert verdicts(car.take(offer(3))) == [Taken(unit=3, fence=F1)]
 
 
-# --- leaving ---------------------------------------------------------------------------------------------
+# --- leaving ---------------------------------------------------------------------------------
 
 
 def test_leaving_gives_everything_back_and_says_goodbye_last() -> None:

@@ -50,7 +50,7 @@ class CarUnderTest(RuleBasedStateMachine):
         self.seen = 0
         self.started: dict[int, int] = {}
 
-    # --- the dispatcher --------------------------------------------------------------------
+    # --- the dispatcher ----------------------------------------------------------------------
 
     @rule(unit=UNITS, subset=st.sets(st.sampled_from(INDEXES), min_size=1), other=st.booleans())
     def offers_anew(self, unit: int, subset: set[int], *, other: bool) -> None:
@@ -113,7 +113,7 @@ class CarUnderTest(RuleBasedStateMachine):
     def sensors_are_silent(self) -> None:
         self.car.advance(6)
 
-    # --- the disk ------------------------------------------------------------------------------
+    # --- the disk ----------------------------------------------------------------------------
 
     @precondition(lambda self: self.car.journal.queued)
     @rule()
@@ -129,7 +129,7 @@ class CarUnderTest(RuleBasedStateMachine):
     def disk_fills(self, *, full: bool) -> None:
         self.car.journal.is_full = full
 
-    # --- the engine ------------------------------------------------------------------------------
+    # --- the engine --------------------------------------------------------------------------
 
     @precondition(lambda self: self.car.engine.runs)
     @rule(what=st.sampled_from(["start", "finish", "break", "end", "load"]))
@@ -185,7 +185,7 @@ class CarUnderTest(RuleBasedStateMachine):
         self.car.crash()
         self.car.core.check(self.car.now)
 
-    # --- what must hold ----------------------------------------------------------------------------
+    # --- what must hold ----------------------------------------------------------------------
 
     @invariant()
     def answers_do_not_contradict_each_other(self) -> None:
@@ -236,7 +236,7 @@ class CarUnderTest(RuleBasedStateMachine):
         assert not car.journal.chunks
         for key, outcome in car.endings().items():
             if outcome is Outcome.COMPLETED:
-                assert key in car.recorded
+                assert key in car.journal.ever_held
 
     def _run_everything(self) -> None:
         car = self.car

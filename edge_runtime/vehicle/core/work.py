@@ -114,7 +114,7 @@ class Work:
         """How many more units fit."""
         if self.outbox.count >= CHUNKS_UNANSWERED_MAX:
             return 0
-        return max(0, self.facts.units_max - len(self.attempts))
+        return max(0, self.facts.units_max - len(self.attempts.keys() | self.adopting.keys()))
 
     def offered(self, offer: UnitOffer, gate: Gate, now: Now) -> None:
         """Take, adopt, refuse, or repeat an answer."""
@@ -133,7 +133,7 @@ class Work:
             self._repeat(known.verdict)
         elif seen and offer.fence < max(seen):
             self._refuse(offer, Refusal(RefusalReason.STALE_FENCE), now, remember=False)
-        elif held is None:
+        elif held is None and pending is None:
             self._take(offer, gate, now)
         else:
             self._take_over(held, offer, now)
@@ -155,9 +155,12 @@ class Work:
         if self.models.want(offer.model):
             self.out.append(EnsureModel(offer.model))
 
-    def _take_over(self, held: Attempt, offer: UnitOffer, now: Now) -> None:
-        """A newer fence of a held unit: adopt its run, once the journal holds the new offer."""
-        if held.phase is Phase.STOPPING or held.offer.model != offer.model:
+    def _take_over(self, held: Attempt | None, offer: UnitOffer, now: Now) -> None:
+        """A newer fence of a unit that is here: adopt its run, once the journal holds the offer.
+
+        `held` is None when the unit's run ended while an earlier such offer was being written.
+        """
+        if held is not None and (held.phase is Phase.STOPPING or held.offer.model != offer.model):
             refusal = Refusal(RefusalReason.BUSY, retry_after_ms=500)
             self._refuse(offer, refusal, now, remember=False)
             return
@@ -545,8 +548,9 @@ class Work:
 
     def problems(self) -> Iterator[str]:
         """Every broken invariant, as a sentence."""
-        if len(self.attempts) > self.facts.units_max + len(self.adopting):
-            yield f"{len(self.attempts)} units are held; the car takes {self.facts.units_max}"
+        held = len(self.attempts.keys() | self.adopting.keys())
+        if held > self.facts.units_max:
+            yield f"{held} units are held; the car takes {self.facts.units_max}"
         for unit, attempt in self.attempts.items():
             yield from self._attempt_problems(unit, attempt)
         for run_id, unit in self.runs.items():
