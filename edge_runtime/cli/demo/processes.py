@@ -108,6 +108,10 @@ class Child:
         if process.returncode is not None:
             raise ProcessEnded(self.name, process.returncode, self.log)
 
+    async def wait(self) -> int:
+        """Wait until it ends by itself; its exit code, negative for a signal."""
+        return await self._require().wait()
+
     async def kill(self) -> None:
         """SIGKILL, and wait until it is gone."""
         await self._end(signal.SIGKILL)
