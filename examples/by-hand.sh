@@ -1,0 +1,23 @@
+#!/bin/sh
+# A broker, a dispatcher and two cars by hand, as in the README, and one job. Ctrl-C ends it all.
+#
+#   make setup models && . .venv/bin/activate && sh examples/by-hand.sh
+#
+# Each line that ends in & may as well run in a terminal of its own. Kill any of the four with
+# SIGKILL and start it again: nothing is lost.
+set -eu
+
+state=${STATE:-.data/by-hand}
+mkdir -p "$state"
+printf 'dwell_s = 2\n[consent]\ngiven = true\nversion = 1\n' >"$state/policy.toml"
+trap 'kill $(jobs -p) 2>/dev/null; wait' EXIT INT TERM
+
+edge-runtime broker --port 1883 &
+edge-runtime dispatcher --store "$state/dispatcher.db" --models .data/models &
+for car in car-1 car-2; do
+  edge-runtime vehicle --id "$car" --state-dir "$state/$car" --policy "$state/policy.toml" \
+    --sensors simulated &
+done
+
+edge-runtime submit --model pp-ocr .data/demo/scenetext01.jpg .data/demo/page.png
+edge-runtime fleet list
