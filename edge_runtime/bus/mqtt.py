@@ -386,7 +386,7 @@ class _BlockSocket:
 
     def fill(self) -> None:
         """Fetch the next block once the last is used up."""
-        if self._position < len(self._block):
+        if self._at_end or self._position < len(self._block):
             return
         try:
             self._block = self._socket.recv(_READ_BYTES)

@@ -15,7 +15,6 @@ of each refused publish, and knows better than a queue what is still worth sendi
 """
 
 import asyncio
-import contextlib
 import random
 import secrets
 from collections.abc import AsyncIterator, Mapping
@@ -42,6 +41,7 @@ from edge_runtime.bus.port import (
 from edge_runtime.contract.errors import LocalError
 from edge_runtime.contract.limits import (
     BUS_CANARY_TIMEOUT_S,
+    BUS_CLOSE_TIMEOUT_S,
     BUS_CONNECT_TIMEOUT_S,
     BUS_INBOUND_MAX_BYTES,
     BUS_INBOUND_MAX_MESSAGES,
@@ -57,6 +57,7 @@ from edge_runtime.contract.limits import (
 _PACKET_OVERHEAD_BYTES: Final = BUS_PACKET_MAX_BYTES - MESSAGE_MAX_BYTES
 _FIXED_BYTES: Final = 64
 """More than a PUBLISH packet's header, identifier and property tags take."""
+_CANCEL_AGAIN_S: Final = 3 * BUS_CLOSE_TIMEOUT_S
 _ORDINARY_DROPS: Final = frozenset({DropReason.NO_SUBSCRIBER})
 
 log = structlog.get_logger(__name__)
@@ -95,6 +96,7 @@ class ReconnectingBus:
         self._will = settings.will
         self._log = log.bind(client_id=settings.client_id)
         self._link: Link | None = None
+        self._is_closing = False
         self._is_connected = False
         self._was_connected = False
         self._down: BusError = BusUnavailable("not connected yet")
@@ -182,9 +184,12 @@ class ReconnectingBus:
         task = self._task
         if task is None:
             return
-        task.cancel()
-        # What broke the bus has been told to the consumer of its events.
-        await asyncio.wait([task])
+        self._is_closing = True
+        while not task.done():
+            # Once is not always enough: a library may swallow it, where we cannot see it.
+            task.cancel()
+            await asyncio.wait([task], timeout=_CANCEL_AGAIN_S)
+        # What broke the bus, if it broke, has been told to the consumer of its events.
         self._inbox.close()
 
     # --- connections ------------------------------------------------------------------
@@ -193,6 +198,8 @@ class ReconnectingBus:
         doublings = 0
         while True:
             error, lasted_s = await self._serve_one_connection()
+            if self._is_closing:
+                return
             self._note_down(error)
             doublings = 0 if lasted_s >= BUS_STABLE_S else doublings + 1
             ceiling_s = BUS_RECONNECT_FIRST_S * 2 ** max(0, doublings - 1)
@@ -209,6 +216,9 @@ class ReconnectingBus:
         try:
             async with asyncio.timeout(BUS_CONNECT_TIMEOUT_S):
                 info = await self._establish(link)
+            if self._is_closing:
+                # Python 3.11's wait_for, which both libraries use, may swallow a cancellation.
+                raise asyncio.CancelledError
             up_since_s = loop.time()
             self._note_up(info)
             error = BusUnavailable(await link.lost())
@@ -269,8 +279,7 @@ class ReconnectingBus:
             acknowledged.cancel()
             echo.cancel()
             lost.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await lost
+            await asyncio.wait([lost])
 
     def _note_up(self, info: LinkInfo) -> None:
         if self._was_connected:

@@ -389,6 +389,16 @@ async def test_closing_before_the_first_connect_leaves_nothing_either(own_rig: R
     assert asyncio.all_tasks() == before
 
 
+async def test_closing_at_any_moment_of_a_connect_leaves_nothing(rig: Rig) -> None:
+    for turns in range(0, 60, 3):
+        before = _held_resources()
+        # Long enough for a busy machine, too short for a lost cancellation.
+        async with asyncio.timeout(4), rig.bus("a", canary_topic=rig.topic("canary")):
+            for _ in range(turns):
+                await asyncio.sleep(0.0002)
+        assert _held_resources() == before
+
+
 async def test_events_have_one_consumer_and_end_with_the_bus(rig: Rig) -> None:
     async with Reader(rig.bus()) as reader:
         await reader.up()
