@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import structlog
 
@@ -99,6 +99,8 @@ class DispatcherService:
         self.models_url = ""
         self.committed = Committed()
         self._intake = Intake(self.topics, self.counters)
+        # Bound once: thousands of lines a second come from here.
+        self._lines = _log.bind()
         self._inbox: list[_Tick] = []
         self._inbox_events = 0
         self._wake = asyncio.Event()
@@ -400,7 +402,7 @@ class DispatcherService:
             if isinstance(command, FailRemaining):
                 self._failed_in_bulk(command)
             elif isinstance(command, EndAttempt):
-                _log_unit(command)
+                _log_unit(self._lines, command)
 
     def _failed_in_bulk(self, command: FailRemaining) -> None:
         self.publisher.fall_behind(command.tenant, command.job)
@@ -430,7 +432,7 @@ class DispatcherService:
                 self.publisher.status(status)
                 if status.state.is_terminal:
                     self.committed.job(status.tenant, status.job)
-                    _log_job(status)
+                    _log_job(self._lines, status)
 
 
 class Committed:
@@ -491,9 +493,9 @@ class Committed:
                 event.set()
 
 
-def _log_unit(command: EndAttempt) -> None:
+def _log_unit(log: Any, command: EndAttempt) -> None:
     """The canonical line of a unit's attempt."""
-    _log.info(
+    log.info(
         "unit",
         unit=command.unit,
         fence=f"{command.fence.epoch}.{command.fence.counter}",
@@ -509,9 +511,9 @@ def _log_unit(command: EndAttempt) -> None:
     )
 
 
-def _log_job(status: JobStatus) -> None:
+def _log_job(log: Any, status: JobStatus) -> None:
     """The canonical line of a job."""
-    _log.info(
+    log.info(
         "job",
         job=status.job,
         tenant=status.tenant,
