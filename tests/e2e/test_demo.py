@@ -1,0 +1,119 @@
+"""The demo itself, small: real models, real input, every fault, on both brokers."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from brokers import make_mosquitto
+
+ROOT = Path(__file__).parents[2]
+MODELS = Path(os.environ.get("EDGE_RUNTIME_TEST_MODELS", ROOT / ".data" / "models"))
+CARS = 4
+ITEMS = 30
+SUMMARY = {
+    "cars", "jobs", "items", "results", "lost", "duplicate_results", "attempts", "released",
+    "reissued", "killed_cars", "stop_latency_ms_max", "wall_s", "broker",
+}  # fmt: skip
+
+pytestmark = [pytest.mark.models, pytest.mark.timeout(240)]
+
+
+@pytest.fixture(autouse=True)
+def _needs_models() -> None:
+    if not MODELS.is_dir():
+        message = f"{MODELS} is missing; run `make models`"
+        if os.environ.get("CI") == "true":
+            pytest.fail(message)
+        pytest.skip(message)
+
+
+@pytest.fixture
+def mosquitto_url(tmp_path: Path) -> Iterator[str]:
+    broker = make_mosquitto(tmp_path).start()
+    yield broker.url(5)
+    broker.kill()
+
+
+def demo_arguments(folder: Path, *more: str) -> list[str]:
+    return [
+        *(sys.executable, "-m", "edge_runtime", "demo", "--json", "--seed=7"),
+        f"--cars={CARS}",
+        f"--models={MODELS}",
+        f"--data={MODELS.parent / 'demo'}",
+        f"--cache={MODELS.parent / 'cache'}",
+        f"--report={folder / 'report.html'}",
+        f"--state-dir={folder / 'state'}",
+        *more,
+    ]
+
+
+def assert_good(done: subprocess.CompletedProcess[str], folder: Path) -> dict[str, object]:
+    assert done.returncode == 0, done.stderr[-4_000:]
+    (line,) = done.stdout.splitlines()
+    summary: dict[str, object] = json.loads(line)
+    assert set(summary) == SUMMARY
+    assert (summary["lost"], summary["duplicate_results"]) == (0, 0)
+    assert summary["items"] == summary["results"]
+    page = (folder / "report.html").read_text()
+    assert "Nothing was lost" in page
+    assert 'class="picture"' in page
+    return summary
+
+
+def run_demo(folder: Path, *more: str) -> dict[str, object]:
+    done = subprocess.run(
+        demo_arguments(folder, *more), capture_output=True, text=True, timeout=230, check=False
+    )
+    return assert_good(done, folder)
+
+
+def assert_disturbed(summary: dict[str, object]) -> None:
+    assert summary["jobs"] == 3
+    assert summary["items"] == 3 * ITEMS
+    assert summary["killed_cars"] == 1
+    for figure in ("released", "reissued"):
+        assert int(str(summary[figure])) >= 1
+    latency = summary["stop_latency_ms_max"]
+    assert isinstance(latency, float)
+    assert 0 < latency < 1_000
+
+
+def test_the_demo_loses_nothing_on_the_embedded_broker(tmp_path: Path) -> None:
+    summary = run_demo(tmp_path, f"--items={ITEMS}")
+    assert_disturbed(summary)
+    assert summary["broker"] == "embedded"
+
+
+@pytest.mark.mosquitto
+def test_the_demo_loses_nothing_on_mosquitto(tmp_path: Path, mosquitto_url: str) -> None:
+    summary = run_demo(tmp_path, f"--items={ITEMS}", f"--broker={mosquitto_url}")
+    assert_disturbed(summary)
+    assert summary["broker"] == mosquitto_url
+
+
+def test_without_faults_no_car_is_disturbed(tmp_path: Path) -> None:
+    summary = run_demo(tmp_path, "--items=3", "--no-faults")
+    assert (summary["killed_cars"], summary["items"]) == (0, 9)
+    assert "No car was disturbed" in (tmp_path / "report.html").read_text()
+
+
+def test_nothing_is_left_of_a_demo_that_is_killed(tmp_path: Path) -> None:
+    arguments = demo_arguments(tmp_path, f"--items={ITEMS}")
+    with subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as demo:
+        assert demo.stderr is not None
+        for line in demo.stderr:
+            if b"submitted" in line:
+                break
+        descendants = psutil.Process(demo.pid).children(recursive=True)
+        assert len(descendants) >= CARS + 3
+        demo.kill()
+        deadline_s = time.monotonic() + 15
+        gone, alive = psutil.wait_procs(descendants, max(0.0, deadline_s - time.monotonic()))
+        assert alive == []
+        assert len(gone) == len(descendants)
