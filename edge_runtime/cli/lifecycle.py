@@ -5,6 +5,7 @@ ends the process at once.
 """
 
 import asyncio
+import gc
 import os
 import signal
 from collections.abc import Callable, Coroutine
@@ -12,12 +13,24 @@ from typing import Any, Final
 
 from edge_runtime.cli.exit_codes import ExitCode
 
+_GC_THRESHOLDS: Final = (50_000, 20, 50)
 _SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 
 
 async def stopped() -> None:
     """Wait until this task is cancelled: the body of a service whose parts run by themselves."""
     await asyncio.get_running_loop().create_future()
+
+
+def settle_memory() -> None:
+    """Call once a service stands: what lives until its end is not looked at by the collector again.
+
+    The collector's defaults suit a small program: of a dispatcher that makes and drops thousands
+    of objects a tick they took an eighth of the time.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*_GC_THRESHOLDS)
 
 
 def run_service(main: Callable[[], Coroutine[Any, Any, int | None]]) -> int:

@@ -6,7 +6,7 @@ from typing import Annotated, Final
 
 from cyclopts import Parameter
 
-from edge_runtime.cli.lifecycle import run_service
+from edge_runtime.cli.lifecycle import run_service, settle_memory
 from edge_runtime.cli.options import (
     DEFAULT_BROKER,
     DEFAULT_HTTP,
@@ -81,6 +81,7 @@ def dispatcher(
             try:
                 service.announce(models_url or server.url)
                 Chores(service).start()
+                settle_memory()
                 await service.wait_failed()
             finally:
                 await server.close()
