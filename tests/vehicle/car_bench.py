@@ -119,7 +119,9 @@ class ModelJournal:
             case c.WriteAttempt() | c.CheckSpace() if self.is_full:
                 return False
             case c.WriteAttempt():
-                self.attempts[write.offer.unit] = SavedAttempt(write.offer)
+                held = self.attempts.get(write.offer.unit)
+                started = held.started if held is not None else None
+                self.attempts[write.offer.unit] = SavedAttempt(write.offer, started)
                 self.ever_held.add((write.offer.unit, write.offer.fence))
             case c.WriteStarted():
                 if write.unit in self.attempts:
