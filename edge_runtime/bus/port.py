@@ -14,7 +14,7 @@ Deliberately absent: QoS 2, topic aliases, shared subscriptions, any retry of a 
 outcome is unknown (the application re-sends until it has the application's answer).
 """
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Protocol, Self
@@ -167,6 +167,10 @@ class Bus(Protocol):
 
         Raises `BusRefused`, `BusUnavailable` or `BusOverflow`.
         """
+        ...
+
+    async def publish_all(self, messages: Sequence[Message]) -> list[BusError | BusOverflow | None]:
+        """Publish many in order, together; for each, None or what `publish` would have raised."""
         ...
 
     def publish_soon(self, message: Message) -> None:

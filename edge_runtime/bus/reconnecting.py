@@ -17,7 +17,7 @@ of each refused publish, and knows better than a queue what is still worth sendi
 import asyncio
 import random
 import secrets
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Final, Self
 
 import structlog
@@ -142,6 +142,35 @@ class ReconnectingBus:
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._outbox.submit(message, waiter)
         await waiter
+
+    async def publish_all(self, messages: Sequence[Message]) -> list[BusError | BusOverflow | None]:
+        """Publish many in order, together; for each, None or what `publish` would have raised.
+
+        A future for each instead of a task for each: half the cost of a publish.
+        """
+        loop = asyncio.get_running_loop()
+        outcomes: list[asyncio.Future[None] | BusError | BusOverflow] = []
+        for message in messages:
+            try:
+                self._check(message)
+                if not self._is_connected:
+                    self._drop(DropReason.NOT_CONNECTED)
+                    raise self._reason_down()
+                waiter: asyncio.Future[None] = loop.create_future()
+                self._outbox.submit(message, waiter)
+            except (BusError, BusOverflow) as error:
+                outcomes.append(error)
+            else:
+                outcomes.append(waiter)
+        waiting = [outcome for outcome in outcomes if isinstance(outcome, asyncio.Future)]
+        if waiting:
+            try:
+                await asyncio.wait(waiting)
+            except asyncio.CancelledError:
+                for waiter in waiting:
+                    waiter.cancel()
+                raise
+        return [_outcome_of(outcome) for outcome in outcomes]
 
     def publish_soon(self, message: Message) -> None:
         """Queue a publish without waiting; a later failure is counted and logged.
@@ -377,17 +406,26 @@ class ReconnectingBus:
             self._link.abort("the broker left a publish unacknowledged")
 
 
+def _outcome_of(
+    outcome: asyncio.Future[None] | BusError | BusOverflow,
+) -> BusError | BusOverflow | None:
+    if not isinstance(outcome, asyncio.Future):
+        return outcome
+    error = outcome.exception()
+    if error is None or isinstance(error, BusError | BusOverflow):
+        return error
+    raise error
+
+
 def _packet_bytes_at_most(message: Message) -> int:
     """No PUBLISH packet of `message` is larger than this."""
-    texts = (
-        message.topic,
-        message.content_type or "",
-        message.traceparent or "",
-        message.response_topic or "",
-    )
-    # A character takes at most four bytes of UTF-8; ASCII, the ordinary case, takes one.
-    text_bytes = sum(len(text) if text.isascii() else 4 * len(text) for text in texts)
-    return _FIXED_BYTES + text_bytes + len(message.correlation or b"") + len(message.payload)
+    chars = len(message.topic)
+    for text in (message.content_type, message.traceparent, message.response_topic):
+        if text is not None:
+            chars += len(text)
+    correlation_bytes = 0 if message.correlation is None else len(message.correlation)
+    # A character takes at most four bytes of UTF-8.
+    return _FIXED_BYTES + 4 * chars + correlation_bytes + len(message.payload)
 
 
 def _without_password(url: str) -> str:

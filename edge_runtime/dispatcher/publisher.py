@@ -10,6 +10,7 @@ Invariants
 import asyncio
 from collections import Counter, deque
 from collections.abc import Sequence
+from typing import assert_never
 
 import msgspec
 import structlog
@@ -222,11 +223,8 @@ class Publisher:
 
     async def _publish_all(self, messages: Sequence[Message]) -> list[bool]:
         """Publish in order, together; which were acknowledged. A refusal counts as done."""
-        outcomes = await asyncio.gather(
-            *(self._bus.publish(message) for message in messages), return_exceptions=True
-        )
         done = []
-        for outcome in outcomes:
+        for outcome in await self._bus.publish_all(messages):
             match outcome:
                 case None:
                     done.append(True)
@@ -237,8 +235,8 @@ class Publisher:
                 case BusError():
                     self._counters["publish_failed"] += 1
                     done.append(False)
-                case BaseException():
-                    raise outcome
+                case _:
+                    assert_never(outcome)
         if not all(done):
             await asyncio.sleep(_RETRY_S)
         return done
