@@ -54,11 +54,12 @@ class WriteChunk(_Record, frozen=True):
 
 
 class DropChunks(_Record, frozen=True):
-    """The attempt's chunks up to and with `through_seq` were answered."""
+    """The attempt's chunks `first_seq` to `through_seq`, both with, were answered."""
 
     unit: int
     fence: Fence
     through_seq: int
+    first_seq: int = 0
 
 
 class DropAttempt(_Record, frozen=True):

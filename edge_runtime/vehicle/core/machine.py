@@ -351,7 +351,7 @@ class VehicleCore:
     def _order(self, order: Order, jitter: float, now: Now) -> None:
         match order:
             case ChunkAnswer():
-                self._work.answered(order.unit, order.fence, order.through_seq, now)
+                self._work.answered(order, now)
             case Cancel():
                 self._work.cancel(order.unit, order.fence, order.reason, now)
             case Drain():

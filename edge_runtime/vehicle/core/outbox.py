@@ -75,15 +75,15 @@ class Outbox:
             chunk.is_durable = True
             self._make_ready(chunk)
 
-    def answer(self, key: Key, through_seq: int) -> tuple[bool, Phase | None]:
-        """Forget the attempt's published chunks up to and with `through_seq`.
+    def answer(self, key: Key, first_seq: int, through_seq: int) -> tuple[bool, Phase | None]:
+        """Forget the attempt's durable chunks `first_seq` to `through_seq`, both with.
 
         Returns whether there were any, and DONE when the attempt's last one was among them.
         """
         trail = self._trail(key)
         if trail is None:
             return False, None
-        gone = [c for seq, c in trail.chunks.items() if seq <= through_seq and c.is_durable]
+        gone = [c for seq, c in trail.chunks.items() if first_seq <= seq <= through_seq and c.is_durable]
         for chunk in gone:
             del trail.chunks[chunk.seq]
             chunk.is_durable = False

@@ -20,6 +20,7 @@ from edge_runtime.contract.limits import CHUNKS_UNANSWERED_MAX, JOB_DEADLINE_MAX
 from edge_runtime.contract.messages import (
     Cancelled,
     Chunk,
+    ChunkAnswer,
     Ending,
     Fence,
     Item,
@@ -400,11 +401,13 @@ class Work:
             if due_ns is not None and due_ns <= now.boot_ns:
                 self._close(attempt, None, None, now)
 
-    def answered(self, unit: int, fence: Fence, through_seq: int, now: Now) -> None:
-        """The dispatcher has these chunks: forget them."""
-        had_any, phase = self.outbox.answer((unit, fence), through_seq)
+    def answered(self, answer: ChunkAnswer, now: Now) -> None:
+        """The dispatcher has these chunks: forget them, and no others."""
+        unit, fence = answer.unit, answer.fence
+        first_seq, through_seq = answer.first_seq, answer.through_seq
+        had_any, phase = self.outbox.answer((unit, fence), first_seq, through_seq)
         if had_any:
-            self.ledger.append(DropChunks(unit, fence, through_seq))
+            self.ledger.append(DropChunks(unit, fence, through_seq, first_seq))
         if phase is not None:
             self.story.tell(now, unit, fence, phase.value)
 
