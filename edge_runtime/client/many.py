@@ -31,12 +31,11 @@ from edge_runtime.client.results import (
     follow_feed,
     follow_results,
 )
-from edge_runtime.client.transport import Interrupted, Transport
+from edge_runtime.client.transport import LATER, Interrupted, Transport
 from edge_runtime.contract import limits
 from edge_runtime.contract.http import JobRequest, JobsAnswer, Problem, Submitted
 from edge_runtime.contract.messages import JobStatus
 
-_LATER = frozenset({429, 503})
 _NOT_FOUND = 404
 _GONE = 410
 _encode = msgspec.msgpack.Encoder().encode
@@ -262,7 +261,7 @@ class _Run:
         status = answer.status
         if status is None:
             problem = answer.problem or _problem("internal", "the dispatcher gave no answer", 500)
-            if problem.status in _LATER:
+            if problem.status in LATER:
                 later.append((waiting, problem))
             else:
                 page.append(_refused(waiting, problem))

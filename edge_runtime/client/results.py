@@ -19,7 +19,7 @@ from edge_runtime.client.transport import Interrupted, Transport
 from edge_runtime.contract import limits
 from edge_runtime.contract.http import FeedEntry, Problem
 from edge_runtime.contract.messages import JobStatus, ResultEntry, ResultError
-from edge_runtime.contract.reasons import ItemError
+from edge_runtime.contract.reasons import ItemError, JobState
 
 _HEARTBEAT: Final = b"\xc0"
 _SERVER_FAULT: Final = 500
@@ -211,13 +211,18 @@ async def follow_results(
                     page = reader.take(values)
                     if page:
                         yield page
-                    if reader.status is not None:
+                    if reader.status is not None and (not follow or _is_over(reader.status)):
                         yield reader.status
                         return
             cut = Interrupted("the stream ended early")
         except Interrupted as interrupted:
             cut = interrupted
         await patience.wait(cut)
+
+
+def _is_over(status: JobStatus) -> bool:
+    """Whether nothing follows: a dispatcher that stops ends its streams with open jobs too."""
+    return status.state not in {JobState.ACCEPTED, JobState.RUNNING}
 
 
 async def follow_feed(

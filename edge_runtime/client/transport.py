@@ -4,8 +4,8 @@ Invariants
 - A call is repeated only where repeating is safe: reads, and writes that carry their own
   idempotency. Between tries it waits with full jitter, and gives up with
   `DispatcherUnreachable` when nothing has answered for the client's limit.
-- 429, 502, 503 and 504 mean "later" and are tried again like a lost connection; any other refusal
-  is raised at once. When time runs out, the last refusal is raised, if there was one.
+- 429, 502, 503, 504 and 507 mean "later" and are tried again like a lost connection; any other
+  refusal is raised at once. When time runs out, the last refusal is raised, if there was one.
 - Bodies travel as MessagePack in both directions.
 """
 
@@ -28,7 +28,8 @@ from edge_runtime.contract.http import Problem
 T = TypeVar("T")
 
 MSGPACK: Final = "application/x-msgpack"
-_LATER: Final = frozenset({429, 502, 503, 504})
+LATER: Final = frozenset({429, 502, 503, 504, 507})
+"""Statuses that a later try may not get; 507 is a store that is full or locked."""
 _FIRST_ERROR: Final = 400
 _BYTES_AS_FILE: Final = 1024 * 1024
 """aiohttp wants larger bodies as a file, so that sending them does not hold the loop."""
@@ -214,6 +215,6 @@ def _refused(status: int, content: bytes) -> Exception:
         problem = Problem(
             code="http_error", message=f"HTTP {status} without a problem body", status=status
         )
-    if status in _LATER:
+    if status in LATER:
         return Interrupted(problem.message, problem)
     return DispatcherRefused(problem)

@@ -156,9 +156,9 @@ ENGINE_OPEN_FILES_MAX: Final = 128
 ENGINE_STOP_FRAME_MAX_BYTES: Final = 256
 ENGINE_STOP_MEASURE_MAX_MS: Final = 2_000
 """A frozen process whose threads still run after this is reported as it is."""
-ENGINE_EVENT_BATCH_MS: Final = 2
+ENGINE_EVENT_BATCH_MS: Final = 20
 """The worker gathers events of items faster than this into one write."""
-ENGINE_EVENT_LATE_MS: Final = 10
+ENGINE_EVENT_LATE_MS: Final = 40
 """Longest that an event waits in the worker; a kill loses that much finished work."""
 POOLS_MAX: Final = 4_096
 """Distinct requirement sets with a candidate pool."""
@@ -224,6 +224,8 @@ HTTP_BODIES_MAX_BYTES: Final = 512 * 1024 * 1024
 HTTP_STREAMS_MAX: Final = 2_048
 HTTP_PAGE_MAX: Final = 1_000
 """Largest `limit` of a list."""
+HTTP_COUNT_MAX: Final = 2**62
+"""Largest number in a query: a cursor, a position, an offset."""
 HTTP_STREAM_WRITE_BYTES: Final = 256 * 1024
 """A page of a stream is written in pieces of about this."""
 HTTP_STREAM_STALL_S: Final = 120.0

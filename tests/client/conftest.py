@@ -1,4 +1,4 @@
-"""The client's tests share the API's in-memory dispatcher front."""
+"""The client's tests share the API's in-memory front and the dispatcher's scripted car."""
 
 import sys
 from collections.abc import AsyncIterator
@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "api"))
+sys.path.append(str(Path(__file__).parent.parent / "api"))
+sys.path.append(str(Path(__file__).parent.parent / "dispatcher"))
 
 from memory_front import MemoryFront
 from serving import Served, served

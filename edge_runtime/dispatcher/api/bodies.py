@@ -39,7 +39,7 @@ T = TypeVar("T")
 _LIST_LIMITS: Final = {"items": "JOB_MAX_ITEMS", "jobs": "JOBS_PER_REQUEST_MAX"}
 _SYNTAX_ERRORS: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _JSON_STRING: Final = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
-_UTF8_MAX_BYTES_PER_CHAR: Final = 4
+_UTF8_BYTES_PER_CHAR: Final = 4
 
 
 class BodyBudget:
@@ -298,7 +298,7 @@ def _item_bytes(item: ItemInput) -> int:
     if item.data is not None:
         return len(item.data)
     text = item.text or ""
-    bound = len(text) * _UTF8_MAX_BYTES_PER_CHAR
+    bound = len(text) * _UTF8_BYTES_PER_CHAR
     return bound if bound <= limits.ITEM_MAX_BYTES else len(text.encode())
 
 

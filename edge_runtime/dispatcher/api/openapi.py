@@ -7,11 +7,11 @@ Litestar's own generator is not used: the bodies here travel in two forms and ar
 import re
 from functools import cache
 from http import HTTPStatus
-from importlib import metadata
 from typing import Any, Final
 
 import msgspec
 
+from edge_runtime import __version__
 from edge_runtime.contract import http
 from edge_runtime.contract.messages import ResultEntry
 from edge_runtime.dispatcher.api.operations import OPERATIONS, Operation, Schema
@@ -70,7 +70,7 @@ def openapi_json() -> bytes:
                 "openapi": "3.1.0",
                 "info": {
                     "title": "edge-runtime dispatcher",
-                    "version": metadata.version("edge-runtime"),
+                    "version": __version__,
                     "description": (
                         "Every body also travels as application/x-msgpack. In JSON, bytes are "
                         "base64, and NaN and the infinities in outputs are null."

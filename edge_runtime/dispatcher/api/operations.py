@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from edge_runtime.contract import http
+from edge_runtime.contract import http, limits
 from edge_runtime.contract.messages import JobStatus, ResultEntry
 from edge_runtime.dispatcher.api.queries import (
     ALL_TENANTS,
@@ -72,7 +72,7 @@ _OPERATOR_SCOPE = Parameter(
 )
 _LIMIT = Parameter(
     "limit",
-    {"type": "integer", "minimum": 0, "maximum": 1000, "default": PAGE_DEFAULT},
+    {"type": "integer", "minimum": 0, "maximum": limits.HTTP_PAGE_MAX, "default": PAGE_DEFAULT},
     "How many elements at most.",
 )
 _AFTER = Parameter("after", _COUNT, "How many to skip.")
@@ -93,7 +93,7 @@ OPERATIONS: Final[tuple[Operation, ...]] = (
         method="POST",
         path="/v1/jobs/batch",
         handler="submit_batch",
-        summary="Submit up to 256 jobs, each answered by itself, in order",
+        summary=f"Submit up to {limits.JOBS_PER_REQUEST_MAX} jobs, each answered by itself, in order",
         parameters=(_TENANT,),
         body=http.JobsRequest,
         answers={200: http.JobsAnswer},

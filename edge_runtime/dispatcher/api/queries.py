@@ -15,7 +15,6 @@ TENANT_HEADER: Final = "X-Tenant"
 DEFAULT_TENANT: Final = "default"
 ALL_TENANTS: Final = "*"
 PAGE_DEFAULT: Final = 100
-_INTEGER_MAX: Final = 2**62
 
 _Request = Request[Any, Any, Any]
 
@@ -46,12 +45,12 @@ def operator_scope_of(request: _Request) -> str | None:
     return scope_of(request) if TENANT_HEADER in request.headers else None
 
 
-def integer(request: _Request, name: str, default: int, most: int = _INTEGER_MAX) -> int:
+def integer(request: _Request, name: str, default: int, most: int = limits.HTTP_COUNT_MAX) -> int:
     """A number from 0 to `most`."""
     text = request.query_params.get(name)
     if text is None:
         return default
-    if not (text.isascii() and text.isdigit()) or len(text) > len(str(_INTEGER_MAX)):
+    if not (text.isascii() and text.isdigit()) or len(text) > len(str(limits.HTTP_COUNT_MAX)):
         raise _wrong(name, f"{name} is a whole number, 0 or more")
     value = int(text)
     if value > most:

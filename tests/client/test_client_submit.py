@@ -156,8 +156,9 @@ async def test_a_request_over_one_mebibyte(api: Served, client: EdgeClient) -> N
     assert len(api.front.jobs_by_id[handle.id].request.items[29].data or b"") == 100_000
 
 
-async def test_busy_is_tried_again(api: Served, client: EdgeClient) -> None:
-    api.front.refuse_next = [Problem(code="busy", message="full", status=429)] * 2
+@pytest.mark.parametrize("status", [429, 503, 507])
+async def test_busy_is_tried_again(api: Served, client: EdgeClient, status: int) -> None:
+    api.front.refuse_next = [Problem(code="busy", message="full", status=status)] * 2
     assert (await client.submit("noop", "x")).items == 1
     assert api.front.submit_calls == 3
 
