@@ -157,7 +157,8 @@ ENGINE_STOP_FRAME_MAX_BYTES: Final = 256
 ENGINE_STOP_MEASURE_MAX_MS: Final = 2_000
 """A frozen process whose threads still run after this is reported as it is."""
 ENGINE_EVENT_BATCH_MS: Final = 20
-"""The worker gathers events of items faster than this into one write."""
+"""The worker gathers events of items faster than this into one write: a write wakes another core,
+which on a 5 ms model costs 1.6 % of its speed."""
 ENGINE_EVENT_LATE_MS: Final = 40
 """Longest that an event waits in the worker; a kill loses that much finished work."""
 POOLS_MAX: Final = 4_096
