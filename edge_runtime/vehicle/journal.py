@@ -290,10 +290,11 @@ class Journal:
                         " WHERE unit = ? AND epoch = ? AND counter = ?",
                         (seq + 1, *key),
                     )
-            case DropChunks(unit=unit, fence=fence, through_seq=through_seq):
+            case DropChunks(unit=unit, fence=fence, first_seq=first_seq, through_seq=through_seq):
                 execute(
-                    "DELETE FROM chunk WHERE unit = ? AND epoch = ? AND counter = ? AND seq <= ?",
-                    (unit, *fence, through_seq),
+                    "DELETE FROM chunk WHERE unit = ? AND epoch = ? AND counter = ?"
+                    " AND seq BETWEEN ? AND ?",
+                    (unit, *fence, first_seq, through_seq),
                 )
             case DropAttempt(unit=unit, fence=fence):
                 execute(_DELETE_ATTEMPT, (unit, *fence))

@@ -133,7 +133,7 @@ class ModelJournal:
                 self.chunks = {
                     key: body
                     for key, body in self.chunks.items()
-                    if key[:2] != answered or key[2] > write.through_seq
+                    if key[:2] != answered or not write.first_seq <= key[2] <= write.through_seq
                 }
             case c.DropAttempt():
                 if self._has(write.unit, write.fence):

@@ -114,7 +114,7 @@ writes_strategy: st.SearchStrategy[c.Write] = st.one_of(
     st.builds(lambda unit, fence: c.WriteAttempt(offer(unit, fence.counter)), units, fences),
     st.builds(c.WriteStarted, units, st.integers(0, 3)),
     st.builds(c.WriteChunk, units, fences, seqs, st.binary(max_size=20), st.booleans()),
-    st.builds(c.DropChunks, units, fences, seqs),
+    st.builds(c.DropChunks, units, fences, seqs, seqs),
     st.builds(c.DropAttempt, units, fences),
     st.builds(c.WriteFence, units, fences, st.just(FAR_MS)),
     st.builds(c.WriteEnergy, st.integers(1, 9), st.floats(0, 1e9)),

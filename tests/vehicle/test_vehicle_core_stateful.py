@@ -72,10 +72,16 @@ class CarUnderTest(RuleBasedStateMachine):
         self.car.send(e.OrdersReceived((order,)))
 
     @precondition(lambda self: self.car.chunks)
-    @rule(data=st.data())
-    def answers(self, data: st.DataObject) -> None:
+    @rule(data=st.data(), alone=st.booleans())
+    def answers(self, data: st.DataObject, *, alone: bool) -> None:
         unit, fence, seq = data.draw(st.sampled_from(sorted(self.car.chunks)))
-        order = ChunkAnswer(unit=unit, fence=fence, through_seq=seq, verdict=ChunkVerdict.STORED)
+        order = ChunkAnswer(
+            unit=unit,
+            fence=fence,
+            through_seq=seq,
+            verdict=ChunkVerdict.STORED,
+            first_seq=seq if alone else 0,
+        )
         self.car.send(e.OrdersReceived((order,)))
 
     @rule(active=st.booleans())

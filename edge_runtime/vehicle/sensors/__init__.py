@@ -1,1 +1,1 @@
-"""..."""
+"""Sources of signals: this Linux computer, or a simulated car."""

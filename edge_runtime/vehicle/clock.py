@@ -1,0 +1,19 @@
+"""The only reader of clocks in the car: boot time and UTC."""
+
+import time
+from typing import Final
+
+from edge_runtime.contract.clock import Now
+
+PLAUSIBLE_UTC_MS: Final = 1_767_225_600_000
+"""1 January 2026: this program is younger, so a clock that shows less was never set."""
+
+
+def boot_ns() -> int:
+    """Nanoseconds since this computer started, sleep included."""
+    return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+
+
+def read_clock() -> Now:
+    """The present moment on both clocks."""
+    return Now(boot_ns(), time.time_ns() // 1_000_000)
