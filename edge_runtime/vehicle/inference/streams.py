@@ -19,6 +19,7 @@ _NS_PER_MS: Final = 1_000_000
 _READ_BYTES: Final = 1 << 20
 _RUNS_AHEAD: Final = 2
 _FLUSH_BYTES: Final = 64 * 1024
+_FLUSH_EVENTS: Final = 24
 _BATCH_NS: Final = limits.ENGINE_EVENT_BATCH_MS * _NS_PER_MS
 
 
@@ -82,7 +83,8 @@ class Outbox:
     def flush_if_due(self) -> None:
         """Write what is kept when it has waited, or grown, enough."""
         now_ns = time.monotonic_ns()
-        if self._bytes > _FLUSH_BYTES or now_ns - self._flushed_ns > _BATCH_NS:
+        is_much = len(self._events) >= _FLUSH_EVENTS or self._bytes > _FLUSH_BYTES
+        if is_much or now_ns - self._flushed_ns > _BATCH_NS:
             self.flush()
         elif not self._has_events.is_set():
             self._has_events.set()
