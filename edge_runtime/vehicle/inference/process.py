@@ -146,7 +146,7 @@ class WorkerProcess:
 
     def stop(self, stop: protocol.Stop) -> None:
         """Tell the worker to end a run or an item. Lost when it does not listen: a hint."""
-        with contextlib.suppress(BlockingIOError, BrokenPipeError, ConnectionResetError, OSError):
+        with contextlib.suppress(OSError):
             self._stops.send(self._encoder.encode(stop))
 
     def leave(self) -> None:
