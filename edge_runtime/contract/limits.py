@@ -176,6 +176,16 @@ REBIRTHS_PER_TICK_MAX: Final = 200
 TENANT_WINDOW_JOBS_MIN: Final = 1_000
 LOAD_ITEMS: Final = 512
 LOAD_BYTES: Final = 4 * 1024 * 1024
+LOADS_MAX: Final = 256
+"""Reads of items that the core has asked for and not been answered."""
+CHUNKS_PER_UNIT_MAX: Final = 1_024
+"""Chunks of one attempt whose time and energy are counted."""
+ENDED_JOBS_KEPT_MAX: Final = 20_000
+"""Jobs that ended lately, remembered to tell what was read from the store before they did."""
+POOL_MAX_AGE_MS: Final = 1_000
+"""On a small fleet, a pool older than this is rebuilt before it is used."""
+ALONE_TRIES_PER_PLACEMENT: Final = 32
+"""Isolated items of a job that are looked at for one that some free car may try."""
 PUBLISH_IN_FLIGHT_MAX: Final = 64
 
 # --- the car's core, journal, policy and sensors ----------------------------------------

@@ -6,15 +6,16 @@
 | offered    | Taken                        | running  | lease starts                          |
 | offered    | Refused                      | pending  | car waits `retry_after_ms`            |
 | offered    | no answer for OFFER_RESEND   | offered  | same offer again                      |
-| offered    | no answer for OFFER_TIMEOUT  | pending  | attempt ends, Cancel                  |
+| offered    | no answer for OFFER_TIMEOUT  | pending  | attempt ends, Cancel, the car waits   |
 | running    | chunk                        | running  | lease renewed                         |
 | running    | last chunk, nothing open     | (done)   |                                       |
 | running    | last chunk, items open       | pending  | under a new fence                     |
-| running    | lease over                   | pending  | Cancel; first open item is isolated   |
+| running    | lease over                   | pending  | as above; first open item is isolated |
 | any        | job ended, car quarantined   | (gone)   | Cancel                                |
 
 Refusals and owner's stops never count against an item; a lease that ran out silently only
-isolates the item that was probably running (design §7).
+isolates the item that was probably running (design §7). So does a car that says it completed a
+unit and did not: an item to which that happens `ATTEMPTS_PER_ITEM_MAX` times fails.
 """
 
 import heapq
@@ -49,6 +50,7 @@ class Attempts:
         self._timers: list[tuple[int, int, Fence]] = []
         self._cancels: dict[tuple[int, Fence], tuple[str, CancelReason, int]] = {}
         self._cancel_timers: list[tuple[int, int, Fence]] = []
+        self._waits: list[int] = []
 
     # --- begin ---
 
@@ -66,7 +68,9 @@ class Attempts:
         unit.expected_item_ms = item_ms
         unit.lease_ms = state.pace.lease_ms(expected_ms + fleet.backlog_ms[row])
         unit.items_done, unit.busy_ms, unit.energy_j = 0, 0.0, 0.0
+        unit.seqs.clear()
         job.units[unit.id] = unit
+        job.in_flight += len(unit.open)
         state.units[unit.id] = unit
         fleet.offered(row, expected_ms)
         if job.state is JobState.ACCEPTED:
@@ -87,7 +91,11 @@ class Attempts:
         self._offer(unit, now)
 
     def restore(self, stored: StoredAttempt, job: Job, row: int, now: Now) -> None:
-        """Take up an attempt from the store: its lease starts anew, its offer is sent again."""
+        """Take up an attempt from the store: its lease starts anew, its offer is sent again.
+
+        Attempts come oldest first. An item that a later one was issued again (struck, or
+        requeued) is the later one's; one that failed on this car is tried alone.
+        """
         state = self._state
         unit = Unit(
             id=stored.unit,
@@ -103,17 +111,30 @@ class Attempts:
             offered_ms=now.utc_ms,
         )
         for item in stored.items:
-            job.items[item.index] = item
-            state.window_items += 1
-            state.window_bytes += len(item.data)
+            index = item.index
+            holder = job.holder(index)
+            if holder is not None:
+                del holder.open[index]
+                job.in_flight -= 1
+                state.fleet.progressed(holder.row, holder.expected_item_ms)
+            elif index in job.items:
+                job.unqueue(index)
+            else:
+                job.items[index] = item
+                state.window_items += 1
+                state.window_bytes += len(item.data)
+            if not stored.alone and stored.vehicle in job.strikes.get(index, ()):
+                del unit.open[index]
+                job.alone.append(index)
         unit.lease_ms = limits.LEASE_MS
         unit.expected_item_ms = state.pace.expect_ms(
             job.spec.requirement.model, job.spec.reference_ms, row
         )
         job.units[unit.id] = unit
+        job.in_flight += len(unit.open)
         state.units[unit.id] = unit
         state.fleet.offered(row, unit.expected_item_ms * len(unit.open))
-        self._offer(unit, now)
+        heapq.heappush(self._timers, (now.boot_ms, unit.id, unit.fence))
 
     def _offer(self, unit: Unit, now: Now) -> None:
         """Queue the offer (first time or again, unchanged) and set its timer."""
@@ -134,7 +155,12 @@ class Attempts:
             traceparent=spec.traceparent,
         )
         state.offers.setdefault(unit.vehicle, []).append(offer)
-        heapq.heappush(self._timers, (now.boot_ms + limits.OFFER_RESEND_MS, unit.id, unit.fence))
+        self._set_timer(unit, now)
+
+    def _set_timer(self, unit: Unit, now: Now) -> None:
+        again = now.boot_ms + limits.OFFER_RESEND_MS
+        due = min(again, unit.offered_boot_ms + _offer_timeout_ms(unit))
+        heapq.heappush(self._timers, (due, unit.id, unit.fence))
 
     # --- answers ---
 
@@ -155,13 +181,13 @@ class Attempts:
             case Refused():
                 if is_current and unit is not None:
                     state.counters[f"refused_{verdict.reason.value}"] += 1
-                    row = unit.row
-                    wait_ms = min(verdict.retry_after_ms, limits.OFFER_TIMEOUT_MS)
-                    state.fleet.retry_at_ms[row] = now.boot_ms + wait_ms
+                    self._wait(unit.row, verdict.retry_after_ms, now)
                     self.end(unit, AttemptEnd.REFUSED, now)
                     self.requeue(unit)
             case Cancelled():
-                self._cancels.pop((verdict.unit, verdict.fence), None)
+                waiting = self._cancels.get((verdict.unit, verdict.fence))
+                if waiting is not None and waiting[0] == vehicle:
+                    del self._cancels[(verdict.unit, verdict.fence)]
                 if is_current and unit is not None:
                     self.end(unit, AttemptEnd.CANCELLED, now)
                     self.requeue(unit)
@@ -207,6 +233,7 @@ class Attempts:
         state.fleet.ended(unit.row, unit.expected_item_ms * len(unit.open))
         del state.units[unit.id]
         del job.units[unit.id]
+        job.in_flight -= len(unit.open)
         unit.state = UnitState.PENDING
         state.retire(job)
 
@@ -215,9 +242,13 @@ class Attempts:
         job = unit.job
         if not unit.open or job.state.is_terminal:
             return
+        if job.strikes and not unit.alone:
+            for index in [index for index in unit.open if index in job.strikes]:
+                del unit.open[index]
+                job.alone.append(index)
         if unit.alone:
             job.alone.extend(unit.open)
-        else:
+        elif unit.open:
             job.requeued.append(unit)
         self._state.turns.queue(job.spec.tenant).push(job)
 
@@ -240,6 +271,7 @@ class Attempts:
     def next_deadline_ms(self) -> int | None:
         """Boot time in ms of the next timer."""
         heads = [timers[0][0] for timers in (self._timers, self._cancel_timers) if timers]
+        heads += self._waits[:1]
         return min(heads) if heads else None
 
     def time_passed(self, now: Now) -> None:
@@ -252,12 +284,24 @@ class Attempts:
         while self._cancel_timers and self._cancel_timers[0][0] <= now.boot_ms:
             _, unit_id, fence = heapq.heappop(self._cancel_timers)
             self._cancel_due(unit_id, fence, now)
+        while self._waits and self._waits[0] <= now.boot_ms:
+            heapq.heappop(self._waits)
+            self._state.fleet.changes += 1  # a car may be asked again
+
+    def _wait(self, row: int, wait_ms: int, now: Now) -> None:
+        """Offer this car nothing for a while."""
+        until = now.boot_ms + min(wait_ms, limits.OFFER_TIMEOUT_MS)
+        fleet = self._state.fleet
+        if until > max(now.boot_ms, fleet.retry_at_ms[row]):
+            fleet.retry_at_ms[row] = until
+            heapq.heappush(self._waits, until)
 
     def _unit_due(self, unit: Unit, now: Now) -> None:
         match unit.state:
             case UnitState.OFFERED:
-                timeout = max(limits.OFFER_TIMEOUT_MS, unit.lease_ms // 2)
-                if now.boot_ms - unit.offered_boot_ms >= timeout:
+                if not unit.open:  # restored, and only its last word was missing
+                    self.end(unit, AttemptEnd.COMPLETED, now)
+                elif now.boot_ms - unit.offered_boot_ms >= _offer_timeout_ms(unit):
                     self._give_up(unit, AttemptEnd.OFFER_TIMEOUT, now)
                 else:
                     self._state.counters["offers_resent"] += 1
@@ -275,17 +319,23 @@ class Attempts:
         state, job = self._state, unit.job
         state.tell(now, f"{end.value} job={job.spec.id} unit={unit.id} car={unit.vehicle}")
         self.end(unit, end, now)
+        self._wait(unit.row, limits.OFFER_TIMEOUT_MS, now)
         self._tell_cancel(unit.vehicle, unit.id, unit.fence, CancelReason.LEASE_LOST)
-        if job.state.is_terminal:
-            return
-        if end is AttemptEnd.LEASE_EXPIRED and unit.open:
-            suspect = next(iter(unit.open))
-            job.expiries[suspect] = job.expiries.get(suspect, 0) + 1
-            if not unit.alone:
-                del unit.open[suspect]
-                job.alone.append(suspect)
+        if end is AttemptEnd.LEASE_EXPIRED:
+            self.suspect(unit)
         self.requeue(unit)
-        state.turns.queue(job.spec.tenant).push(job)
+
+    def suspect(self, unit: Unit) -> None:
+        """Isolate the item that was probably running when its car fell silent."""
+        job = unit.job
+        if not unit.open or job.state.is_terminal:
+            return
+        index = next(iter(unit.open))
+        job.expiries.setdefault(index, []).append(unit.vehicle)
+        if not unit.alone:
+            del unit.open[index]
+            job.alone.append(index)
+            self._state.turns.queue(job.spec.tenant).push(job)
 
     def _cancel_due(self, unit: int, fence: Fence, now: Now) -> None:
         waiting = self._cancels.get((unit, fence))
@@ -299,3 +349,7 @@ class Attempts:
         self._tell_cancel(vehicle, unit, fence, reason)
         due = now.boot_ms + limits.OFFER_RESEND_MS
         heapq.heappush(self._cancel_timers, (due, unit, fence))
+
+
+def _offer_timeout_ms(unit: Unit) -> int:
+    return max(limits.OFFER_TIMEOUT_MS, unit.lease_ms // 2)

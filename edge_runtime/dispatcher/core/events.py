@@ -59,7 +59,10 @@ class JobRequeued(_Event, frozen=True, kw_only=True):
 
 
 class StoredJob(msgspec.Struct, frozen=True, kw_only=True):
-    """An open job as the store has it."""
+    """An open job as the store has it.
+
+    `in_order` False: open jobs of its tenant with lower numbers may not have been taken up.
+    """
 
     no: int
     spec: JobSpec
@@ -68,6 +71,7 @@ class StoredJob(msgspec.Struct, frozen=True, kw_only=True):
     failed: int
     cursor: int
     strikes: tuple[tuple[int, str], ...] = ()
+    in_order: bool = True
 
 
 class StoredAttempt(msgspec.Struct, frozen=True, kw_only=True):

@@ -58,6 +58,8 @@ _COLUMNS: Final[dict[str, tuple[str, Any]]] = {
     "items_done": ("u4", 0),
 }
 _TASK_BITS: Final = 32
+_CONNECTION_MAX: Final = 2**31 - 1
+_ITEMS_DONE_MAX: Final = 2**32 - 1
 
 
 class Names:
@@ -162,7 +164,7 @@ class Fleet:
             self.seq[row] = -1
             self.seen_ms[row] = NEVER_SEEN
         self.boot[row] = birth.boot
-        self.connection[row] = birth.connection & 0x7FFFFFFF
+        self.connection[row] = min(birth.connection, _CONNECTION_MAX)
         self.flags[row] |= ONLINE
         self.units_max[row] = min(birth.limits.units_max, limits.CAR_UNITS_MAX)
         self.region[row] = self.regions.number(birth.region)
@@ -245,6 +247,10 @@ class Fleet:
         self.backlog_ms[row] = max(0.0, self.backlog_ms[row] - expected_ms)
         self.changes += 1
 
+    def worked(self, row: int, items: int) -> None:
+        """The car finished items."""
+        self.items_done[row] = min(self.items_done[row] + items, _ITEMS_DONE_MAX)
+
     def ended(self, row: int, left_ms: float) -> None:
         """A unit left the car with `left_ms` of its booked time not worked off."""
         self.in_flight[row] -= 1
@@ -282,7 +288,7 @@ class Fleet:
     ) -> Mask:
         """Rows that could ever run such a job, whatever they do now (bool[rows])."""
         count = len(self.vehicles)
-        mask: Mask = (self.column("tasks") & np.uint32(self.task_mask((task,)))) != 0
+        mask: Mask = (self.column("tasks") & np.uint32(self._task_bits.get(task, 0))) != 0
         if region is not None:
             mask &= self.column("region") == (self.regions.find(region) or 65_535)
         if hardware is not None:

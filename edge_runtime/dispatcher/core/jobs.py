@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Enum
 
+from edge_runtime.contract import limits
 from edge_runtime.contract.messages import Fence, Item, JobStatus
 from edge_runtime.contract.reasons import JobState
 from edge_runtime.dispatcher.core.events import JobSpec
@@ -29,7 +30,10 @@ class UnitState(Enum):
 
 @dataclass(slots=True, eq=False)
 class Unit:
-    """A slice of a job for one car. `open` holds its unfinished item indices in order."""
+    """A slice of a job for one car. `open` holds its unfinished item indices in order.
+
+    `seqs` are the numbers of the chunks counted so far: a duplicate counts nothing twice.
+    """
 
     id: int
     job: "Job"
@@ -49,12 +53,18 @@ class Unit:
     items_done: int = 0
     busy_ms: float = 0.0
     energy_j: float = 0.0
-    expiries: int = 0
+    seqs: set[int] = field(default_factory=set)
 
 
 @dataclass(slots=True, eq=False)
 class Job:
-    """One open job. `cursor` numbers its newest result; `loaded_through` the last loaded index."""
+    """One open job. `cursor` numbers its newest result; `loaded_through` the last loaded index.
+
+    `in_flight` counts items out on cars. `strikes` and `expiries` name the cars on which an item
+    failed, or that fell silent with it. `withdrawn` has the cursor at which a dead letter was
+    requeued: what was read from the store before that is not news. `written` is what the store
+    has.
+    """
 
     no: int
     spec: JobSpec
@@ -68,7 +78,10 @@ class Job:
     requeued: deque[Unit] = field(default_factory=deque)
     units: dict[int, Unit] = field(default_factory=dict)
     strikes: dict[int, list[str]] = field(default_factory=dict)
-    expiries: dict[int, int] = field(default_factory=dict)
+    expiries: dict[int, list[str]] = field(default_factory=dict)
+    withdrawn: dict[int, int] = field(default_factory=dict)
+    in_flight: int = 0
+    written: tuple[JobState, int, int, int, int] | None = None
     loaded_through: int = -1
     is_loading: bool = False
     is_fully_loaded: bool = False
@@ -82,14 +95,25 @@ class Job:
         return self.spec.items - self.done - self.failed
 
     @property
-    def in_flight(self) -> int:
-        """Items out on cars."""
-        return sum(len(unit.open) for unit in self.units.values())
-
-    @property
     def has_work(self) -> bool:
         """Whether something of it could be offered, now or after a load."""
         return bool(self.alone or self.requeued or self.pending) or not self.is_fully_loaded
+
+    def holder(self, index: int) -> Unit | None:
+        """The unit that has an open item, on a car or waiting; None for one that is queued."""
+        for unit in (*self.units.values(), *self.requeued):
+            if index in unit.open:
+                return unit
+        return None
+
+    def unqueue(self, index: int) -> None:
+        """Take an open item off the queue that it is in."""
+        (self.alone if index in self.alone else self.pending).remove(index)
+
+    @property
+    def counts(self) -> tuple[JobState, int, int, int, int]:
+        """What changes while a job runs: state, done, failed, cursor, deadline."""
+        return (self.state, self.done, self.failed, self.cursor, self.spec.deadline_ms)
 
     def status(self, finished_ms: int | None = None) -> JobStatus:
         """As its requester sees it."""
@@ -109,57 +133,146 @@ class Job:
         )
 
 
+class _Line:
+    """Jobs of one requirement: by priority, then acceptance. `head` is its place in `_heads`."""
+
+    __slots__ = ("head", "jobs")
+
+    def __init__(self) -> None:
+        self.jobs: list[tuple[int, int, int, Job]] = []
+        self.head: tuple[int, int, int] | None = None
+
+
 class TenantQueue:
-    """A tenant's jobs with work, by requirement; within one, by priority, then acceptance."""
+    """A tenant's jobs with work, by requirement; within one, by priority, then acceptance.
+
+    `_heads` orders the lines by their first job, so that the next job is found without looking
+    at every line; an entry that no longer is its line's `head` is passed over.
+    """
 
     def __init__(self, tenant: str) -> None:
         self.tenant = tenant
-        self._heaps: dict[Requirement, list[tuple[int, int, Job]]] = {}
+        self._lines: dict[Requirement, _Line] = {}
+        self._heads: list[tuple[int, int, int, Requirement]] = []
+        self._set_aside: list[Requirement] = []
+        self._pushes = 0
+        self._queued = 0
+        self._ended: set[int] = set()
         self.open_jobs = 0
         self.loaded_through_no = 0
+        self.waiting_through_no = 0
         self.has_more = False
         self.is_loading = False
 
     def push(self, job: Job) -> None:
         """Queue a job that has work, once."""
-        if not job.is_queued:
-            job.is_queued = True
-            heap = self._heaps.setdefault(job.spec.requirement, [])
-            heapq.heappush(heap, (-job.spec.priority, job.no, job))
+        if job.is_queued:
+            return
+        job.is_queued = True
+        self._queued += 1
+        self._pushes += 1  # the third key: two objects of one job number are never compared
+        requirement = job.spec.requirement
+        line = self._lines.get(requirement)
+        if line is None:
+            line = self._lines[requirement] = _Line()
+        entry = (-job.spec.priority, job.no, self._pushes, job)
+        heapq.heappush(line.jobs, entry)
+        if line.jobs[0] is entry:
+            self._lead(requirement, line)
+
+    def _lead(self, requirement: Requirement, line: _Line) -> None:
+        """Enter a line under its first job."""
+        line.head = line.jobs[0][:3]
+        heapq.heappush(self._heads, (*line.head, requirement))
+        if len(self._heads) > 2 * len(self._lines) + limits.STORY_EVENTS_MAX:
+            self._heads = [(*x.head, name) for name, x in self._lines.items() if x.head]
+            heapq.heapify(self._heads)
 
     def next(self, blocked: set[Requirement]) -> Job | None:
-        """The first job whose requirement is not blocked; jobs without work fall out here."""
-        best: tuple[int, int, Job] | None = None
-        for requirement in list(self._heaps):
-            if requirement in blocked:
-                continue
-            top = self._top(requirement)
-            if top is not None and (best is None or top[:2] < best[:2]):
-                best = top
-        return best[2] if best else None
+        """The first job whose requirement is not blocked; jobs without work fall out here.
 
-    def _top(self, requirement: Requirement) -> tuple[int, int, Job] | None:
-        heap = self._heaps[requirement]
-        while heap:
-            job = heap[0][2]
-            if job.has_work and not job.state.is_terminal:
-                return heap[0]
-            heapq.heappop(heap)
-            job.is_queued = False
-        del self._heaps[requirement]
+        `blocked` only grows until `resume` is called.
+        """
+        while self._heads:
+            first = self._heads[0]
+            requirement = first[3]
+            line = self._lines.get(requirement)
+            if line is None or line.head != first[:3]:
+                heapq.heappop(self._heads)
+                continue
+            if not self._prune(line):
+                heapq.heappop(self._heads)
+                del self._lines[requirement]
+            elif line.jobs[0][:3] != line.head:
+                heapq.heappop(self._heads)
+                self._lead(requirement, line)
+            elif requirement in blocked:
+                heapq.heappop(self._heads)
+                line.head = None
+                self._set_aside.append(requirement)
+            else:
+                return line.jobs[0][3]
         return None
+
+    def resume(self) -> None:
+        """Nothing is blocked any more."""
+        for requirement in self._set_aside:
+            line = self._lines.get(requirement)
+            if line is not None and line.head is None and self._prune(line):
+                self._lead(requirement, line)
+        self._set_aside.clear()
+
+    def _prune(self, line: _Line) -> bool:
+        """Take jobs without work from the head of a line; whether one with work is left."""
+        while line.jobs:
+            job = line.jobs[0][3]
+            if job.has_work and not job.state.is_terminal:
+                return True
+            self._pop(line)
+        return False
+
+    def _pop(self, line: _Line) -> None:
+        job = heapq.heappop(line.jobs)[3]
+        job.is_queued = False
+        self._queued -= 1
+        self._ended.discard(job.no)
 
     def drop(self, job: Job) -> None:
         """Take the top job off its queue until it is pushed again."""
-        heap = self._heaps.get(job.spec.requirement)
-        if heap and heap[0][2] is job:
-            heapq.heappop(heap)
-            job.is_queued = False
+        line = self._lines.get(job.spec.requirement)
+        if line is not None and line.jobs and line.jobs[0][3] is job:
+            self._pop(line)
+
+    def retired(self, job: Job) -> None:
+        """An open job of this tenant ended; those still in line are swept when they are many."""
+        self.open_jobs -= 1
+        if not job.is_queued:
+            return
+        self._ended.add(job.no)
+        if not self.open_jobs or len(self._ended) > limits.STORY_EVENTS_MAX + self._queued // 2:
+            self._sweep()
+
+    def _sweep(self) -> None:
+        lines = list(self._lines.values())
+        self._lines.clear()
+        self._heads.clear()
+        self._set_aside.clear()
+        self._queued = 0
+        self._ended.clear()
+        for line in lines:
+            for entry in line.jobs:
+                job = entry[3]
+                job.is_queued = False
+                if job.has_work and not job.state.is_terminal:
+                    self.push(job)
 
     @property
     def is_idle(self) -> bool:
         """Whether it has nothing queued."""
-        return not self._heaps
+        return not self._queued
+
+    def __len__(self) -> int:
+        return self._queued
 
 
 class Turns:
@@ -187,6 +300,11 @@ class Turns:
         """Drop a tenant that has no open job."""
         del self._queues[queue.tenant]
         self._ring.remove(queue)
+
+    def resume(self) -> None:
+        """A new tick: nothing is blocked."""
+        for queue in self._ring:
+            queue.resume()
 
     def next(self, blocked: set[Requirement]) -> Job | None:
         """The job whose turn it is, or None when no tenant has one that is not blocked."""

@@ -8,7 +8,10 @@ Deliberately absent: I/O, encoding, topics; any knowledge of what an item contai
 """
 
 import heapq
+from enum import Enum
 from typing import NoReturn, assert_never
+
+import msgspec
 
 from edge_runtime.contract import limits
 from edge_runtime.contract.clock import Now
@@ -21,7 +24,6 @@ from edge_runtime.contract.messages import (
     Ending,
     Item,
     ItemDone,
-    ItemFailed,
     Rebirth,
     VehicleState,
 )
@@ -61,6 +63,15 @@ from edge_runtime.dispatcher.core.settling import Settling
 from edge_runtime.dispatcher.core.state import State
 
 _ITEM_OVERHEAD_BYTES = 64
+
+
+class _Placing(Enum):
+    """What became of a job's turn."""
+
+    PLACED = "placed"
+    NO_CAR = "no car is free for its requirement"
+    LOADING = "its items are being read from the store"
+    NOTHING = "what it has waits for other cars than those that are free"
 
 
 class DispatcherCore:
@@ -111,9 +122,7 @@ class DispatcherCore:
             case AttemptFound():
                 self._attempt_found(event, now)
             case JobCancelled(job=job_id):
-                job = self._state.jobs.get(job_id)
-                if job is not None and not job.state.is_terminal:
-                    self._settling.end_job(job, JobState.CANCELLED, now)
+                self._cancelled(job_id, now)
             case JobRequeued():
                 self._requeued(event, now)
             case JobsLoaded():
@@ -193,12 +202,14 @@ class DispatcherCore:
     def _submitted(self, event: JobSubmitted) -> None:
         state, spec = self._state, event.spec
         job = Job(no=state.next_job_no, spec=spec)
+        job.written = job.counts
         state.next_job_no += 1
         state.emit(AddJob(no=job.no, spec=spec, items=event.items))
         state.counters["jobs"] += 1
         queue = state.turns.queue(spec.tenant)
         if queue.has_more or queue.open_jobs >= self._window_share():
-            queue.has_more = True  # it waits in the store until its tenant's window has room
+            # It waits in the store until its tenant's window has room.
+            queue.has_more, queue.waiting_through_no = True, job.no
             state.counters["jobs_waiting_in_store"] += 1
             return
         room = state.window_items + len(event.items) <= limits.WINDOW_ITEMS_MAX
@@ -206,19 +217,18 @@ class DispatcherCore:
             self._keep(job, event.items)
             job.loaded_through, job.is_fully_loaded = spec.items - 1, True
         self._open(job, queue)
+        queue.loaded_through_no = job.no
         state.touch(job)
 
     def _window_share(self) -> int:
         tenants = max(1, len(self._state.turns))
         return max(limits.TENANT_WINDOW_JOBS_MIN, limits.WINDOW_JOBS_MAX // tenants)
 
-    def _open(self, job: Job, queue: TenantQueue, *, in_order: bool = True) -> None:
+    def _open(self, job: Job, queue: TenantQueue) -> None:
         state = self._state
         state.jobs[job.spec.id] = job
         state.job_by_no[job.no] = job
         queue.open_jobs += 1
-        if in_order:
-            queue.loaded_through_no = max(queue.loaded_through_no, job.no)
         queue.push(job)
         self._set_deadline(job)
 
@@ -231,17 +241,19 @@ class DispatcherCore:
             heapq.heapify(self._deadlines)
 
     def _keep(self, job: Job, items: tuple[Item, ...]) -> None:
+        """Hold open items in memory, to be offered; those with strikes alone."""
         state = self._state
         for item in items:
             job.items[item.index] = item
-            job.pending.append(item.index)
+            (job.alone if item.index in job.strikes else job.pending).append(item.index)
             state.window_bytes += len(item.data)
         state.window_items += len(items)
 
     def _items_loaded(self, event: ItemsLoaded) -> None:
+        self._state.items_arrived(event.job)
         job = self._state.jobs.get(event.job)
-        if job is None or job.state.is_terminal:
-            return
+        if job is None or job.state.is_terminal or not job.is_loading:
+            return  # it ended, or ended and runs again, since this was read
         job.is_loading = False
         job.loaded_through = event.through
         job.is_fully_loaded = not event.more
@@ -254,24 +266,30 @@ class DispatcherCore:
             ),
         )
         job.closed_ahead = {index for index in job.closed_ahead if index > event.through}
-        for index in job.strikes:
-            if index in job.items and index in job.pending:
-                job.pending.remove(index)
-                job.alone.append(index)
         self._state.turns.queue(job.spec.tenant).push(job)
 
     def _jobs_loaded(self, event: JobsLoaded) -> None:
         queue = self._state.turns.queue(event.tenant)
         queue.is_loading = False
-        queue.has_more = event.more
         for stored in event.jobs:
             self.restore_job(stored)
+        # A job that was accepted after the reading waits for the next one.
+        queue.has_more = event.more or queue.waiting_through_no > queue.loaded_through_no
 
-    def restore_job(self, stored: StoredJob, *, in_order: bool = True) -> Job:
-        """Take up an open job from the store; its items follow when its turn comes."""
+    def restore_job(self, stored: StoredJob, *, in_order: bool = True) -> Job | None:
+        """Take up an open job from the store; its items follow when its turn comes.
+
+        None for one that has ended since it was read. `in_order` says that every open job of
+        its tenant with a lower number has been taken up too.
+        """
+        queue = self._state.turns.queue(stored.spec.tenant)
+        if in_order and stored.in_order:
+            queue.loaded_through_no = max(queue.loaded_through_no, stored.no)
         known = self._state.jobs.get(stored.spec.id)
         if known is not None:
             return known
+        if stored.spec.id in self._state.ended_jobs:
+            return None
         job = Job(
             no=stored.no,
             spec=stored.spec,
@@ -280,9 +298,10 @@ class DispatcherCore:
             failed=stored.failed,
             cursor=stored.cursor,
         )
+        job.written = job.counts
         for index, vehicle in stored.strikes:
             job.strikes.setdefault(index, []).append(vehicle)
-        self._open(job, self._state.turns.queue(stored.spec.tenant), in_order=in_order)
+        self._open(job, queue)
         return job
 
     def restore_attempt(self, stored: StoredAttempt, now: Now) -> None:
@@ -303,17 +322,48 @@ class DispatcherCore:
         """The store holds open jobs of a tenant beyond those restored."""
         self._state.turns.queue(tenant).has_more = True
 
+    def _cancelled(self, job_id: str, now: Now) -> None:
+        """Of a cancel and a result the first wins."""
+        job = self._state.jobs.get(job_id)
+        if job is not None and not job.state.is_terminal:
+            self._settling.end_job(job, JobState.CANCELLED, now)
+
     def _requeued(self, event: JobRequeued, now: Now) -> None:
-        """Withdraw failures; an ended job is open again."""
-        state = self._state
-        indices = tuple(item.index for item in event.items)
-        state.emit(WithdrawFailures(job_no=event.job.no, items=indices))
-        job = self.restore_job(event.job, in_order=False)
+        """Withdraw failures; an ended job is open again, with what was not run of it."""
+        state, stored = self._state, event.job
+        ended = state.ended_jobs.get(stored.spec.id)
+        if ended is not None:
+            stored = msgspec.structs.replace(
+                stored,
+                state=ended.state,
+                done=ended.done,
+                failed=ended.failed,
+                cursor=ended.cursor,
+            )
+        known = state.jobs.get(stored.spec.id)
+        withdrawn = known.withdrawn if known else ended.withdrawn if ended else {}
+        # What was read before an item was withdrawn the last time says nothing of it now.
+        read_at = event.job.cursor
+        items = tuple(x for x in event.items if withdrawn.get(x.index, -1) < read_at)
+        if not items:
+            return
+        state.ended_jobs.pop(stored.spec.id, None)
+        job = self.restore_job(stored, in_order=False)
+        assert job is not None, stored
+        indices = tuple(item.index for item in items)
+        state.emit(WithdrawFailures(job_no=job.no, items=indices))
+        if job.state.is_terminal:
+            job.is_loading = job.is_fully_loaded = False
+            job.loaded_through = -1
+        for index in indices:
+            job.strikes.pop(index, None)
+            withdrawn[index] = job.cursor
+        job.withdrawn = withdrawn
         job.failed -= len(indices)
         job.state = JobState.RUNNING
-        job.spec = event.job.spec
+        job.spec = stored.spec
         self._set_deadline(job)
-        self._keep(job, event.items)
+        self._keep(job, items)
         state.turns.queue(job.spec.tenant).push(job)
         state.touch(job)
         state.tell(now, f"requeued job={job.spec.id} items={len(indices)}")
@@ -322,8 +372,9 @@ class DispatcherCore:
         while self._deadlines and self._deadlines[0][0] <= now.utc_ms:
             _, no = heapq.heappop(self._deadlines)
             job = self._state.job_by_no.get(no)
-            if job is not None and not job.state.is_terminal:
-                self._settling.end_job(job, JobState.EXPIRED, now)
+            if job is None or job.state.is_terminal or job.spec.deadline_ms > now.utc_ms:
+                continue  # it ended, or was requeued with a later deadline
+            self._settling.end_job(job, JobState.EXPIRED, now)
 
     # --- chunks ---
 
@@ -361,18 +412,20 @@ class DispatcherCore:
         open_before = len(unit.open)
         done = 0
         for result in chunk.items:
-            # Looked up each time: settling the last item ends the job and with it the unit.
+            # Looked up each time: a chunk may name an item twice.
             if result.index in unit.open:
                 self._settling.take(job, unit, result, unit.vehicle, now)
                 done += isinstance(result, ItemDone)
-        settled = open_before - len(unit.open)
-        unit.items_done += done
-        unit.busy_ms += chunk.busy_ms
-        unit.energy_j += chunk.energy_j
-        state.fleet.items_done[unit.row] += done
-        state.fleet.progressed(unit.row, unit.expected_item_ms * settled)
-        state.pace.measured(job.spec.requirement.model, unit.row, len(chunk.items), chunk.busy_ms)
-        verdict = ChunkVerdict.STORED if settled else ChunkVerdict.ALREADY_HAVE
+        if chunk.seq not in unit.seqs and len(unit.seqs) < limits.CHUNKS_PER_UNIT_MAX:
+            unit.seqs.add(chunk.seq)
+            unit.items_done += done
+            unit.busy_ms += chunk.busy_ms
+            unit.energy_j += chunk.energy_j
+            state.fleet.worked(unit.row, done)
+            model = job.spec.requirement.model
+            state.pace.measured(model, unit.row, len(chunk.items), chunk.busy_ms)
+        is_news = len(unit.open) < open_before
+        verdict = ChunkVerdict.STORED if is_news else ChunkVerdict.ALREADY_HAVE
         self._answer(unit.vehicle, chunk, verdict)
         self._attempts.renew(unit, now)
         if chunk.ending is not None:
@@ -387,6 +440,8 @@ class DispatcherCore:
             case Outcome.RELEASED | Outcome.UNKNOWN:
                 end = AttemptEnd.RELEASED
         self._attempts.end(unit, end, now, ending)
+        if end is AttemptEnd.COMPLETED:
+            self._attempts.suspect(unit)
         self._attempts.requeue(unit)
 
     def _late_chunk(self, vehicle: str, chunk: Chunk, issued: tuple[int, ...], now: Now) -> None:
@@ -402,35 +457,16 @@ class DispatcherCore:
             self._answer(vehicle, chunk, ChunkVerdict.NOT_WANTED)
             return
         state.counters["late_chunks"] += 1
-        new = False
+        is_news = False
         for result in chunk.items:
-            index = result.index
-            if index not in issued or index not in job.items or isinstance(result, ItemFailed):
-                continue
-            holder = self._holder(job, index)
-            if self._settling.take(job, holder, result, vehicle, now):
-                new = True
-                state.counters["late_items"] += 1
-                if holder is not None and not holder.open and holder.id in state.units:
-                    self._attempts.cancel(holder, CancelReason.STALE_FENCE, now)
-        self._answer(vehicle, chunk, ChunkVerdict.STORED if new else ChunkVerdict.ALREADY_HAVE)
-
-    def _holder(self, job: Job, index: int) -> Unit | None:
-        """The unit that has an open item now; an item in a queue is taken off it."""
-        for unit in job.units.values():
-            if index in unit.open:
-                return unit
-        for unit in job.requeued:
-            if index in unit.open:
-                return unit
-        for queue in (job.pending, job.alone):
-            if index in queue:
-                queue.remove(index)
-        return None
+            if result.index in issued and self._settling.take_late(job, result, vehicle, now):
+                is_news = True
+        verdict = ChunkVerdict.STORED if is_news else ChunkVerdict.ALREADY_HAVE
+        self._answer(vehicle, chunk, verdict)
 
     def _attempt_found(self, event: AttemptFound, now: Now) -> None:
         chunk = event.chunk
-        if event.stored is not None and event.stored.spec.id not in self._state.jobs:
+        if event.stored is not None:
             self.restore_job(event.stored, in_order=False)
         if event.issued is None:
             if event.known_job:
@@ -444,14 +480,9 @@ class DispatcherCore:
 
     def _adopt_open(self, job: Job, items: tuple[Item, ...]) -> None:
         """Items that the store says are open, ahead of the job's own loading."""
-        state = self._state
-        for item in items:
-            ahead = item.index > job.loaded_through
-            if ahead and item.index not in job.items and item.index not in job.closed_ahead:
-                job.items[item.index] = item
-                job.pending.append(item.index)
-                state.window_items += 1
-                state.window_bytes += len(item.data)
+        known = job.closed_ahead | job.items.keys()
+        ahead = [item for item in items if item.index > job.loaded_through]
+        self._keep(job, tuple(item for item in ahead if item.index not in known))
 
     def _answer(self, vehicle: str, chunk: Chunk, verdict: ChunkVerdict) -> None:
         self._state.counters[f"chunks_{verdict.value}"] += 1
@@ -476,15 +507,24 @@ class DispatcherCore:
     def _schedule(self, now: Now) -> None:
         turns = self._state.turns
         blocked: set[Requirement] = set()
+        waiting: list[Job] = []
+        turns.resume()
         for _ in range(limits.PLACEMENTS_PER_TICK_MAX):
             job = turns.next(blocked)
             if job is None:
                 break
-            if not self._place(job, now):
-                if job.pending or job.alone or job.requeued:
+            match self._place(job, now):
+                case _Placing.PLACED:
+                    pass
+                case _Placing.NO_CAR:
                     blocked.add(job.spec.requirement)
-                else:
+                case _Placing.LOADING:
                     turns.queue(job.spec.tenant).drop(job)  # until its items have been loaded
+                case _Placing.NOTHING:
+                    turns.queue(job.spec.tenant).drop(job)
+                    waiting.append(job)
+        for job in waiting:
+            turns.queue(job.spec.tenant).push(job)
         for queue in list(turns):
             self._refill(queue)
 
@@ -499,52 +539,64 @@ class DispatcherCore:
         if not queue.open_jobs and not queue.has_more and queue.is_idle:
             state.turns.forget(queue)
 
-    def _place(self, job: Job, now: Now) -> bool:
-        """Offer one unit of the job to the best free car; False where none was."""
+    def _place(self, job: Job, now: Now) -> _Placing:
+        """Offer one unit of the job to the best free car."""
+        if job.alone and self._place_alone(job, now):
+            return _Placing.PLACED
+        if not (job.pending or job.requeued):
+            if job.is_loading:
+                return _Placing.LOADING
+            if job.is_fully_loaded:
+                return _Placing.NOTHING
         requirement = job.spec.requirement
-        if job.alone:
-            return self._place_alone(job, now)
         row = self._state.placement.choose(requirement, now.boot_ms)
         if row is None:
-            return False
+            return _Placing.NO_CAR
         item_ms = self._state.pace.expect_ms(requirement.model, job.spec.reference_ms, row)
+        unit: Unit | None
         if job.requeued:
             unit = job.requeued.popleft()
-            if unit.open:
-                self._attempts.begin(unit, row, item_ms, now)
-            return True
-        unit_or_none = self._cut(job, item_ms)
-        if unit_or_none is None:
-            return False
-        self._attempts.begin(unit_or_none, row, item_ms, now)
-        return True
+            if not unit.open:
+                return _Placing.PLACED  # late chunks finished it
+        else:
+            unit = self._cut(job, item_ms)
+        if unit is None:
+            return _Placing.LOADING if job.is_loading else _Placing.NO_CAR
+        self._attempts.begin(unit, row, item_ms, now)
+        return _Placing.PLACED
 
     def _place_alone(self, job: Job, now: Now) -> bool:
-        state, requirement = self._state, job.spec.requirement
-        index = job.alone[0]
-        if index not in job.items:
+        """Offer one isolated item to a free car that it has not failed on; whether one was."""
+        state = self._state
+        refused: set[frozenset[str]] = set()
+        for _ in range(min(len(job.alone), limits.ALONE_TRIES_PER_PLACEMENT)):
+            index = job.alone[0]
+            silent = job.expiries.get(index, ())
+            if len(silent) >= limits.ATTEMPTS_PER_ITEM_MAX:
+                job.alone.popleft()
+                self._settling.expire_item(job, index, now)
+                return True
+            avoid = frozenset((*job.strikes.get(index, ()), *silent))
+            row = None if avoid in refused else self._choose_other(job, avoid, now)
+            if row is None:
+                refused.add(avoid)
+                job.alone.rotate(-1)
+                continue
             job.alone.popleft()
+            unit = self._new_unit(job, [index], alone=True)
+            requirement = job.spec.requirement
+            item_ms = state.pace.expect_ms(requirement.model, job.spec.reference_ms, row)
+            self._attempts.begin(unit, row, item_ms, now)
             return True
-        if job.expiries.get(index, 0) >= limits.ATTEMPTS_PER_ITEM_MAX:
-            job.alone.popleft()
-            self._settling.expire_item(job, index, now)
-            return True
-        avoid = frozenset(job.strikes.get(index, ()))
-        row = state.placement.choose(requirement, now.boot_ms, avoid)
-        if (
-            row is None
-            and avoid
-            and not state.placement.others_live(requirement, avoid, now.boot_ms)
-        ):
-            row = state.placement.choose(requirement, now.boot_ms)
-        if row is None:
-            job.alone.rotate(-1)
-            return False
-        job.alone.popleft()
-        unit = self._new_unit(job, [index], alone=True)
-        item_ms = state.pace.expect_ms(requirement.model, job.spec.reference_ms, row)
-        self._attempts.begin(unit, row, item_ms, now)
-        return True
+        return False
+
+    def _choose_other(self, job: Job, avoid: frozenset[str], now: Now) -> int | None:
+        """A free car outside `avoid`; any free car where no other one is alive."""
+        placement, requirement = self._state.placement, job.spec.requirement
+        row = placement.choose(requirement, now.boot_ms, avoid)
+        if row is None and avoid and not placement.others_live(requirement, avoid, now.boot_ms):
+            row = placement.choose(requirement, now.boot_ms)
+        return row
 
     def _cut(self, job: Job, item_ms: float) -> Unit | None:
         """A unit from the head of the job, closed by time, fair share or size (design §3)."""
@@ -553,7 +605,7 @@ class DispatcherCore:
         waiting = job.open_count - job.in_flight
         most = state.pace.unit_items(item_ms, waiting, slots)
         if len(job.pending) <= most:
-            state.load_items(job)
+            state.load_items(job, most)
         taken: list[int] = []
         size = 0
         while job.pending and len(taken) < most:
@@ -610,7 +662,8 @@ class DispatcherCore:
             items += len(job.items)
             size += sum(len(item.data) for item in job.items.values())
             assert 0 <= job.open_count <= job.spec.items, job
-            assert job.cursor == job.done + job.failed or job.cursor >= job.done, job
+            assert job.cursor >= job.done + job.failed, job
+            assert job.in_flight == sum(len(unit.open) for unit in job.units.values()), job
             places = [*job.pending, *job.alone]
             for unit in [*job.requeued, *job.units.values()]:
                 places += unit.open

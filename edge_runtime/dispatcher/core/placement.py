@@ -4,7 +4,8 @@ For each distinct set of requirements a pool holds the best candidates of one ve
 heap by expected wait. Placements take from the heap; entries are checked again when taken, so a
 pool may be stale without ever being wrong. A pool is rebuilt when it runs dry, and not before
 the fleet has changed; on a large fleet an empty pool is rebuilt at most every
-`EMPTY_POOL_REBUILD_MS`.
+`EMPTY_POOL_REBUILD_MS`. Scores in a pool only rise: on a small fleet, where every car is in it, a
+pool is rebuilt after `POOL_MAX_AGE_MS`, or a car that was once busy would be passed over for good.
 """
 
 import heapq
@@ -76,6 +77,12 @@ class Placement:
         `avoid` names cars to pass over (those on which an item already failed).
         """
         pool = self.pool(requirement)
+        if (
+            now_ms - pool.built_at_ms >= limits.POOL_MAX_AGE_MS
+            and len(self._fleet) <= limits.SMALL_FLEET_CARS
+            and pool.built_at_changes != self._fleet.changes
+        ):
+            pool.heap.clear()
         row = self._take(pool, now_ms, avoid)
         if row is None and self._may_rebuild(pool, now_ms):
             self._rebuild(pool, requirement, now_ms)
@@ -157,6 +164,7 @@ class Placement:
     def others_live(self, requirement: Requirement, avoid: frozenset[str], now_ms: int) -> bool:
         """Whether a car outside `avoid` could serve soon: it is live, busy or not."""
         mask = self.could_serve(requirement) & self._fleet.available(now_ms)
+        mask &= self._fleet.column("units_max") > 0
         vehicles = self._fleet.vehicles
         return any(vehicles[row] not in avoid for row in np.flatnonzero(mask)[: len(avoid) + 1])
 

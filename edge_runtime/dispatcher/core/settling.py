@@ -16,7 +16,7 @@ from edge_runtime.contract.messages import ItemDone, ItemFailed, ItemResult, Res
 from edge_runtime.contract.reasons import CancelReason, ItemError, JobState
 from edge_runtime.dispatcher.core.attempts import Attempts
 from edge_runtime.dispatcher.core.commands import AddResult, AddStrike, FailRemaining
-from edge_runtime.dispatcher.core.jobs import Job, Unit
+from edge_runtime.dispatcher.core.jobs import Job, Unit, UnitState
 from edge_runtime.dispatcher.core.state import State
 
 
@@ -36,17 +36,65 @@ class Settling:
         if index not in job.items:
             return False
         if unit is not None:
-            del unit.open[index]
+            self.leave(unit, index)
         match result:
             case ItemDone():
                 self.settle(job, index, vehicle, now, output=bytes(result.output))
             case ItemFailed(code=code, message=message):
                 if code.is_final:
                     self.settle(job, index, vehicle, now, error=_error(code, message, 1))
-                else:
-                    struck = ResultError(code=code, message=message)
-                    self._strike(job, index, vehicle, struck, now)
+                elif not self._strike(job, result, vehicle, now):
+                    self.isolate(job, index)
         return True
+
+    def take_late(self, job: Job, result: ItemResult, vehicle: str, now: Now) -> bool:
+        """One item result of an attempt that is over; True if it settled or struck the item.
+
+        A failure counts once a car: a reboot may take longer than a lease, and then all that is
+        said of the item in hand comes late. A struck item that another car has in hand meanwhile
+        stays there. A deadline is not believed: the job may have a new one.
+        """
+        index = result.index
+        if index not in job.items:
+            return False
+        holder = job.holder(index)
+        if isinstance(result, ItemFailed) and not result.code.is_final:
+            if vehicle in job.strikes.get(index, ()):
+                return False
+            if not self._strike(job, result, vehicle, now):
+                if holder is None or holder.state is UnitState.PENDING:
+                    self._withhold(job, holder, index)
+                    self.isolate(job, index)
+                return True
+            self._withhold(job, holder, index)
+        elif isinstance(result, ItemFailed) and result.code is ItemError.DEADLINE_PASSED:
+            return False
+        else:
+            self._withhold(job, holder, index)
+            self.take(job, None, result, vehicle, now)
+        self._state.counters["late_items"] += 1
+        if holder is not None and not holder.open and holder.id in self._state.units:
+            self._attempts.cancel(holder, CancelReason.STALE_FENCE, now)
+        return True
+
+    def _withhold(self, job: Job, holder: Unit | None, index: int) -> None:
+        """Take an open item from wherever it is."""
+        if holder is None:
+            job.unqueue(index)
+        else:
+            self.leave(holder, index)
+
+    def leave(self, unit: Unit, index: int) -> None:
+        """An item is no longer this unit's."""
+        del unit.open[index]
+        if unit.state is not UnitState.PENDING:
+            unit.job.in_flight -= 1
+            self._state.fleet.progressed(unit.row, unit.expected_item_ms)
+
+    def isolate(self, job: Job, index: int) -> None:
+        """From now on the item is tried alone."""
+        job.alone.append(index)
+        self._state.turns.queue(job.spec.tenant).push(job)
 
     def settle(
         self,
@@ -94,24 +142,23 @@ class Settling:
         job.strikes.pop(index, None)
         job.expiries.pop(index, None)
 
-    def _strike(self, job: Job, index: int, vehicle: str, error: ResultError, now: Now) -> None:
-        state = self._state
+    def _strike(self, job: Job, failure: ItemFailed, vehicle: str, now: Now) -> bool:
+        """Count a failure against an item; True if that was one too many and it is settled."""
+        state, index, code = self._state, failure.index, failure.code
         struck = job.strikes.setdefault(index, [])
         struck.append(vehicle)
         distinct = len(set(struck))
-        state.counters[f"strike_{error.code.value}"] += 1
+        state.counters[f"strike_{code.value}"] += 1
         if (
             distinct >= limits.POISON_DISTINCT_CARS
             or len(struck) >= 2 * limits.POISON_DISTINCT_CARS
         ):
             state.tell(now, f"poison job={job.spec.id} item={index} cars={distinct}")
-            final = _error(error.code, error.message, len(struck))
-            self.settle(job, index, vehicle, now, error=final)
-            return
+            error = _error(code, failure.message, len(struck))
+            self.settle(job, index, vehicle, now, error=error)
+            return True
         state.emit(AddStrike(job_no=job.no, index=index, vehicle=vehicle))
-        if index not in job.alone:
-            job.alone.append(index)
-        state.turns.queue(job.spec.tenant).push(job)
+        return False
 
     def expire_item(self, job: Job, index: int, now: Now) -> None:
         """An item whose attempts all vanished: the bound that keeps it from living for ever."""
@@ -145,6 +192,9 @@ class Settling:
         state.window_items -= len(job.items)
         state.window_bytes -= sum(len(item.data) for item in job.items.values())
         job.items.clear()
+        job.closed_ahead.clear()
+        job.strikes.clear()
+        job.expiries.clear()
         job.pending.clear()
         job.alone.clear()
         job.requeued.clear()

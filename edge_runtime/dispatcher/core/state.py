@@ -11,6 +11,7 @@ from typing import NamedTuple
 from edge_runtime.contract import limits
 from edge_runtime.contract.clock import Now
 from edge_runtime.contract.messages import Fence, Order, UnitOffer
+from edge_runtime.contract.reasons import JobState
 from edge_runtime.dispatcher.core.commands import (
     Command,
     LoadItems,
@@ -33,6 +34,16 @@ class OldAttempt(NamedTuple):
     issued: tuple[int, ...]
 
 
+class EndedJob(NamedTuple):
+    """The last counts of a job that left memory: what was read before is older than this."""
+
+    state: JobState
+    done: int
+    failed: int
+    cursor: int
+    withdrawn: dict[int, int]
+
+
 class State:
     """Jobs, units, fleet; and this tick's outgoing commands."""
 
@@ -49,6 +60,10 @@ class State:
         self.job_by_no: dict[int, Job] = {}
         self.units: dict[int, Unit] = {}
         self.old_attempts: OrderedDict[tuple[int, Fence], OldAttempt] = OrderedDict()
+        self.ended_jobs: OrderedDict[str, EndedJob] = OrderedDict()
+        self.loading: dict[str, tuple[int, int]] = {}
+        self.loading_items = 0
+        self.loading_bytes = 0
         self.counters: Counter[str] = Counter()
         self.story: deque[tuple[int, str]] = deque(maxlen=limits.STORY_EVENTS_MAX)
         self.window_items = 0
@@ -88,42 +103,70 @@ class State:
         if job.state.is_terminal and not job.units and job.spec.id in self.jobs:
             del self.jobs[job.spec.id]
             del self.job_by_no[job.no]
-            self.turns.queue(job.spec.tenant).open_jobs -= 1
+            self.ended_jobs[job.spec.id] = EndedJob(
+                job.state, job.done, job.failed, job.cursor, job.withdrawn
+            )
+            if len(self.ended_jobs) > limits.ENDED_JOBS_KEPT_MAX:
+                self.ended_jobs.popitem(last=False)
+            self.turns.queue(job.spec.tenant).retired(job)
 
     def new_fence(self) -> Fence:
         """The next fence: greater than every fence of this and every earlier dispatcher."""
         self.fence_counter += 1
         return Fence(self.epoch, self.fence_counter)
 
-    def load_items(self, job: Job) -> None:
-        """Ask the store for more of a job's items, once at a time."""
-        if job.is_loading or job.is_fully_loaded:
+    def load_items(self, job: Job, at_least: int) -> None:
+        """Ask the store for more of a job's items, once at a time.
+
+        While the window has room that is a good number of them, and without room what one unit
+        needs (`at_least`): a window full of work that no car can do delays nobody else's.
+        """
+        known = job.spec.id in self.loading or len(self.loading) >= limits.LOADS_MAX
+        if known or job.is_loading or job.is_fully_loaded:
             return
+        limit = min(limits.LOAD_ITEMS, max(1, job.open_count))
+        limit_bytes = min(limits.LOAD_BYTES, limit * limits.ITEM_MAX_BYTES)
+        if (
+            self.window_items + self.loading_items + limit > limits.WINDOW_ITEMS_MAX
+            or self.window_bytes + self.loading_bytes + limit_bytes > limits.WINDOW_BYTES_MAX
+        ):
+            limit, limit_bytes = min(limit, at_least), limits.UNIT_MAX_BYTES
         job.is_loading = True
+        self.loading[job.spec.id] = (limit, limit_bytes)
+        self.loading_items += limit
+        self.loading_bytes += limit_bytes
         self.emit(
             LoadItems(
                 job=job.spec.id,
                 job_no=job.no,
                 after=job.loaded_through,
-                limit=limits.LOAD_ITEMS,
-                limit_bytes=limits.LOAD_BYTES,
+                limit=limit,
+                limit_bytes=limit_bytes,
             )
         )
+
+    def items_arrived(self, job_id: str) -> None:
+        """What `load_items` asked for a job has come."""
+        limit, limit_bytes = self.loading.pop(job_id, (0, 0))
+        self.loading_items -= limit
+        self.loading_bytes -= limit_bytes
 
     def flush(self, now: Now) -> list[Command]:
         """This tick's commands: store commands first as decided, then what is published."""
         for job, finished_ms in self.dirty.values():
-            self.out.append(
-                UpdateJob(
-                    no=job.no,
-                    state=job.state,
-                    done=job.done,
-                    failed=job.failed,
-                    cursor=job.cursor,
-                    deadline_ms=job.spec.deadline_ms,
-                    finished_ms=finished_ms,
+            if job.written != job.counts:
+                job.written = job.counts
+                self.out.append(
+                    UpdateJob(
+                        no=job.no,
+                        state=job.state,
+                        done=job.done,
+                        failed=job.failed,
+                        cursor=job.cursor,
+                        deadline_ms=job.spec.deadline_ms,
+                        finished_ms=finished_ms,
+                    )
                 )
-            )
             self._announce(job, finished_ms, now)
         self.dirty.clear()
         for vehicle, units in self.offers.items():
