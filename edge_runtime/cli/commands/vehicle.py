@@ -1,0 +1,181 @@
+"""`edge-runtime vehicle`: compose sensors, engine, packages and bus, and run one car.
+
+Everything heavy stays out: ONNX Runtime and numpy load in the inference process, which starts
+with the first unit.
+"""
+
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final, Literal
+
+from cyclopts import Parameter
+
+from edge_runtime.cli.lifecycle import run_service
+from edge_runtime.cli.options import (
+    DEFAULT_BROKER,
+    BrokerUrl,
+    Namespace,
+    Protocol,
+    check_broker_url,
+    check_http_url,
+    readable_file,
+)
+from edge_runtime.contract import limits
+from edge_runtime.contract.errors import ConfigError
+from edge_runtime.contract.topics import DEFAULT_NAMESPACE, require_id
+
+if TYPE_CHECKING:
+    from edge_runtime.vehicle.inference.options import EngineOptions
+    from edge_runtime.vehicle.ports import Sensors
+
+_STDIN: Final = 0
+_DEFAULT_STATE: Final = Path("vehicle-state")
+_DEFAULT_POLICY: Final = Path("policy.toml")
+_DEFAULT_QUOTA_BYTES: Final = 4 * 1024 * 1024 * 1024
+_DEFAULT_WATTS: Final = 40.0
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class VehicleOptions:
+    """Settings of one car's runtime."""
+
+    vehicle_id: Annotated[
+        str, Parameter(name="--id", help="Opaque random id of this car; never the VIN.")
+    ]
+    broker: BrokerUrl = DEFAULT_BROKER
+    state_dir: Annotated[Path, Parameter(help="Folder of the journal and the model packages.")] = (
+        _DEFAULT_STATE
+    )
+    policy: Annotated[
+        Path, Parameter(help="The owner's policy, TOML; without consent in it, no work.")
+    ] = _DEFAULT_POLICY
+    sensors: Annotated[
+        Literal["linux", "simulated"], Parameter(help="Where readings come from.")
+    ] = "linux"
+    sensor_commands: Annotated[
+        bool,
+        Parameter(
+            negative="", help='Simulated: read JSON lines on stdin, such as {"is_occupied": true}.'
+        ),
+    ] = False
+    scenario: Annotated[
+        Path | None, Parameter(help="Simulated: how the car begins and what happens, TOML.")
+    ] = None
+    models_url: Annotated[
+        str | None, Parameter(help="Where packages are fetched; none: where a dispatcher says.")
+    ] = None
+    model_quota_bytes: Annotated[
+        int, Parameter(help="Most that model packages may take on disk, bytes.")
+    ] = _DEFAULT_QUOTA_BYTES
+    units_max: Annotated[
+        int, Parameter(help=f"Units held at once, 1 to {limits.CAR_UNITS_MAX}.")
+    ] = 4
+    compute_watts: Annotated[
+        float, Parameter(help="What the computer draws while it infers, watts.")
+    ] = _DEFAULT_WATTS
+    region: Annotated[str, Parameter(help="Where the car is, for placement.")] = "default"
+    hardware: Annotated[str, Parameter(help="Class within which outputs compare.")] = (
+        f"cpu-{platform.machine()}"
+    )
+    provider: Annotated[str, Parameter(help="ONNX Runtime's execution provider.")] = (
+        "CPUExecutionProvider"
+    )
+    engine_threads: Annotated[int, Parameter(help="Threads of one inference.")] = 1
+    engine_memory_bytes: Annotated[
+        int, Parameter(help="Most that the inference process may take, bytes.")
+    ] = limits.ENGINE_MEMORY_MAX_BYTES
+    engine_cpus: Annotated[
+        tuple[int, ...] | None,
+        Parameter(help="Processors of the inference process; none: the kernel decides."),
+    ] = None
+    namespace: Namespace = DEFAULT_NAMESPACE
+    protocol: Protocol = 5
+
+    def check(self) -> None:
+        """Raise `ConfigError` for the first setting that is out of its bounds."""
+        check_broker_url("--broker", self.broker)
+        require_id("--id", self.vehicle_id)
+        require_id("--region", self.region)
+        require_id("--namespace", self.namespace)
+        if self.models_url is not None:
+            check_http_url("--models-url", self.models_url)
+        if not 1 <= self.units_max <= limits.CAR_UNITS_MAX:
+            raise ConfigError(
+                f"--units-max must be 1 to {limits.CAR_UNITS_MAX}, not {self.units_max}"
+            )
+        for option, number in (
+            ("--model-quota-bytes", self.model_quota_bytes),
+            ("--engine-threads", self.engine_threads),
+            ("--engine-memory-bytes", self.engine_memory_bytes),
+            ("--compute-watts", self.compute_watts),
+        ):
+            if number <= 0:
+                raise ConfigError(f"{option} must be over 0, not {number:g}")
+
+
+def vehicle(options: VehicleOptions) -> int:
+    """Run one car's runtime until SIGTERM or SIGINT; leaving gives all work back."""
+    options.check()
+    sensors = _make_sensors(options)
+
+    async def run() -> None:
+        from edge_runtime.bus import open_bus
+        from edge_runtime.vehicle.agent import VehicleAgent, VehicleSettings
+        from edge_runtime.vehicle.inference.engine import SupervisedEngine
+        from edge_runtime.vehicle.models.store import PackageStore
+
+        settings = VehicleSettings(
+            vehicle=options.vehicle_id,
+            broker_url=options.broker,
+            state_dir=options.state_dir,
+            policy=options.policy,
+            namespace=options.namespace,
+            protocol=options.protocol,
+            region=options.region,
+            hardware=options.hardware,
+            units_max=options.units_max,
+            compute_power_w=options.compute_watts,
+            models_url=options.models_url,
+        )
+        engine = _engine_options(options)
+        packages = PackageStore(options.state_dir / "packages", options.model_quota_bytes)
+        async with VehicleAgent(
+            settings,
+            open_bus=open_bus,
+            make_engine=lambda emit: SupervisedEngine(engine, emit),
+            packages=packages,
+            sensors=sensors,
+        ) as agent:
+            await agent.wait_ended()
+
+    return run_service(run)
+
+
+def _engine_options(options: VehicleOptions) -> "EngineOptions":
+    from edge_runtime.vehicle.inference.options import EngineOptions, WorkerOptions
+
+    return EngineOptions(
+        worker=WorkerOptions(
+            provider=options.provider,
+            intra_op_threads=options.engine_threads,
+            memory_max_bytes=options.engine_memory_bytes,
+            cpus=options.engine_cpus,
+        )
+    )
+
+
+def _make_sensors(options: VehicleOptions) -> "Sensors":
+    if options.sensors == "linux":
+        if options.sensor_commands or options.scenario is not None:
+            raise ConfigError("--sensor-commands and --scenario are for --sensors simulated")
+        from edge_runtime.vehicle.sensors.linux import LinuxSensors
+
+        return LinuxSensors()
+    from edge_runtime.vehicle.sensors.simulated import SimulatedSensors, parse_scenario
+
+    script = None
+    if options.scenario is not None:
+        script = parse_scenario(readable_file("--scenario", options.scenario).read_bytes())
+    return SimulatedSensors(script, commands=_STDIN if options.sensor_commands else None)
