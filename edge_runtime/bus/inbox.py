@@ -18,10 +18,13 @@ from typing import Final
 
 from edge_runtime.bus.port import BusEvent, Connected, Disconnected, DropReason, Message
 from edge_runtime.contract.errors import LocalError
-from edge_runtime.contract.limits import BUS_INBOUND_MAX_BYTES, BUS_INBOUND_MAX_MESSAGES
+from edge_runtime.contract.limits import (
+    BUS_CHANGES_WAITING_MAX,
+    BUS_INBOUND_MAX_BYTES,
+    BUS_INBOUND_MAX_MESSAGES,
+)
 
 _EVENTS_PER_TURN: Final = 128
-_CHANGES_MAX: Final = 64
 
 
 class Inbox:
@@ -121,7 +124,7 @@ class Inbox:
 
     def _put_change(self, event: Connected | Disconnected) -> None:
         changes = len(self._events) - self._messages + len(self._held or ())
-        if changes < _CHANGES_MAX:
+        if changes < BUS_CHANGES_WAITING_MAX:
             self._events.append(event)
             return
         # Nobody reads. The oldest change goes; what it said about the session must not.

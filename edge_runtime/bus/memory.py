@@ -36,6 +36,7 @@ from edge_runtime.contract.limits import (
     BUS_INFLIGHT_MAX_MESSAGES,
     BUS_OUTBOUND_MAX_MESSAGES,
     BUS_PACKET_MAX_BYTES,
+    BUS_SESSION_QUEUE_MAX_MESSAGES,
 )
 
 BAD_USER: Final = 0x86
@@ -43,7 +44,6 @@ NOT_AUTHORIZED: Final = 0x87
 MQTT_5: Final = 5
 _KEEPALIVE_FACTOR: Final = 1.5
 _REORDER_DELAY_S: Final = 0.05
-_SESSION_QUEUE_MAX_MESSAGES: Final = 1_000
 
 
 class Partition(Enum):
@@ -129,7 +129,7 @@ class MemoryBroker:
         *,
         users: Mapping[str, str] | None = None,
         hides_subscribe_refusals: bool = False,
-        session_queue_max_messages: int = _SESSION_QUEUE_MAX_MESSAGES,
+        session_queue_max_messages: int = BUS_SESSION_QUEUE_MAX_MESSAGES,
     ) -> None:
         self._users = users
         self._hides_subscribe_refusals = hides_subscribe_refusals

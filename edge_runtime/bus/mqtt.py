@@ -45,6 +45,7 @@ from edge_runtime.contract.limits import (
     BUS_INFLIGHT_MAX_MESSAGES,
     BUS_OUTBOUND_MAX_MESSAGES,
     BUS_PACKET_MAX_BYTES,
+    BUS_PROPERTY_SETS_KEPT_MAX,
 )
 
 MQTT_5: Final = 5
@@ -53,7 +54,6 @@ WINDOW_311: Final = 20
 _READ_BYTES: Final = 16 * 1024
 _WRITE_BUFFER_BYTES: Final = 256 * 1024
 _TRACEPARENT: Final = "traceparent"
-_PACKED_MAX: Final = 1_024
 
 
 class AiomqttBus(ReconnectingBus):
@@ -524,7 +524,7 @@ def _pack(properties: Properties) -> bytes:
     return bytes(properties.pack())  # type: ignore[no-untyped-call] # paho has no types here
 
 
-@lru_cache(maxsize=_PACKED_MAX)
+@lru_cache(maxsize=BUS_PROPERTY_SETS_KEPT_MAX)
 def _packed(*fields: Any) -> _Packed | None:
     properties = _properties(Message("", b"", 1, False, *fields), PacketTypes.PUBLISH)
     return None if properties is None else _Packed(_pack(properties))

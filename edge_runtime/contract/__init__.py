@@ -1,1 +1,1 @@
-"""What travels between the parts: messages, topics, signals, codec, packages, HTTP bodies, limits."""
+"""What travels: messages, topics, signals, codec, packages, HTTP bodies; and the limits."""

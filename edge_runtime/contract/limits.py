@@ -46,6 +46,12 @@ BUS_INFLIGHT_MAX_MESSAGES: Final = 1_000
 """QoS 1 messages sent and not yet acknowledged; a broker's Receive Maximum lowers it."""
 BUS_RECONNECT_FIRST_S: Final = 1.0
 """Upper end of the first reconnect delay; it doubles up to the next bound (full jitter)."""
+BUS_CHANGES_WAITING_MAX: Final = 64
+"""Connects and disconnects that wait for a reader; the oldest goes."""
+BUS_SESSION_QUEUE_MAX_MESSAGES: Final = 1_000
+"""What the memory broker keeps for an absent client, as Mosquitto does by default."""
+BUS_PROPERTY_SETS_KEPT_MAX: Final = 1_024
+"""Encoded MQTT 5 property sets kept for the next message with the same ones."""
 BUS_RECONNECT_MAX_S: Final = 30.0
 BUS_STABLE_S: Final = 5.0
 """A connection that lived this long resets the reconnect delay."""

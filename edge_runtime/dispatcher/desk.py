@@ -355,8 +355,7 @@ def _job_spec(tenant: str, request: JobRequest, package: Package, now_ms: int) -
     wanted = request.requirements
     body_hash = b""
     if request.idempotency_key is not None:
-        body = msgspec.structs.replace(request, idempotency_key=None)
-        body_hash = hashlib.sha256(_encode(body)).digest()
+        body_hash = hashlib.sha256(_encode(_canonical(request))).digest()
     return JobSpec(
         id=f"j{now_ms:011x}{secrets.token_hex(6)}",
         tenant=tenant,
@@ -377,6 +376,21 @@ def _job_spec(tenant: str, request: JobRequest, package: Package, now_ms: int) -
         reference_ms=package.spec.reference_ms,
         idempotency_key=request.idempotency_key,
         body_hash=body_hash,
+    )
+
+
+def _canonical(request: JobRequest) -> tuple[object, ...]:
+    """What makes two bodies the same job, however their writers spelled the defaults."""
+    wanted = request.requirements
+    return (
+        request.model,
+        [(item.media_type, _data(item)) for item in request.items],
+        request.parameters,
+        float(request.deadline_s),
+        float(request.retention_s),
+        request.purpose,
+        request.priority,
+        (wanted.region, wanted.hardware, wanted.vehicles),
     )
 
 

@@ -67,6 +67,15 @@ async def test_the_same_key_is_the_same_job_and_another_body_is_refused(house: H
     assert tenant.existing is False
 
 
+async def test_a_default_spelled_out_is_the_same_body(house: House) -> None:
+    (first,) = await house.desk.submit("t1", [job_request(1, idempotency_key="k")])
+    spelled = job_request(1, idempotency_key="k", deadline_s=float(limits.JOB_DEADLINE_DEFAULT_S))
+    (again,) = await house.desk.submit("t1", [spelled])
+    assert first.status is not None
+    assert again.status is not None
+    assert (again.status.job, again.existing) == (first.status.job, True)
+
+
 async def test_the_same_key_from_two_requests_at_once_is_one_job(house: House) -> None:
     answers = await asyncio.gather(
         *(house.desk.submit("t1", [job_request(1, idempotency_key="k")]) for _ in range(8))
