@@ -1,20 +1,21 @@
-"""The ports of the car's shell: what the agent asks of its engine, store, sensors and journal.
+"""The ports of the car's shell: what the agent asks of its engine, package store and sensors.
 
 Invariants
 - Everything is called on the agent's event loop, and calls back on it.
 - A callback may come while a call is being made; it never waits.
 
 Events are those of `vehicle.core.events`. Deliberately absent: the bus, whose port is
-`edge_runtime.bus.port`.
+`edge_runtime.bus.port`; the journal, which is one class that tests use as it is.
 """
 
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from typing import Protocol
 
 from edge_runtime.contract.messages import StopReport
 from edge_runtime.contract.package import Package
-from edge_runtime.vehicle.core.commands import Persist, SubmitRun
-from edge_runtime.vehicle.core.events import Event, SignalsRead, WritesCommitted, WritesFailed
+from edge_runtime.vehicle.core.commands import SubmitRun
+from edge_runtime.vehicle.core.events import Event, SignalsRead
 
 EmitEvent = Callable[[Event], None]
 
@@ -66,6 +67,10 @@ class PackageStore(Protocol):
         """The package, where it is held."""
         ...
 
+    def using(self, digest: str) -> AbstractContextManager[None]:
+        """Keep the package from being evicted while the block runs."""
+        ...
+
     async def fetch(self, digest: str, base_url: str) -> Package:
         """Have the package, from the server at `base_url` unless it is held.
 
@@ -83,20 +88,4 @@ class Sensors(Protocol):
 
     def note_load(self, *, is_busy: bool) -> None:
         """What the agent knows of the computer's load; a real sensor ignores it."""
-        ...
-
-
-class JournalPort(Protocol):
-    """Durable memory."""
-
-    def persist(self, writes: Persist) -> None:
-        """Queue writes for the next commit; ends as `WritesCommitted` or `WritesFailed`."""
-        ...
-
-    def start(self, emit: Callable[[WritesCommitted | WritesFailed], None]) -> None:
-        """Begin to commit; `emit` is called from the journal's thread."""
-        ...
-
-    def close(self) -> None:
-        """Commit what is queued and let go of the file."""
         ...

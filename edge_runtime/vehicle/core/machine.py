@@ -451,6 +451,11 @@ class VehicleCore:
         return self._availability()
 
     @property
+    def is_computing(self) -> bool:
+        """Whether the engine has work and is not stopped."""
+        return bool(self._work.runs) and self._ladder.is_going
+
+    @property
     def work(self) -> Work:
         """What the car holds, to look at; only `handle` may change it."""
         return self._work

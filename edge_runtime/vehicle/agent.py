@@ -1,0 +1,464 @@
+"""The car's shell: one loop in which events go through the core and commands become effects.
+
+Invariants
+- Every event is handled in the callback that brings it, so nothing queues in front of a sensor's
+  edge; the engine is frozen in the same callback.
+- Every command that is spawned ends as exactly one event, failure included.
+- A defect (an exception out of the core or of a task) ends the agent: `wait_ended` raises it,
+  the journal has what matters, and a new process goes on from there.
+- An idle car loads neither numpy nor onnxruntime: the engine's process does.
+
+Deliberately absent: decisions, which are the core's; reading flags and composing adapters, which
+is the command line's; a way to reach the car from outside, which does not exist.
+"""
+
+import asyncio
+import platform
+from collections import Counter, deque
+from collections.abc import Callable, Coroutine
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Self, assert_never
+
+import msgspec
+import structlog
+
+from edge_runtime import __version__
+from edge_runtime.bus import (
+    Bus,
+    BusError,
+    BusOverflow,
+    BusSettings,
+    Connected,
+    Disconnected,
+    Message,
+)
+from edge_runtime.contract import limits
+from edge_runtime.contract.clock import Now
+from edge_runtime.contract.errors import ConfigError, RejectionReason
+from edge_runtime.contract.package import KNOWN_TASKS, Package, PackageRefused
+from edge_runtime.contract.topics import DEFAULT_NAMESPACE, Topics, require_id
+from edge_runtime.vehicle.clock import PLAUSIBLE_UTC_MS, read_clock
+from edge_runtime.vehicle.core import commands as do
+from edge_runtime.vehicle.core.events import (
+    BusConnected,
+    BusDisconnected,
+    ClockJudged,
+    Event,
+    ModelFailed,
+    ModelFault,
+    ModelReady,
+    PolicyChanged,
+    ShutdownRequested,
+    SignalsRead,
+    Tick,
+)
+from edge_runtime.vehicle.core.machine import VehicleCore
+from edge_runtime.vehicle.core.snapshot import CarFacts
+from edge_runtime.vehicle.engine_room import EngineRoom
+from edge_runtime.vehicle.intake import Hosts, Intake
+from edge_runtime.vehicle.journal import Journal
+from edge_runtime.vehicle.notify import notify, watchdog_period_s
+from edge_runtime.vehicle.outgoing import Outgoing
+from edge_runtime.vehicle.policy_file import PolicyFile
+from edge_runtime.vehicle.ports import EmitEvent, Engine, PackageStore, Sensors
+
+_TIMER_MAX_NS: Final = 5_000_000_000
+"""A computer that slept has older boot time than its timers know: look at least this often."""
+_BUS_TURN_S: Final = 0.002
+"""Messages are taken for this long before everybody else has a turn."""
+_CLOCK_SLACK_S: Final = 3_600
+_FAREWELL_S: Final = 0.3
+_URL_WAIT_S: Final = 5.0
+
+_log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VehicleSettings:
+    """What a car needs to know. The journal is `state_dir/journal.db`.
+
+    `models_url` is where packages are fetched; None: where a dispatcher says. `units_max` bounds
+    the units held at once; `compute_power_w` turns busy time into energy.
+    """
+
+    vehicle: str
+    broker_url: str
+    state_dir: Path
+    policy: Path
+    namespace: str = DEFAULT_NAMESPACE
+    protocol: int = 5
+    region: str = "default"
+    hardware: str = f"cpu-{platform.machine()}"
+    units_max: int = 4
+    compute_power_w: float = 40.0
+    models_url: str | None = None
+
+    def __post_init__(self) -> None:
+        require_id("vehicle id", self.vehicle)
+        require_id("region", self.region)
+        if not 1 <= self.units_max <= limits.CAR_UNITS_MAX:
+            raise ConfigError(
+                f"units_max must be 1 to {limits.CAR_UNITS_MAX}, not {self.units_max}"
+            )
+
+
+class VehicleAgent:
+    """One car. Use as an async context manager: leaving gives all work back and says goodbye.
+
+    Entering raises `JournalHeld` when another process has this car's journal, `JournalError`
+    when the journal cannot be used.
+    """
+
+    def __init__(
+        self,
+        settings: VehicleSettings,
+        *,
+        open_bus: Callable[[BusSettings], Bus],
+        make_engine: Callable[[EmitEvent], Engine],
+        packages: PackageStore,
+        sensors: Sensors,
+        clock: Callable[[], Now] = read_clock,
+    ) -> None:
+        self.settings = settings
+        self._open_bus = open_bus
+        self._make_engine = make_engine
+        self._packages = packages
+        self._sensors = sensors
+        self._clock = clock
+        self._topics = Topics(settings.namespace)
+        self._hosts = Hosts(settings.models_url)
+        self._intake = Intake(settings.vehicle, self._topics, self._hosts)
+        self._policy = PolicyFile(settings.policy)
+        self._events: deque[Event] = deque()
+        self._is_handling = False
+        self._is_busy = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_ns = 0
+        self._timer_asked = False
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._stack = AsyncExitStack()
+        self._host_news = asyncio.Event()
+        self._has_left = asyncio.Event()
+        self._farewell: Message | None = None
+        self.overflows = 0
+        self.core: VehicleCore
+        self.boot = 0
+        self._loop: asyncio.AbstractEventLoop
+        self._ended: asyncio.Future[None]
+        self._journal: Journal
+        self._room: EngineRoom
+        self._outgoing: Outgoing
+        self._bus: Bus
+
+    @property
+    def engine(self) -> Engine:
+        """The engine, to look at."""
+        return self._room.engine
+
+    @property
+    def rejected(self) -> Counter[RejectionReason]:
+        """Messages that were not accepted, by reason."""
+        return self._intake.rejected
+
+    # --- life ----------------------------------------------------------------------------
+
+    async def __aenter__(self) -> Self:
+        self._loop = asyncio.get_running_loop()
+        self._ended = self._loop.create_future()
+        try:
+            self._recover()
+            self._room = EngineRoom(self._make_engine, self._packages, self.tell, self._spawn)
+            self._stack.push_async_callback(self._room.close)
+            self._bus = await self._stack.enter_async_context(self._open_bus(self._bus_settings()))
+        except BaseException:
+            await self._stack.aclose()
+            raise
+        self._judge_clock()
+        for digest in reversed(list(self._packages.digests())):
+            self.tell(ModelReady(digest))
+        self._spawn(self._read_bus(), "read bus")
+        self._spawn(self._sensors.run(self._sensed), "sensors")
+        self._spawn(self._look_around(), "look around")
+        if (period_s := watchdog_period_s()) is not None:
+            self._spawn(_feed_watchdog(period_s), "watchdog")
+        notify("READY=1")
+        return self
+
+    def _recover(self) -> None:
+        """Open the journal and build the core from what it kept."""
+        settings, now = self.settings, self._clock()
+        self._journal = Journal(settings.state_dir / "journal.db")
+        self._stack.push_async_callback(asyncio.to_thread, self._journal.close)
+        snapshot = self._journal.load(now.utc_ms // 1000)
+        self.boot = snapshot.boot
+        facts = CarFacts(
+            vehicle=settings.vehicle,
+            boot=snapshot.boot,
+            runtime=f"edge-runtime {__version__}",
+            hardware=settings.hardware,
+            region=settings.region,
+            tasks=tuple(sorted(KNOWN_TASKS)),
+            units_max=settings.units_max,
+            compute_power_w=settings.compute_power_w,
+        )
+        self._outgoing = Outgoing(settings.vehicle, snapshot.boot, self._topics)
+        self.core = VehicleCore(facts, self._policy.read(), snapshot, now)
+        _log.info(
+            "vehicle_started",
+            vehicle=settings.vehicle,
+            boot=snapshot.boot,
+            attempts=len(snapshot.attempts),
+            chunks=len(snapshot.chunks),
+            corrupt_chunks=self.core.corrupt_chunks,
+        )
+        self._journal.start(self._committed)
+
+    async def wait_ended(self) -> None:
+        """Wait until something breaks; raises what did. Cancel it to leave in good order."""
+        await asyncio.shield(self._ended)
+
+    async def __aexit__(self, *exc: object) -> None:
+        notify("STOPPING=1")
+        try:
+            if not self._ended.done():
+                await self._leave()
+        finally:
+            if self._timer is not None:
+                self._timer.cancel()
+            for task in list(self._tasks):
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+            await self._stack.aclose()
+            if self._ended.done() and not self._ended.cancelled():
+                self._ended.exception()  # whoever waits has it; nobody may be waiting
+            _log.info("vehicle_stopped", vehicle=self.settings.vehicle, boot=self.boot)
+
+    async def _leave(self) -> None:
+        """Give everything back and say goodbye, within the time that a shutdown allows."""
+        self.tell(ShutdownRequested())
+        try:
+            async with asyncio.timeout(limits.CAR_CLOSE_MAX_S / 2 + _FAREWELL_S):
+                await self._has_left.wait()
+        except TimeoutError:
+            _log.error("leaving_took_too_long", held=len(self.core.work.attempts))
+        if self._farewell is None:
+            return
+        try:
+            async with asyncio.timeout(_FAREWELL_S):
+                await self._bus.publish(self._farewell)
+        except (BusError, BusOverflow, TimeoutError) as error:
+            _log.info("goodbye_unheard", why=str(error))
+
+    def _bus_settings(self) -> BusSettings:
+        settings, topics = self.settings, self._topics
+        return BusSettings(
+            url=settings.broker_url,
+            client_id=f"{settings.namespace}-{settings.vehicle}",
+            protocol=settings.protocol,
+            will=self._outgoing.status(self.core.first_will()),
+            subscriptions=((topics.down_all(settings.vehicle), 1), (topics.host_all(), 1)),
+            canary_topic=topics.canary(settings.vehicle),
+        )
+
+    # --- the loop ------------------------------------------------------------------------
+
+    def tell(self, event: Event) -> None:
+        """Handle an event now; one that comes while another is handled is next in line."""
+        self._events.append(event)
+        if not self._is_handling:
+            self._drain()
+
+    def _sensed(self, event: SignalsRead) -> None:
+        self._events.appendleft(event)
+        if not self._is_handling:
+            self._drain()
+
+    def _committed(self, event: Event) -> None:
+        """From the journal's thread."""
+        self._loop.call_soon_threadsafe(self.tell, event)
+
+    def _drain(self) -> None:
+        self._is_handling = True
+        try:
+            while self._events:
+                event = self._events.popleft()
+                for command in self.core.handle(event, self._clock()):
+                    self._obey(command)
+        except Exception as error:  # noqa: BLE001 - whatever it is, it ends the agent, with its cause
+            self._fail(error)
+        finally:
+            self._is_handling = False
+        is_busy = self.core.is_computing
+        if is_busy is not self._is_busy:
+            self._is_busy = is_busy
+            self._sensors.note_load(is_busy=is_busy)
+        if not self._timer_asked:
+            self._timer_asked = True
+            self._loop.call_soon(self._set_timer)
+
+    def _set_timer(self) -> None:
+        """Wake when the core wants to be; asked once per turn of the loop."""
+        self._timer_asked = False
+        now = self._clock()
+        latest_ns = now.boot_ns + _TIMER_MAX_NS
+        due_ns = min(self.core.next_deadline(now) or latest_ns, latest_ns)
+        if self._timer is not None:
+            if due_ns == self._timer_ns:
+                return
+            self._timer.cancel()
+        self._timer_ns = due_ns
+        self._timer = self._loop.call_later(max(0, due_ns - now.boot_ns) / 1e9, self._tick)
+
+    def _tick(self) -> None:
+        self._timer = None
+        self.tell(Tick())
+
+    def _fail(self, error: BaseException) -> None:
+        if not self._ended.done():
+            _log.error("vehicle_broke", exc_info=error)
+            self._ended.set_exception(error)
+
+    def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> "asyncio.Task[None]":
+        task = self._loop.create_task(work, name=f"{self.settings.vehicle} {name}")
+        self._tasks.add(task)
+        task.add_done_callback(self._finished)
+        return task
+
+    def _finished(self, task: "asyncio.Task[None]") -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._fail(error)
+
+    # --- commands ------------------------------------------------------------------------
+
+    def _obey(self, command: do.Command) -> None:
+        match command:
+            case do.Persist():
+                self._journal.persist(command)
+            case do.FreezeEngine():
+                self._room.freeze()
+            case do.SubmitRun():
+                self._room.submit(command)
+            case do.CancelRun():
+                self._room.cancel(command.run_id)
+            case do.ThawEngine():
+                self._room.thaw()
+            case do.KillEngine():
+                self._room.kill()
+            case do.PublishOffline():
+                self._farewell = self._outgoing.message(command)
+            case do.PublishBirth() | do.PublishState() | do.PublishVerdicts() | do.PublishChunks():
+                self._publish(self._outgoing.message(command))
+            case do.SetWill():
+                will = self._outgoing.status(command.offline)
+                self._spawn(self._bus.set_will(will), "set will")
+            case do.EnsureModel():
+                self._spawn(self._have_model(command.digest), "fetch model")
+            case do.LogUnit():
+                _log.info("unit", vehicle=self.settings.vehicle, **_fields(command))
+            case do.LogState():
+                _log.info("availability", vehicle=self.settings.vehicle, **_fields(command))
+            case do.Leave():
+                self._has_left.set()
+            case _:
+                assert_never(command)
+
+    def _publish(self, message: Message) -> None:
+        """A hint: what matters is sent again until the dispatcher has answered."""
+        try:
+            self._bus.publish_soon(message)
+        except BusOverflow:
+            self.overflows += 1  # the bus counts and logs it; the core sends again
+
+    async def _have_model(self, digest: str) -> None:
+        """Ends as `ModelReady` or `ModelFailed`."""
+        try:
+            await self._fetch(digest)
+        except PackageRefused as error:
+            self.tell(ModelFailed(digest, ModelFault.INVALID, str(error)))
+        except OSError as error:
+            _log.warning("model_unavailable", model=digest, why=str(error))
+            self.tell(ModelFailed(digest, ModelFault.UNAVAILABLE, str(error)))
+        else:
+            self.tell(ModelReady(digest))
+
+    async def _fetch(self, digest: str) -> Package:
+        """From the store, or from the first host that has it. Raises as the store does."""
+        held = self._packages.get(digest)
+        if held is not None:
+            return held
+        failure: OSError = OSError("no dispatcher has said where packages are")
+        for url in await self._model_urls():
+            try:
+                return await self._packages.fetch(digest, url)
+            except OSError as error:
+                failure = error
+        raise failure
+
+    async def _model_urls(self) -> list[str]:
+        """Where to fetch; a host that is only about to introduce itself is waited for."""
+        try:
+            async with asyncio.timeout(_URL_WAIT_S):
+                while not self._hosts.urls():
+                    self._host_news.clear()
+                    await self._host_news.wait()
+        except TimeoutError:
+            return []
+        return self._hosts.urls()
+
+    # --- sources of events -----------------------------------------------------------------
+
+    async def _read_bus(self) -> None:
+        turn_ends_s = self._loop.time() + _BUS_TURN_S
+        async for event in self._bus.events():
+            match event:
+                case Message():
+                    self._received(event)
+                case Connected():
+                    self.tell(BusConnected())
+                case Disconnected():
+                    self.tell(BusDisconnected())
+            if self._loop.time() > turn_ends_s:
+                await asyncio.sleep(0)
+                turn_ends_s = self._loop.time() + _BUS_TURN_S
+
+    def _received(self, message: Message) -> None:
+        event = self._intake.event(message)
+        if event is not None:
+            self.tell(event)
+        elif self._hosts.urls():
+            self._host_news.set()
+
+    async def _look_around(self) -> None:
+        """Once a second: look whether the owner changed the policy, and at the clock."""
+        while True:
+            await asyncio.sleep(limits.SENSOR_PERIOD_MS / 1000)
+            policy = self._policy.changed()
+            if policy is not None:
+                self.tell(PolicyChanged(policy))
+            self._judge_clock()
+
+    def _judge_clock(self) -> None:
+        """A clock before this program was written, or before this boot was numbered, is wrong."""
+        utc_ms = self._clock().utc_ms
+        is_trusted = utc_ms >= PLAUSIBLE_UTC_MS and utc_ms // 1000 + _CLOCK_SLACK_S >= self.boot
+        if is_trusted is not self.core.work.is_clock_trusted:
+            _log.info("clock_judged", is_trusted=is_trusted)
+            self.tell(ClockJudged(is_trusted))
+
+
+async def _feed_watchdog(period_s: float) -> None:
+    while True:
+        notify("WATCHDOG=1")
+        await asyncio.sleep(period_s)
+
+
+def _fields(record: do.LogUnit | do.LogState) -> dict[str, Any]:
+    fields = msgspec.structs.asdict(record)
+    if isinstance(record, do.LogUnit):
+        fields["fence"] = f"{record.fence.epoch}.{record.fence.counter}"
+        for name in ("held_ms", "busy_ms", "load_ms", "energy_j"):
+            fields[name] = round(fields[name], 3)
+    return fields
