@@ -141,7 +141,8 @@ def test_the_page_is_the_same_for_the_same_data() -> None:
 def test_a_lane_for_every_car_a_bar_for_every_attempt_and_an_arc_for_moved_work() -> None:
     page = render_report(report_data())
     assert len(re.findall(r'class="lane"', page)) == 2
-    assert len(re.findall(r'class="bar job0( cut)?"', page)) == 2
+    assert len(re.findall(r'class="bar job0"', page)) == 2
+    assert len(re.findall(r'class="frozen job0"', page)) == 1
     assert len(re.findall(r'<g class="reissue"', page)) == 1
     assert "car-1 took no work for 0.6 s" in page
     assert "computing stopped 1.2 ms after the event" in page
@@ -207,6 +208,16 @@ def test_queued_units_run_one_after_the_other() -> None:
         (0, 0, 1_000),
         (100, 1_000, 1_800),
     ]
+
+
+def test_a_stop_ends_what_ran_at_once_and_what_waited_never_ran() -> None:
+    waiting = attempt("car-1", 2, 150, 905, unit=2, end=AttemptEnd.RELEASED, items_done=0)
+    bars = make_bars([waiting, RELEASED], START, START + 2_000, report_data().faults)
+    assert [(bar.attempt.unit, bar.start_ms, bar.stop_ms, bar.end_ms) for bar in bars] == [
+        (1, 100, 890, 900),
+        (2, 890, 890, 905),
+    ]
+    assert [bar.has_run for bar in bars] == [True, False]
 
 
 def test_only_interrupted_work_counts_as_moved() -> None:

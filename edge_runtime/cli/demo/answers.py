@@ -63,51 +63,56 @@ def few_lines(answers: JobAnswers) -> list[str]:
     """A few answers of a job that are worth reading."""
     match answers.question.task:
         case "feature-extraction":
-            closest = closest_pair(answers)
-            if closest is None:
-                return []
-            pair = f"“{closest.first}” and “{closest.second}”"
             return [
-                f"closest of {len(answers.by_item)} sentences, {closest.similarity:.2f}: {pair}"
+                f"closest of {len(answers.by_item)} sentences, {pair.similarity:.2f}: "
+                f"“{pair.first}” and “{pair.second}”"
+                for pair in closest_pairs(answers, 1)
             ]
         case _:
-            return [describe(answers, item) for item in _best(answers)]
+            return [describe(answers, item) for item in _worth_showing(answers)]
 
 
-def _best(answers: JobAnswers) -> list[int]:
-    """The items with the clearest answers, in their own order."""
-    key = "detections" if answers.question.task == "object-detection" else "lines"
-
-    def clarity(item: int) -> float:
-        found = answers.by_item[item].output[key]
-        return float(sum(piece["score"] for piece in found[:_LINES_SHOWN])) - 0.001 * item
-
-    best = sorted(answers.by_item, key=clarity, reverse=True)
+def _worth_showing(answers: JobAnswers) -> list[int]:
+    """A few items with something found: spread over the clip, or of different pictures."""
+    if answers.question.task == "object-detection":
+        found = [n for n in sorted(answers.by_item) if answers.by_item[n].output["detections"]]
+        places = (0, len(found) // 2, len(found) - 1)
+        return sorted({found[place] for place in places}) if found else []
     distinct: dict[str, int] = {}
-    for item in best:
-        # One variant of a picture is enough.
-        distinct.setdefault(answers.question.names[item].split(" ")[0], item)
-    chosen = list(distinct.values()) if key == "lines" else best
-    return sorted(chosen[:_PICTURES_SHOWN])
+    for item in sorted(answers.by_item):
+        if answers.by_item[item].output["lines"]:
+            # The whole picture comes before its cuts.
+            distinct.setdefault(answers.question.names[item].split(" ")[0], item)
+    return list(distinct.values())[:_PICTURES_SHOWN]
 
 
-def closest_pair(answers: JobAnswers) -> SimilarAnswer | None:
-    """The two different sentences whose vectors point most nearly the same way."""
+def closest_pairs(answers: JobAnswers, count: int) -> list[SimilarAnswer]:
+    """The pairs of different sentences whose vectors point most nearly the same way."""
     import numpy as np
 
     names = answers.question.names
     items = [item for item in sorted(answers.by_item) if names.index(names[item]) == item]
     if len(items) < 2:  # noqa: PLR2004 - a pair is two
-        return None
+        return []
     vectors = np.array([_vector(answers.by_item[item].output) for item in items])
-    likeness = vectors @ vectors.T
-    np.fill_diagonal(likeness, -1.0)
-    first, second = divmod(int(likeness.argmax()), len(items))
-    return SimilarAnswer(
-        first=names[items[first]],
-        second=names[items[second]],
-        similarity=round(float(likeness[first, second]), 3),
-    )
+    likeness = np.triu(vectors @ vectors.T, k=1)
+    pairs: list[SimilarAnswer] = []
+    used: set[int] = set()
+    for place in np.argsort(likeness, axis=None)[::-1]:
+        first, second = divmod(int(place), len(items))
+        if len(pairs) == count or likeness[first, second] <= 0:
+            break
+        if used.isdisjoint({first, second}):
+            used |= {first, second}
+            similarity = round(float(likeness[first, second]), 3)
+            pairs.append(
+                SimilarAnswer(
+                    first=names[items[first]],
+                    second=names[items[second]],
+                    similarity=similarity,
+                )
+            )
+    return pairs
 
 
 def _vector(output: Mapping[str, Any]) -> Any:
@@ -123,9 +128,11 @@ def pictures(all_answers: Sequence[JobAnswers]) -> tuple[PictureAnswer, ...]:
     for answers in all_answers:
         match answers.question.task:
             case "object-detection":
-                shown += [_faces_picture(answers, item) for item in _best(answers)[:1]]
+                shown += [
+                    _faces_picture(answers, item) for item in _worth_showing(answers)[:2][-1:]
+                ]
             case "image-to-text":
-                shown += [_text_picture(answers, item) for item in _best(answers)]
+                shown += [_text_picture(answers, item) for item in _worth_showing(answers)]
             case _:
                 continue
     return tuple(shown)

@@ -180,11 +180,15 @@ class Director:
     def _await_strike(
         self, fault: _Fault, attempts: Sequence[AttemptView], now_ms: int
     ) -> list[Action]:
-        touched = _touched(fault, attempts)
-        if any(_was_cut(attempt) for attempt in touched):
+        if any(_was_cut(attempt) for attempt in _touched(fault, attempts)):
             fault.phase = _Phase.STRUCK
             return []
-        if any(is_running(attempt) for attempt in touched):
+        # An offer under way at that moment may still turn out to have been taken.
+        if any(
+            attempt.end is None
+            for attempt in attempts
+            if attempt.vehicle == fault.vehicle and attempt.offered_ms <= fault.at_ms
+        ):
             return []
         # Everything it held was finished in that very moment: nothing was interrupted.
         self.wanted.insert(0, fault.kind)

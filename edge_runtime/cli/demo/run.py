@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, assert_never
 
-from edge_runtime.cli.demo.answers import Answer, JobAnswers, closest_pair, few_lines, pictures
+from edge_runtime.cli.demo.answers import Answer, JobAnswers, closest_pairs, few_lines, pictures
 from edge_runtime.cli.demo.director import Act, Action, Director, is_running
 from edge_runtime.cli.demo.house import TENANT, House, HouseOptions
 from edge_runtime.cli.demo.live import JobProgress, Scene, View
@@ -47,6 +47,7 @@ _RECOVER_TIMEOUT_S: Final = 30.0
 _COUNT_TIMEOUT_S: Final = 20.0
 _POLL_S: Final = 0.2
 _PAGE: Final = 1_000
+_PAIRS_SHOWN: Final = 2
 _OWNER_IN: Final = {"is_occupied": True}
 _OWNER_OUT: Final = {"is_occupied": False}
 _HOT: Final = {"compute_temperature_c": 97.0}
@@ -296,9 +297,10 @@ class Demo:
     def _report(self, summary: Summary, started_ms: int, finished_ms: int) -> ReportData:
         answered = [job.answers for job in self._jobs]
         pairs = [
-            closest_pair(answers)
+            pair
             for answers in answered
             if answers.question.task == "feature-extraction"
+            for pair in closest_pairs(answers, _PAIRS_SHOWN)
         ]
         return ReportData(
             summary=summary,
@@ -319,7 +321,7 @@ class Demo:
             results=tuple(mark for job in self._jobs for mark in job.marks),
             faults=self._director.marks(),
             pictures=pictures(answered),
-            similar=tuple(pair for pair in pairs if pair is not None),
+            similar=tuple(pairs),
             machine=f"{os.cpu_count()} shared cores, {platform.system()} {platform.machine()}.",
         )
 

@@ -94,8 +94,8 @@ def _tiles(data: ReportData) -> str:
             "slowest stop for an owner",
             "",
         ),
-        (str(summary.released + summary.killed_cars), "interruptions", ""),
-        (str(summary.reissued), "units moved to another attempt", ""),
+        (str(len(data.faults)), "cars interrupted while computing", ""),
+        (str(summary.reissued), "units taken over by other attempts", ""),
         (f"{summary.wall_s:.1f}<small> s</small>", "from first question to last answer", ""),
     ]
     return "".join(
@@ -118,7 +118,7 @@ def _legend(data: ReportData) -> str:
         f"{jobs}{kinds}"
         '<li><svg viewBox="0 0 30 14"><path class="cap" d="M4 0V14"/>'
         '<path class="arc" d="M4 7H24" marker-end="url(#tip)"/></svg>'
-        "stopped, and run elsewhere</li>"
+        "stopped, and run elsewhere; pale: units that had only waited</li>"
         '<li><svg viewBox="0 0 30 14"><path class="wait job0" d="M2 10H28"/></svg>'
         "waiting on the car</li>"
     )
@@ -142,7 +142,7 @@ _NO_FAULTS: Final = '<li class="story"><p>No car was disturbed in this run.</p><
 
 
 def _story(data: ReportData, mark: FaultMark) -> str:
-    bars = make_bars(data.attempts, data.started_ms, data.finished_ms)
+    bars = make_bars(data.attempts, data.started_ms, data.finished_ms, data.faults)
     moved = [
         reissue
         for reissue in find_reissues(bars)
@@ -164,8 +164,9 @@ def _story(data: ReportData, mark: FaultMark) -> str:
         sentences.append(f"Its computer was still after <b>{max(latencies):.1f} ms</b>.")
     if moved:
         left = sum(r.before.attempt.items - r.before.attempt.items_done for r in moved)
-        takers = ", ".join(sorted({r.after.attempt.vehicle for r in moved}))
-        sentences.append(f"{left} unfinished items moved to {escape(takers)}.")
+        takers = sorted({r.after.attempt.vehicle for r in moved})
+        where = takers[0] if len(takers) == 1 else f"{', '.join(takers[:-1])} and {takers[-1]}"
+        sentences.append(f"{left} unfinished items moved to {escape(where)}.")
     if mark.recovered_ms is not None:
         away_s = (mark.recovered_ms - mark.at_ms) / 1000
         sentences.append(f"Back at work {away_s:.1f} s later.")

@@ -17,7 +17,7 @@ LANE_HEIGHT: Final = 44
 AXIS_HEIGHT: Final = 30
 _BAR_HEIGHT: Final = 20
 _RATE_HEIGHT: Final = 78
-_BAR_WIDTH_MIN: Final = 2.5
+_BAR_WIDTH_LEAST: Final = 2.5
 _LABEL_GAP: Final = 6
 _TICKS: Final = 12
 _RATE_BINS: Final = 80
@@ -67,8 +67,9 @@ class Scale:
 
 def render_timeline(data: ReportData) -> str:
     """The whole drawing."""
-    bars = make_bars(data.attempts, data.started_ms, data.finished_ms)
-    reissues = find_reissues(bars)
+    bars = make_bars(data.attempts, data.started_ms, data.finished_ms, data.faults)
+    # What was running is drawn over what was only waiting.
+    reissues = sorted(find_reissues(bars), key=lambda reissue: reissue.before.has_run)
     scale = Scale(data.finished_ms - data.started_ms)
     lanes = {vehicle: index for index, vehicle in enumerate(data.cars)}
     jobs = {row.job: index for index, row in enumerate(data.jobs)}
@@ -146,32 +147,35 @@ def _bar(
     bar: Bar, lanes: dict[str, int], jobs: dict[str, int], scale: Scale, data: ReportData
 ) -> str:
     attempt = bar.attempt
-    y = _lane_middle(lanes[attempt.vehicle])
-    left, right = scale.x(bar.start_ms), scale.x(bar.end_ms)
-    width = max(right - left - 0.8, _BAR_WIDTH_MIN)
     job = jobs.get(attempt.job, 0)
-    classes = f"bar job{job}" + (" cut" if bar.is_interrupted else "")
-    waiting = scale.x(bar.taken_ms)
-    wait = (
-        f'<path class="wait job{job}" d="M{waiting} {y + _BAR_HEIGHT / 2 + 3}H{left}"/>'
-        if left - waiting > 1
-        else ""
-    )
-    cap = (
-        f'<path class="cap" d="M{left + width} {y - _BAR_HEIGHT / 2 - 3}v{_BAR_HEIGHT + 6}"/>'
-        if bar.is_interrupted
-        else ""
-    )
-    label = (
-        f'<text class="count" x="{left + width / 2:.1f}" y="{y + 4}">{attempt.items_done}</text>'
-        if width > 7 * len(str(attempt.items_done)) + _LABEL_GAP
-        else ""
-    )
+    y = _lane_middle(lanes[attempt.vehicle])
+    taken, start = scale.x(bar.taken_ms), scale.x(bar.start_ms)
+    stop, end = scale.x(bar.stop_ms), scale.x(bar.end_ms)
+    top = y - _BAR_HEIGHT / 2
+    parts = []
+    if start - taken > 1:
+        wait_y = y + _BAR_HEIGHT / 2 + 3
+        parts.append(f'<path class="wait job{job}" d="M{taken} {wait_y}H{start}"/>')
+    if bar.has_run or not bar.is_interrupted:
+        width = max(stop - start - 0.8, _BAR_WIDTH_LEAST)
+        parts.append(
+            f'<rect class="bar job{job}" x="{start}" y="{top}" width="{width:.1f}" '
+            f'height="{_BAR_HEIGHT}" rx="3.5"/>'
+        )
+        if attempt.items_done and width > 7 * len(str(attempt.items_done)) + _LABEL_GAP:
+            middle = start + width / 2
+            parts.append(
+                f'<text class="count" x="{middle:.1f}" y="{y + 4}">{attempt.items_done}</text>'
+            )
+    if bar.is_interrupted and bar.has_run:
+        parts.append(
+            f'<rect class="frozen job{job}" x="{stop}" y="{top}" width="{max(end - stop, 0):.1f}" '
+            f'height="{_BAR_HEIGHT}" rx="3.5"/>'
+            f'<path class="cap" d="M{stop} {top - 3}v{_BAR_HEIGHT + 6}"/>'
+        )
     return (
         f'<g class="unit" data-unit="{escape(attempt.job)}/{attempt.unit}" '
-        f'data-tip="{escape(_bar_tip(bar, data))}">{wait}'
-        f'<rect class="{classes}" x="{left}" y="{y - _BAR_HEIGHT / 2}" width="{width:.1f}" '
-        f'height="{_BAR_HEIGHT}" rx="3.5"/>{cap}{label}</g>'
+        f'data-tip="{escape(_bar_tip(bar, data))}">{"".join(parts)}</g>'
     )
 
 
@@ -181,8 +185,8 @@ def _bar_tip(bar: Bar, data: ReportData) -> str:
     lines = [
         f"{label} · unit {attempt.unit}",
         f"{attempt.vehicle}, attempt {attempt.epoch}.{attempt.counter}",
-        f"{attempt.items_done} of {attempt.items} items, {bar.end_ms - bar.start_ms} ms",
-        f"from {bar.start_ms / 1000:.2f} s to {bar.end_ms / 1000:.2f} s: {_end_of(bar)}",
+        f"{attempt.items_done} of {attempt.items} items, {bar.stop_ms - bar.start_ms} ms",
+        f"from {bar.start_ms / 1000:.2f} s to {bar.stop_ms / 1000:.2f} s: {_end_of(bar)}",
     ]
     if attempt.stop_latency_ms is not None:
         lines.append(f"computing stopped {attempt.stop_latency_ms:.1f} ms after the event")
@@ -218,9 +222,11 @@ def _arc(reissue: Reissue, lanes: dict[str, int], scale: Scale) -> str:
         f"run by {after.attempt.vehicle} from {after.start_ms / 1000:.2f} s"
     )
     path = f"M{x1} {y1} C{x1 + bend:.1f} {y1} {x2 - bend:.1f} {y2} {x2} {y2}"
+    classes = "reissue" if before.has_run else "reissue waited"
+    unit = escape(f"{after.attempt.job}/{after.attempt.unit}")
     return (
-        f'<g class="reissue" data-unit="{escape(after.attempt.job)}/{after.attempt.unit}" '
-        f'data-tip="{escape(tip)}"><path class="touch" d="{path}"/>'
+        f'<g class="{classes}" data-unit="{unit}" data-tip="{escape(tip)}">'
+        f'<path class="touch" d="{path}"/>'
         f'<path class="arc" d="{path}" marker-end="url(#tip)"/></g>'
     )
 
