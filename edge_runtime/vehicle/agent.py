@@ -143,6 +143,8 @@ class VehicleAgent:
         self._has_left = asyncio.Event()
         self._farewell: Message | None = None
         self.overflows = 0
+        # Bound once: a line is written for every unit.
+        self._lines = _log.bind(vehicle=settings.vehicle)
         self.core: VehicleCore
         self.boot = 0
         self._loop: asyncio.AbstractEventLoop
@@ -357,9 +359,9 @@ class VehicleAgent:
             case do.EnsureModel():
                 self._spawn(self._have_model(command.digest), "fetch model")
             case do.LogUnit():
-                _log.info("unit", vehicle=self.settings.vehicle, **_fields(command))
+                self._lines.info("unit", **_fields(command))
             case do.LogState():
-                _log.info("availability", vehicle=self.settings.vehicle, **_fields(command))
+                self._lines.info("availability", **_fields(command))
             case do.Leave():
                 self._has_left.set()
             case _:

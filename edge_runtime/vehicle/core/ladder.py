@@ -144,5 +144,6 @@ class Ladder:
 
     def _reset(self) -> None:
         self.rung = Rung.GOING
+        self.work.may_feed = True
         self._is_frozen = False
         self.until_ns = self._report = None

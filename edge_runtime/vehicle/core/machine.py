@@ -204,7 +204,7 @@ class VehicleCore:
             case ModelsDesired():
                 self._desired = event.models
             case ModelReady():
-                self._work.models.ready(event.digest)
+                self._work.model_ready(event.digest)
             case ModelFailed():
                 self._work.model_failed(event, now)
             case ShutdownRequested():

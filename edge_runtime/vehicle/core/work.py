@@ -106,6 +106,8 @@ class Work:
     meter: EnergyMeter = field(default_factory=EnergyMeter)
     story: Story = field(default_factory=Story)
     is_clock_trusted: bool = False
+    may_feed: bool = False
+    """Whether an attempt may have become ready to submit since `feed` last looked."""
     _next_run: int = 1
 
     # --- offers ---------------------------------------------------------------------------
@@ -198,6 +200,7 @@ class Work:
             return
         if attempt.phase is Phase.OFFERED:
             attempt.move(Phase.RECORDED)
+        self.may_feed = True
         self.verdicts.append(Taken(unit=unit, fence=fence))
         self.story.tell(now, unit, fence, "recorded")
         self._skip_what_is_on_its_way(attempt, now)
@@ -244,6 +247,11 @@ class Work:
 
     # --- models -----------------------------------------------------------------------------
 
+    def model_ready(self, digest: str) -> None:
+        """The package is in the store: what waited for it may run."""
+        self.models.ready(digest)
+        self.may_feed = True
+
     def model_failed(self, event: ModelFailed, now: Now) -> None:
         """Give back whatever waits for this package."""
         self.models.failed(event.digest, event.fault, now)
@@ -262,6 +270,9 @@ class Work:
 
     def feed(self) -> None:
         """Submit every attempt that is recorded and whose model is ready, oldest first."""
+        if not self.may_feed:
+            return
+        self.may_feed = False
         for attempt in self.attempts.values():
             if attempt.phase is Phase.RECORDED:
                 self._submit(attempt)
@@ -364,6 +375,7 @@ class Work:
         if attempt.run_id is not None:
             self.runs.pop(attempt.run_id, None)
             attempt.leave_engine()
+            self.may_feed = True
 
     # --- chunks -----------------------------------------------------------------------------
 
@@ -559,7 +571,14 @@ class Work:
         for run_id, unit in self.runs.items():
             if unit not in self.attempts or self.attempts[unit].run_id != run_id:
                 yield f"run {run_id} belongs to no attempt"
+        yield from self._feed_problems()
         yield from self.outbox.problems()
+
+    def _feed_problems(self) -> Iterator[str]:
+        for unit, attempt in self.attempts.items():
+            is_fed = self.may_feed or not self.models.is_ready(attempt.offer.model)
+            if attempt.phase is Phase.RECORDED and not is_fed:
+                yield f"unit {unit} is ready to run and nobody looks"
 
     def _attempt_problems(self, unit: int, attempt: Attempt) -> Iterator[str]:
         story = "; ".join(self.story.of(unit))
