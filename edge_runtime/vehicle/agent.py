@@ -124,7 +124,7 @@ class VehicleAgent:
         self.settings = settings
         self._open_bus = open_bus
         self._make_engine = make_engine
-        self._packages = packages
+        self.packages = packages
         self._sensors = sensors
         self._clock = clock
         self._topics = Topics(settings.namespace)
@@ -171,14 +171,14 @@ class VehicleAgent:
         self._ended = self._loop.create_future()
         try:
             self._recover()
-            self._room = EngineRoom(self._make_engine, self._packages, self.tell, self._spawn)
+            self._room = EngineRoom(self._make_engine, self.packages, self.tell, self._spawn)
             self._stack.push_async_callback(self._room.close)
             self._bus = await self._stack.enter_async_context(self._open_bus(self._bus_settings()))
         except BaseException:
             await self._stack.aclose()
             raise
         self._judge_clock()
-        for digest in reversed(list(self._packages.digests())):
+        for digest in reversed(list(self.packages.digests())):
             self.tell(ModelReady(digest))
         self._spawn(self._read_bus(), "read bus")
         self._spawn(self._sensors.run(self._sensed), "sensors")
@@ -388,13 +388,13 @@ class VehicleAgent:
 
     async def _fetch(self, digest: str) -> Package:
         """From the store, or from the first host that has it. Raises as the store does."""
-        held = self._packages.get(digest)
+        held = self.packages.get(digest)
         if held is not None:
             return held
         failure: OSError = OSError("no dispatcher has said where packages are")
         for url in await self._model_urls():
             try:
-                return await self._packages.fetch(digest, url)
+                return await self.packages.fetch(digest, url)
             except OSError as error:
                 failure = error
         raise failure

@@ -3,13 +3,16 @@
 import asyncio
 import os
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import msgspec
@@ -22,6 +25,7 @@ from edge_runtime.bus import Message
 from edge_runtime.contract import codec, limits
 from edge_runtime.contract.errors import ConfigError, RejectionReason
 from edge_runtime.contract.messages import (
+    Birth,
     Cancel,
     Cancelled,
     Chunk,
@@ -31,6 +35,7 @@ from edge_runtime.contract.messages import (
     ItemDone,
     ItemFailed,
     Offline,
+    Rebirth,
     Refused,
     Results,
     Taken,
@@ -385,3 +390,115 @@ async def test_sensor_edges_do_not_wait_for_messages(garage: Garage, synthetic: 
         garage.sensors.command(b'{"is_parked": false}')
         assert agent.core.availability is Availability.STOPPING
         await peer.ending()
+
+
+async def test_work_that_comes_while_the_engine_is_being_killed_waits_for_the_next(
+    garage: Garage, synthetic: Make
+) -> None:
+    chain = synthetic("chain")
+    async with garage.both(chain) as (_, peer):
+        peer.offer(unit_offer(chain, [row(160)] * 100))
+        await peer.until(peer.of)
+        garage.sensors.command(b'{"is_parked": false}')
+        garage.sensors.command(b'{"is_parked": true}')
+        peer.offer(unit_offer(chain, [row(160)] * 2, unit=2))
+        await peer.until(lambda: any(v.unit == 2 for v in peer.verdicts))
+        (verdict,) = [v for v in peer.verdicts if v.unit == 2]
+        if isinstance(verdict, Taken):
+            chunk = await peer.ending(2)
+            assert chunk.ending is not None
+            assert chunk.ending.outcome is Outcome.COMPLETED
+        await peer.ending(1)
+
+
+async def test_a_package_that_was_removed_is_fetched_again_or_the_unit_given_back(
+    garage: Garage, synthetic: Make
+) -> None:
+    noop = synthetic("noop")
+    async with garage.both(noop) as (agent, peer):
+        peer.offer(unit_offer(noop, [tensor(1)]))
+        await peer.ending()
+        await agent.packages.remove(noop.digest)
+        peer.offer(unit_offer(noop, [tensor(1)], unit=2))
+        chunk = await peer.ending(2)
+        assert chunk.ending is not None
+        assert chunk.ending.reason is ReleaseReason.MODEL_UNAVAILABLE
+
+
+class PackageHandler(BaseHTTPRequestHandler):
+    """Serves one package as a dispatcher does."""
+
+    package: Package
+
+    def do_GET(self) -> None:
+        prefix = f"/v1/models/{self.package.digest}/"
+        if self.path == prefix + "manifest":
+            body = self.package.manifest.canonical_bytes()
+        elif self.path.startswith(prefix + "files/"):
+            body = (self.package.folder / self.path.removeprefix(prefix + "files/")).read_bytes()
+        else:
+            self.send_error(404)
+            return
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class's name
+        del format, args
+
+
+@pytest.fixture
+def package_url(synthetic: Make) -> Iterator[str]:
+    handler = type("Handler", (PackageHandler,), {"package": synthetic("noop")})
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+async def test_packages_come_from_the_host_that_says_it_has_them(
+    garage: Garage, synthetic: Make, package_url: str
+) -> None:
+    noop = synthetic("noop")
+    garage.models_url = None
+    async with garage.both() as (agent, peer):
+        peer.offer(unit_offer(noop, [tensor(1)]))
+        peer.host(package_url)
+        chunk = await peer.ending()
+        assert chunk.ending is not None
+        assert chunk.ending.outcome is Outcome.COMPLETED
+        assert agent.packages.get(noop.digest) is not None
+
+
+async def test_a_desired_model_is_there_before_it_is_needed(
+    garage: Garage, synthetic: Make, package_url: str
+) -> None:
+    noop = synthetic("noop")
+    garage.models_url = package_url
+    async with garage.both() as (agent, peer):
+        peer.desire(noop.digest)
+        await until(lambda: noop.digest in agent.packages.digests())
+        births = len(peer.statuses)
+        peer.order(Rebirth())
+        await peer.until(lambda: len(peer.statuses) > births)
+        birth = peer.statuses[-1]
+        assert isinstance(birth, Birth)
+        assert birth.resident == (noop.digest,)
+
+
+async def test_systemd_is_told(garage: Garage, monkeypatch: pytest.MonkeyPatch) -> None:
+    address = garage.folder / "notify"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(str(address))
+        systemd.settimeout(20)
+        monkeypatch.setenv("NOTIFY_SOCKET", str(address))
+        monkeypatch.setenv("WATCHDOG_USEC", "100000")
+        monkeypatch.setenv("WATCHDOG_PID", str(os.getpid()))
+        async with garage.car():
+            heard = {await asyncio.to_thread(systemd.recv, 100) for _ in range(4)}
+        assert heard == {b"READY=1", b"WATCHDOG=1"}
+        while systemd.recv(100) != b"STOPPING=1":
+            pass

@@ -955,6 +955,14 @@ def test_nothing_is_published_while_disconnected_and_answers_wait() -> None:
     assert verdicts(car.send(e.BusConnected())) == [Taken(unit=1, fence=F1)]
 
 
+def test_a_change_of_admission_is_logged_although_nobody_is_connected() -> None:
+    car = Bench().open()
+    car.send(e.BusDisconnected())
+    said = car.take()
+    assert not only(c.LogState, said)
+    assert only(c.LogState, car.sense(is_occupied=True)) == [c.LogState("stopping", "occupied")]
+
+
 def test_rebirth_comes_within_the_delay_it_allows() -> None:
     car = Bench().open()
     car.send(e.OrdersReceived((Rebirth(delay_max_ms=10_000),), jitter=0.5))

@@ -3,7 +3,7 @@
 from typing import Any
 
 import msgspec
-from car_bench import GOOD, MODEL, OTHER_MODEL, POLICY, STOPPED, Bench, offer, verdicts
+from car_bench import GOOD, MODEL, OTHER_MODEL, POLICY, STOPPED, Bench, offer, only, verdicts
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -28,6 +28,7 @@ from edge_runtime.contract.reasons import (
     Outcome,
     StopTier,
 )
+from edge_runtime.vehicle.core import commands as c
 from edge_runtime.vehicle.core import events as e
 from edge_runtime.vehicle.core.admission import Ready
 
@@ -185,6 +186,20 @@ class CarUnderTest(RuleBasedStateMachine):
             self.car.send(e.ModelReady(digest))
         else:
             self.car.send(e.ModelFailed(digest, e.ModelFault.UNAVAILABLE))
+
+    @rule(measured=st.booleans())
+    def process_is_asked_to_leave(self, *, measured: bool) -> None:
+        self.car.journal.is_full = False
+        said = self.car.send(e.ShutdownRequested())
+        if measured:
+            said += self.car.send(e.EngineFrozen(STOPPED))
+        said += self.car.advance(0.1)
+        said += self.car.commit()
+        assert not self.car.core.work.attempts
+        said += self.car.live(2)
+        assert len(only(c.Leave, said)) == 1
+        assert not self.car.core.work.free_units or self.car.core.decision != Ready()
+        self.car.crash()
 
     @rule()
     def process_is_killed(self) -> None:

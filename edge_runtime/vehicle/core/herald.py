@@ -56,6 +56,7 @@ class Herald:
     birth_ns: int | None = None
     _availability: Availability | None = None
     _hold: HoldReason | None = None
+    _noted: tuple[Availability, HoldReason | None] | None = None
     _told_ns: int = 0
     _seq: int = 0
 
@@ -105,10 +106,6 @@ class Herald:
 
     def tell(self, now: Now, view: View, *, is_edge: bool) -> list[Command]:
         """Say the state."""
-        said: list[Command] = []
-        if (view.availability, view.hold) != (self._availability, self._hold):
-            hold = None if view.hold is None else view.hold.value
-            said.append(LogState(view.availability.value, hold))
         self._availability, self._hold, self._told_ns = view.availability, view.hold, now.boot_ns
         self._seq += 1
         state = VehicleState(
@@ -123,8 +120,15 @@ class Herald:
             signals=view.signals,
             resident=view.resident,
         )
-        said.append(PublishState(state, is_edge))
-        return said
+        return [PublishState(state, is_edge)]
+
+    def note(self, availability: Availability, hold: HoldReason | None) -> list[Command]:
+        """Log a change of admission, whoever hears of it; not every unit's begin and end."""
+        kind = Availability.READY if availability in _OPEN and hold is None else availability
+        if self._noted == (kind, hold):
+            return []
+        self._noted = (kind, hold)
+        return [LogState(availability.value, None if hold is None else hold.value)]
 
     def changed(self, availability: Availability) -> bool:
         """Whether the availability is another than was told."""

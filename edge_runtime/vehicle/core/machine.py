@@ -231,7 +231,9 @@ class VehicleCore:
         persist = work.ledger.flush()
         if persist is not None:
             work.out.append(persist)
-        if self._herald.is_edge(self._availability(), self._hold()):
+        availability, hold = self._availability(), self._hold()
+        work.out += self._herald.note(availability, hold)
+        if self._herald.is_edge(availability, hold):
             work.out += self._herald.tell(now, self._view(now), is_edge=True)
         self._perhaps_leave(now)
 
