@@ -162,7 +162,10 @@ class Rig:
         self.folder = Path(folder)
         return self
 
-    def __exit__(self, *exc: object) -> None:
+    def __exit__(self, kind: object, *exc: object) -> None:
+        if kind is not None:
+            for log in self.folder.glob("*.log"):
+                say(f"--- {log.name}\n{log.read_text(errors='replace')[-1500:]}")
         self._stack.close()
 
     def process(
@@ -252,6 +255,15 @@ class Rig:
         wait_for("car that takes work", is_ready)
 
 
+def engine_of(car: Process) -> psutil.Process | None:
+    """The car's inference process, once it runs."""
+    car.check()
+    for child in psutil.Process(car.pid).children():
+        if "edge_runtime.vehicle.inference.worker" in child.cmdline():
+            return child
+    return None
+
+
 def ask(url: str, path: str) -> Any:
     """A JSON answer of the dispatcher's HTTP API, as the operator."""
     request = urllib.request.Request(url + path, headers={"X-Tenant": "*"})  # noqa: S310 - http only
@@ -272,12 +284,12 @@ def _mosquitto_lines(port: int) -> list[str]:
     return [f"listener {port} {_HOST}", "allow_anonymous true", *kept, ""]
 
 
-def tensor_item(*values: float) -> bytes:
-    """An item of a synthetic model: its input `x`, FP32."""
+def tensor_item(*values: float, shape: tuple[int, ...] | None = None) -> bytes:
+    """An item of a synthetic model: its input `x`, FP32, of one axis unless `shape` says more."""
     import numpy as np  # noqa: PLC0415 - only benches that make items need it
 
     array = np.asarray(values, dtype="<f4")
-    return msgspec.msgpack.encode([Tensor("x", "FP32", array.shape, array.tobytes())])
+    return msgspec.msgpack.encode([Tensor("x", "FP32", shape or array.shape, array.tobytes())])
 
 
 # --- what else used the processors ---------------------------------------------------------------
