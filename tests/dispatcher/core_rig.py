@@ -305,6 +305,7 @@ class World:
         self.model = DictStore()
         self.store: CoreStore = store or self.model
         self.boot_ms, self.utc_ms = START_BOOT_MS, START_UTC_MS
+        self.is_checking = True
         self.cars: dict[str, ModelCar] = {}
         self.loaded: list[Any] = []
         self.commands: list[c.Command] = []
@@ -316,6 +317,7 @@ class World:
         self.offered: dict[Key, UnitOffer] = {}
         self._is_ready: dict[str, int] = {}
         self._boots: dict[str, int] = {}
+        self._offline: set[str] = set()
         self._jobs = 0
         self.core = self._recovered()
 
@@ -335,6 +337,7 @@ class World:
         self.received.clear()
         self.answered.clear()
         self._is_ready.clear()
+        self._offline.clear()
         self.core = self._recovered()
         self.core.check()
 
@@ -370,9 +373,11 @@ class World:
                 self._was_rejected(event, rejected)
             else:
                 self._note(event)
-            self.core.check()
+            if self.is_checking:
+                self.core.check()
         commands = self.core.finish_tick(self.now)
-        self.core.check()
+        if self.is_checking:
+            self.core.check()
         return commands
 
     def _was_rejected(self, event: e.Event, rejected: Rejected) -> None:
@@ -388,12 +393,14 @@ class World:
                 is_ready = state.availability in (Availability.READY, Availability.WORKING)
                 until = self.boot_ms + limits.STATE_STALE_MS
                 self._is_ready[state.vehicle] = until if is_ready else -1
+                self._offline.discard(state.vehicle)
             case e.VehicleWent(offline=offline):
-                self._is_ready[offline.vehicle] = -1
+                self._offline.add(offline.vehicle)
             case e.VehicleBorn(birth=birth):
                 if self._boots.get(birth.vehicle) != birth.boot:
                     self._is_ready[birth.vehicle] = -1
                 self._boots[birth.vehicle] = birth.boot
+                self._offline.discard(birth.vehicle)
 
     def carry_out(self, commands: Sequence[c.Command]) -> None:
         """Commit, then publish, then load: the order of effects."""
@@ -401,6 +408,7 @@ class World:
         begun = {(x.unit, x.fence): x for x in to_store if isinstance(x, c.BeginAttempt)}
         for command in begun.values():
             assert self._is_ready.get(command.vehicle, -1) > self.boot_ms, command
+            assert command.vehicle not in self._offline, command
         if to_store:
             self.store.commit(to_store)
         for command in commands:

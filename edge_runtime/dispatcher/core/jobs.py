@@ -161,6 +161,7 @@ class TenantQueue:
         self.open_jobs = 0
         self.loaded_through_no = 0
         self.waiting_through_no = 0
+        self.asked_at_no = 0
         self.has_more = False
         self.is_loading = False
 

@@ -136,8 +136,8 @@ class DispatcherCore:
 
     def finish_tick(self, now: Now) -> list[Command]:
         """Act on due timers, place work on free cars, and hand out the tick's commands."""
+        self._expire_jobs(now)  # first: nothing of an ended job is offered again
         self._attempts.time_passed(now)
-        self._expire_jobs(now)
         self._schedule(now)
         self._state.announce_due(now)
         for vehicle in list(self._rebirths)[: limits.REBIRTHS_PER_TICK_MAX]:
@@ -273,6 +273,8 @@ class DispatcherCore:
         queue.is_loading = False
         for stored in event.jobs:
             self.restore_job(stored)
+        if not event.more:
+            queue.loaded_through_no = max(queue.loaded_through_no, queue.asked_at_no)
         # A job that was accepted after the reading waits for the next one.
         queue.has_more = event.more or queue.waiting_through_no > queue.loaded_through_no
 
@@ -532,7 +534,7 @@ class DispatcherCore:
         state = self._state
         share = self._window_share()
         if queue.has_more and not queue.is_loading and queue.open_jobs <= share // 2:
-            queue.is_loading = True
+            queue.is_loading, queue.asked_at_no = True, state.next_job_no - 1
             state.emit(
                 LoadJobs(tenant=queue.tenant, after_no=queue.loaded_through_no, limit=share // 2)
             )

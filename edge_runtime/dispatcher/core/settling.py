@@ -172,9 +172,6 @@ class Settling:
             CancelReason.DEADLINE if job_state is JobState.EXPIRED else CancelReason.JOB_CANCELLED
         )
         job.state = job_state
-        for unit in list(job.units.values()):
-            if unit.open:
-                self._attempts.cancel(unit, reason, now)
         if job_state is JobState.EXPIRED and job.open_count:
             error = _error(ItemError.DEADLINE_PASSED, "the job's deadline passed", 0)
             state.emit(
@@ -200,6 +197,9 @@ class Settling:
         job.requeued.clear()
         job.is_fully_loaded = True
         state.touch(job, finished_ms=now.utc_ms)
+        for unit in list(job.units.values()):
+            if unit.open:
+                self._attempts.cancel(unit, reason, now)  # the last one retires the job
         state.retire(job)
 
 
