@@ -34,7 +34,7 @@ from edge_runtime.contract.messages import (
 from edge_runtime.contract.reasons import Availability, Outcome
 from edge_runtime.contract.signals import Signals
 from edge_runtime.contract.tensors import Tensor
-from edge_runtime.contract.topics import Topics, Up
+from edge_runtime.contract.topics import Down, Topics, Up
 
 OUTPUT: Final = msgspec.Raw(
     msgspec.msgpack.encode([Tensor("y", "FP32", (1,), b"\x00\x00\x80\x3f")])
@@ -49,6 +49,7 @@ class ScriptedCar:
         self._bus = bus
         self.vehicle = vehicle
         self._topics = topics
+        self._work_topic = topics.down(vehicle, Down.WORK)
         self._units_max = units_max
         self._boot = int(time.time())
         self._seq = 0
@@ -66,9 +67,9 @@ class ScriptedCar:
                     self.announce()
                 case Message(topic=topic, payload=payload):
                     body = self._signed.decode(payload).body
-                    if topic.endswith("/work"):
+                    if topic == self._work_topic:
                         self._offered(self._work.decode(body))
-                    elif topic.endswith("/control"):
+                    else:
                         self._ordered(self._control.decode(body))
                 case _:
                     pass
