@@ -11,10 +11,12 @@ Invariants
 import asyncio
 from collections.abc import Callable, Coroutine
 from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from typing import Any
 
 from edge_runtime.contract import limits
 from edge_runtime.contract.messages import StopReport
+from edge_runtime.contract.package import Package
 from edge_runtime.contract.reasons import StopTier
 from edge_runtime.vehicle.core.commands import SubmitRun
 from edge_runtime.vehicle.core.events import (
@@ -46,7 +48,8 @@ class EngineRoom:
         self._packages = packages
         self._emit = emit
         self._spawn = spawn
-        self._using: dict[int, AbstractContextManager[None]] = {}
+        self._in_use: dict[str, _InUse] = {}
+        self._digests: dict[int, str] = {}
         self._waiting: list[SubmitRun] = []
         self._measuring: asyncio.Task[None] | None = None
         self._is_killing = False
@@ -56,16 +59,26 @@ class EngineRoom:
         if self._is_killing:
             self._waiting.append(run)
             return
-        package = self._packages.get(run.digest)
+        package = self._use(run)
         if package is None:
             message = "the package is no longer on this car"
             self._emit(ModelFailed(run.digest, ModelFault.UNAVAILABLE, message))
             self._emit(RunEnded(run.run_id, RunOutcome.CANCELLED, message=message))
             return
-        using = self._packages.using(run.digest)
-        using.__enter__()
-        self._using[run.run_id] = using
         self.engine.submit(run, package)
+
+    def _use(self, run: SubmitRun) -> Package | None:
+        """The run's package, kept until the run has left the engine."""
+        held = self._in_use.get(run.digest)
+        if held is None:
+            package = self._packages.get(run.digest)
+            if package is None:
+                return None
+            held = self._in_use[run.digest] = _InUse(package, self._packages.using(run.digest))
+            held.using.__enter__()
+        held.runs.add(run.run_id)
+        self._digests[run.run_id] = run.digest
+        return held.package
 
     def cancel(self, run_id: int) -> None:
         """Stop one run."""
@@ -119,10 +132,24 @@ class EngineRoom:
         self._emit(event)
 
     def _release(self, run_id: int) -> None:
-        using = self._using.pop(run_id, None)
-        if using is not None:
-            using.__exit__(None, None, None)
+        digest = self._digests.pop(run_id, None)
+        if digest is None:
+            return
+        held = self._in_use[digest]
+        held.runs.discard(run_id)
+        if not held.runs:
+            del self._in_use[digest]
+            held.using.__exit__(None, None, None)
 
     def _release_all(self) -> None:
-        for run_id in list(self._using):
+        for run_id in list(self._digests):
             self._release(run_id)
+
+
+@dataclass(slots=True)
+class _InUse:
+    """A package with runs in the engine."""
+
+    package: Package
+    using: AbstractContextManager[None]
+    runs: set[int] = field(default_factory=set)
