@@ -127,6 +127,8 @@ class VehicleAgent:
         self.packages = packages
         self._sensors = sensors
         self._clock = clock
+        # Bound once: a busy car writes a thousand lines a second.
+        self._lines = _log.bind(vehicle=settings.vehicle)
         self._topics = Topics(settings.namespace)
         self._hosts = Hosts(settings.models_url)
         self._intake = Intake(settings.vehicle, self._topics, self._hosts)

@@ -225,7 +225,10 @@ class Journal:
             self._connection.execute("BEGIN IMMEDIATE")
             has_room = self._has_room() if _asks_for_room(batch) else True
             energy: WriteEnergy | None = None
+            ended = {w.unit: number for number, w in batch if isinstance(w, WriteChunk) and w.ends}
             for number, write in batch:
+                if isinstance(write, WriteStarted) and number < ended.get(write.unit, -1):
+                    continue  # the attempt goes with this very commit
                 if isinstance(write, WriteAttempt | CheckSpace) and not has_room:
                     refused.append(number)
                 elif isinstance(write, WriteEnergy):

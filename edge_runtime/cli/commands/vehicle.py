@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 from cyclopts import Parameter
 
-from edge_runtime.cli.lifecycle import run_service
+from edge_runtime.cli.lifecycle import run_service, settle_memory
 from edge_runtime.cli.options import (
     DEFAULT_BROKER,
     BrokerUrl,
@@ -148,6 +148,7 @@ def vehicle(options: VehicleOptions) -> int:
             packages=packages,
             sensors=sensors,
         ) as agent:
+            settle_memory()
             await agent.wait_ended()
 
     return run_service(run)

@@ -88,9 +88,9 @@ class PackageStore:
 
     def get(self, digest: str) -> Package | None:
         """Return the package, where it is held, and count it as used now."""
-        package = self._packages.pop(digest, None)
-        if package is not None:
-            self._packages[digest] = package
+        package = self._packages.get(digest)
+        if package is not None and digest != next(reversed(self._packages)):
+            self._packages[digest] = self._packages.pop(digest)
             with contextlib.suppress(OSError):
                 # The order of use outlives the process in the folder's time.
                 os.utime(package.folder.parent)
