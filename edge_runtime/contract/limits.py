@@ -176,7 +176,7 @@ WAIT_TOLERANCE_MS: Final = 20
 """Two cars whose expected waits differ by less are equals."""
 COLD_START_MS: Final = 500
 """What a model that is not resident adds to a car's expected wait."""
-STATUS_PUBLISH_INTERVAL_MS: Final = 250
+STATUS_PUBLISH_INTERVAL_MS: Final = 1_000
 REBIRTHS_PER_TICK_MAX: Final = 200
 """Rebirth orders a tick: a fleet that comes back at once is asked gradually."""
 TENANT_WINDOW_JOBS_MIN: Final = 1_000

@@ -102,18 +102,31 @@ def to_numpy(tensor: Tensor) -> "Array":
     count = element_count(tensor.shape)
     if tensor.datatype == "BYTES":
         return np.array(_strings(tensor.data, count), dtype=object).reshape(tensor.shape)
+    return np.frombuffer(tensor.data, dtype=_fitting_type(tensor, count)).reshape(tensor.shape)
+
+
+def check_tensor(tensor: Tensor) -> None:
+    """Raise `BadTensor` where `to_numpy` would, at a fraction of its cost."""
+    count = element_count(tensor.shape)
+    if tensor.datatype == "BYTES":
+        _strings(tensor.data, count)
+    else:
+        _fitting_type(tensor, count)
+
+
+def _fitting_type(tensor: Tensor, count: int) -> str:
+    """The element type as numpy names it, where that many elements are the data."""
     name = _NUMPY_NAMES.get(tensor.datatype)
     if name is None:
         known = ", ".join((*_NUMPY_NAMES, "BYTES"))
         raise BadTensor("datatype", f"{tensor.datatype!r} is not one of {known}")
-    dtype = np.dtype(name)
-    if count * dtype.itemsize != len(tensor.data):
+    needed = count * (1 if name == "?" else int(name[-1]))
+    if needed != len(tensor.data):
         raise BadTensor(
             "data",
-            f"{tensor.datatype} {list(tensor.shape)} needs {count * dtype.itemsize} bytes, "
-            f"got {len(tensor.data)}",
+            f"{tensor.datatype} {list(tensor.shape)} needs {needed} bytes, got {len(tensor.data)}",
         )
-    return np.frombuffer(tensor.data, dtype=dtype).reshape(tensor.shape)
+    return name
 
 
 def from_numpy(name: str, array: "Array | np.generic") -> Tensor:

@@ -7,7 +7,7 @@ import msgspec
 from edge_runtime.contract import limits
 from edge_runtime.contract.http import ItemInput, Problem
 from edge_runtime.contract.package import ModelSpec, TensorSpec
-from edge_runtime.contract.tensors import BadTensor, Tensor, to_numpy
+from edge_runtime.contract.tensors import BadTensor, Tensor, check_tensor
 
 _tensors = msgspec.msgpack.Decoder(list[Tensor])
 
@@ -75,4 +75,4 @@ def _check_tensors(tensors: Sequence[Tensor], inputs: Sequence[TensorSpec]) -> N
                 f"{tensor.name}.shape",
                 f"{list(tensor.shape)}; the model takes {list(spec.shape)} (-1 is free)",
             )
-        to_numpy(tensor)
+        check_tensor(tensor)

@@ -10,7 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_runtime.contract import limits
-from edge_runtime.contract.tensors import BadTensor, Tensor, element_count, from_numpy, to_numpy
+from edge_runtime.contract.tensors import (
+    BadTensor,
+    Tensor,
+    check_tensor,
+    element_count,
+    from_numpy,
+    to_numpy,
+)
 
 DTYPES = {
     "BOOL": "?",
@@ -67,9 +74,10 @@ def test_strings_have_their_lengths_before_them() -> None:
     ],
 )
 def test_contradictions_are_named(tensor: Tensor, field: str) -> None:
-    with pytest.raises(BadTensor) as caught:
-        to_numpy(tensor)
-    assert caught.value.field == field
+    for look in (to_numpy, check_tensor):
+        with pytest.raises(BadTensor) as caught:
+            look(tensor)
+        assert caught.value.field == field
 
 
 def test_complex_numbers_have_no_name() -> None:
@@ -85,10 +93,14 @@ def test_complex_numbers_have_no_name() -> None:
 def test_any_tensor_is_an_array_or_a_bad_tensor(
     datatype: str, shape: tuple[int, ...], data: bytes
 ) -> None:
+    tensor = Tensor(name="t", datatype=datatype, shape=shape, data=data)
     try:
-        array = to_numpy(Tensor(name="t", datatype=datatype, shape=shape, data=data))
+        array = to_numpy(tensor)
     except BadTensor:
+        with pytest.raises(BadTensor):
+            check_tensor(tensor)
         return
+    check_tensor(tensor)
     assert array.shape == shape
     assert array.size == element_count(shape) <= limits.TENSOR_MAX_ELEMENTS
 
