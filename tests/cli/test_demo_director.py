@@ -114,6 +114,27 @@ def test_a_released_unit_with_nothing_left_needs_nobody_else() -> None:
     assert director.observe(WORKING, [whole], 20, is_over=False) == [Action(Act.COOL_DOWN, "car-1")]
 
 
+def test_the_owner_leaves_where_nobody_else_can_take_over() -> None:
+    director = Director([OWNER])
+    alone = WORKING[:1]
+    director.observe(alone, [attempt("car-1", 1)], 10, is_over=False)
+    released = attempt("car-1", 1, ended_ms=15, end=AttemptEnd.RELEASED)
+    assert director.observe(alone, [released], 20, is_over=False) == [
+        Action(Act.OWNER_LEAVES, "car-1")
+    ]
+
+
+def test_an_offer_under_way_at_a_kill_may_still_have_been_taken() -> None:
+    director = Director([KILL])
+    running, offered = attempt("car-1", 1), attempt("car-1", 2, counter=2, taken_ms=None)
+    director.observe(WORKING, [running, offered], 10, is_over=False)
+    done = attempt("car-1", 1, ended_ms=12, end=AttemptEnd.COMPLETED, items_done=8)
+    assert director.observe(WORKING, [done, offered], 20, is_over=False) == []
+    cut = attempt("car-1", 2, counter=2, ended_ms=30, end=AttemptEnd.RELEASED)
+    director.observe(WORKING, [done, cut], 40, is_over=False)
+    assert director.unfired == ()
+
+
 def test_no_fault_is_given_after_the_last_job_ended() -> None:
     director = Director([OWNER])
     assert director.observe(WORKING, [attempt("car-1", 1)], 10, is_over=True) == []

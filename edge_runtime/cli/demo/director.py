@@ -6,7 +6,8 @@ Invariants
 - One car has one fault at a time, and the next fault is given once the one before has struck:
   the attempt was released, or lost, by its car.
 - A fault that came too late (the unit was finished in that moment) is taken back and tried again.
-- The owner leaves, and the computer cools, when the released work is seen on another attempt.
+- The owner leaves, and the computer cools, when the released work is seen on another attempt,
+  or no other car is there to take it.
 """
 
 from collections.abc import Sequence
@@ -168,7 +169,9 @@ class Director:
         actions: list[Action] = []
         if fault.phase is _Phase.GIVEN:
             actions += self._await_strike(fault, attempts, now_ms)
-        if fault.phase is _Phase.STRUCK and (is_over or _is_taken_over(fault, attempts)):
+        if fault.phase is _Phase.STRUCK and (
+            is_over or _is_taken_over(fault, attempts) or not self._has_taker(cars)
+        ):
             fault.phase, fault.relieved_ms = _Phase.RELIEVED, now_ms
             actions += _relief(fault)
         if fault.phase is _Phase.RELIEVED and fault.recovered_ms is None:
@@ -176,6 +179,13 @@ class Director:
             if car is not None and _is_back(car, fault, now_ms):
                 fault.recovered_ms = now_ms
         return actions
+
+    def _has_taker(self, cars: Sequence[CarView]) -> bool:
+        """Whether there is a car that could take over."""
+        held = {other.vehicle for other in self._faults if other.recovered_ms is None}
+        return any(
+            car.online and car.availability in _ABLE and car.vehicle not in held for car in cars
+        )
 
     def _await_strike(
         self, fault: _Fault, attempts: Sequence[AttemptView], now_ms: int

@@ -10,6 +10,7 @@ from edge_runtime.contract.reasons import Availability
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
 _COLOURS: Final = {
     Availability.READY: "green",
@@ -127,18 +128,22 @@ def _table(scene: Scene) -> "Table":
     for heading in ("items", "°C", "charge"):
         table.add_column(heading, justify="right")
     for car in scene.cars:
-        table.add_row(*car_cells(car, scene.current, scene.done))
+        table.add_row(*_cells(car, scene.current, scene.done))
     return table
 
 
-def car_cells(car: CarView, current: Mapping[str, str], done: Mapping[str, int]) -> tuple[str, ...]:
-    """One car as the cells of a row, with rich markup for its state."""
+def _cells(
+    car: CarView, current: Mapping[str, str], done: Mapping[str, int]
+) -> tuple["str | Text", ...]:
+    """One car as the cells of a row. `Text`, not markup: what is said above turns markup off."""
+    from rich.text import Text
+
     state = car.availability.value if car.online else "offline"
     colour = _COLOURS[car.availability] if car.online else "bright_black"
     temperature = car.compute_temperature_c
     return (
         car.vehicle,
-        f"[{colour}]{state}[/]",
+        Text(state, style=colour),
         car.hold.value.replace("_", " ") if car.hold else "",
         current.get(car.vehicle, ""),
         str(done.get(car.vehicle, car.items_done)),
