@@ -6,7 +6,7 @@ is held, stale or quarantined, no offer of an ended job, one answer for each chu
 """
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -69,6 +69,10 @@ class CoreStore(Protocol):
     def commit(self, commands: Sequence[c.StoreCommand]) -> int: ...
     def load(self, commands: Sequence[c.LoadCommand]) -> list[Any]: ...
     def recover(self, now_utc_s: int) -> Recovered: ...
+    def delete(self, job_id: str) -> bool: ...
+    def failed_items(
+        self, job_id: str, items: Sequence[int], limit: int, new_deadline_ms: int
+    ) -> e.JobRequeued | None: ...
 
 
 def output_of(job: str, index: int) -> bytes:
@@ -301,9 +305,9 @@ class ModelCar:
 class World:
     """The core, its store, the cars, and time."""
 
-    def __init__(self, store: CoreStore | None = None) -> None:
+    def __init__(self, store: Callable[[DictStore], CoreStore] | None = None) -> None:
         self.model = DictStore()
-        self.store: CoreStore = store or self.model
+        self.store: CoreStore = store(self.model) if store else self.model
         self.boot_ms, self.utc_ms = START_BOOT_MS, START_UTC_MS
         self.is_checking = True
         self.cars: dict[str, ModelCar] = {}
@@ -532,7 +536,7 @@ class World:
         return event.spec.id
 
     def requeue(self, job: str, items: Sequence[int] = ()) -> e.JobRequeued:
-        event = self.model.failed_items(job, items, limits.LOAD_ITEMS, self.utc_ms + HOUR_MS)
+        event = self.store.failed_items(job, items, limits.LOAD_ITEMS, self.utc_ms + HOUR_MS)
         assert event is not None
         return event
 

@@ -48,7 +48,7 @@ def ends_of(world: World, unit: int) -> list[AttemptEnd | None]:
     return [row.end for key, row in world.model.attempts.items() if key[0] == unit]
 
 
-# --- the rows of the table -------------------------------------------------------------------
+# --- the rows of the table ---------------------------------------------------------------------
 
 
 def test_pending_with_a_free_car_is_offered_after_its_attempt_is_recorded(world: World) -> None:
@@ -325,7 +325,7 @@ def test_verdicts_of_an_unknown_car_are_counted_and_it_is_asked_who_it_is(world:
     assert "stranger" in world.core.fleet.row_of
 
 
-# --- chunks: duplicate, late, out of order, false ------------------------------------------------
+# --- chunks: duplicate, late, out of order, false ----------------------------------------------
 
 
 def test_a_duplicate_chunk_is_answered_again_and_counts_nothing_twice(world: World) -> None:

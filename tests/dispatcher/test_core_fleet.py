@@ -40,7 +40,7 @@ def fleet() -> Fleet:
     return Fleet(capacity=2)
 
 
-# --- old boots, connections and sequence numbers ---------------------------------------------
+# --- old boots, connections and sequence numbers -----------------------------------------------
 
 
 def test_a_birth_of_an_older_boot_or_connection_is_rejected(fleet: Fleet) -> None:
@@ -144,7 +144,7 @@ def test_a_will_never_ends_a_lease() -> None:
     assert not world.core.state.jobs
 
 
-# --- who may be given work -------------------------------------------------------------------
+# --- who may be given work ---------------------------------------------------------------------
 
 
 def test_a_stale_state_gets_no_work() -> None:
@@ -261,7 +261,7 @@ def test_the_registry_grows_and_keeps_what_it_knows(fleet: Fleet) -> None:
     assert all(view.resident == (MODEL,) for view in views)
 
 
-# --- who is given it first -------------------------------------------------------------------
+# --- who is given it first ---------------------------------------------------------------------
 
 
 def test_a_warm_car_is_preferred_to_a_cold_one(fleet: Fleet) -> None:

@@ -323,7 +323,7 @@ def test_strikes_survive_a_restart(world: World) -> None:
     assert strikes_on(world, job) == [(1, "a"), (1, "b")]
 
 
-# --- dead letters -----------------------------------------------------------------------------
+# --- dead letters ------------------------------------------------------------------------------
 
 
 def dead(world: World, items: int = 2) -> tuple[ModelCar, str]:

@@ -28,7 +28,7 @@ def offered_jobs(commands: list[c.Command]) -> list[str]:
     ]
 
 
-# --- turns -----------------------------------------------------------------------------------
+# --- turns -------------------------------------------------------------------------------------
 
 
 def test_a_tenant_with_many_jobs_delays_another_by_no_more_than_a_round(world: World) -> None:
@@ -253,7 +253,7 @@ def test_a_deadline_reaches_items_that_were_never_loaded(
     assert world.state_of(job) is JobState.EXPIRED
 
 
-# --- recovery ------------------------------------------------------------------------------------
+# --- recovery ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("committed", [False, True])
@@ -428,7 +428,7 @@ def test_a_live_attempt_beyond_the_window_hides_no_job_from_a_restart(world: Wor
     assert {world.state_of(job) for job in jobs} == {JobState.DONE}
 
 
-# --- unit sizes ----------------------------------------------------------------------------
+# --- unit sizes --------------------------------------------------------------------------------
 
 
 def sizes(car: ModelCar) -> list[int]:

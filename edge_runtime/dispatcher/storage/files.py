@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from edge_runtime.dispatcher.storage.port import StoreBusy, StoreDamaged, StoreError, StoreFull
-from edge_runtime.dispatcher.storage.schema import VERSION, migrate
+from edge_runtime.dispatcher.storage.schema import VERSION, migrate, require_ours
 
 _SETTINGS = (
     "journal_mode=WAL",
@@ -40,18 +40,33 @@ def translated(error: sqlite3.Error) -> StoreError:
             return StoreBusy(text)
         case sqlite3.SQLITE_CORRUPT | sqlite3.SQLITE_NOTADB:
             return StoreDamaged(text)
+        case sqlite3.SQLITE_CONSTRAINT:
+            # Memory and file no longer agree: trying again cannot help, starting anew does.
+            return StoreDamaged(f"what was to be written contradicts the store: {text}")
         case _:
             return StoreError(text)
 
 
 def connect(path: Path) -> sqlite3.Connection:
-    """The one connection, with its settings read back where they matter."""
+    """The one connection, with its settings read back where they matter.
+
+    A database of another application, or of a newer release, is refused and left as it is.
+    """
     db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=1.0)
+    try:
+        require_ours(db)
+        _apply_settings(db)
+    except BaseException:
+        db.close()
+        raise
+    return db
+
+
+def _apply_settings(db: sqlite3.Connection) -> None:
     for setting in _SETTINGS:
         db.execute(f"PRAGMA {setting}")
     if db.execute("PRAGMA synchronous").fetchone()[0] != _FULL:
         raise StoreError("SQLite did not take synchronous=FULL")
-    return db
 
 
 def take_lock(path: Path, holder: str) -> int:
@@ -83,9 +98,14 @@ def backup(db: sqlite3.Connection, target: Path) -> int:
         partial.unlink(missing_ok=True)
         raise
     copy.close()
-    with partial.open("rb") as written:
-        os.fsync(written.fileno())
-    partial.rename(target)
+    for path in (partial, target.parent):
+        fd = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        if path == partial:
+            partial.rename(target)
     return target.stat().st_size
 
 
@@ -141,12 +161,9 @@ def _held(path: Path) -> Iterator[sqlite3.Connection]:
         raise StoreError(f"there is no store at {path}")
     lock = take_lock(path, "a store command")
     try:
-        db = connect(path)
-        try:
+        with contextlib.closing(connect(path)) as db:
             yield db
-        except sqlite3.Error as error:
-            raise translated(error) from error
-        finally:
-            db.close()
+    except sqlite3.Error as error:
+        raise translated(error) from error
     finally:
         os.close(lock)

@@ -22,11 +22,29 @@ from edge_runtime.dispatcher.storage.rows import (
 _birth = msgspec.msgpack.Decoder(Birth)
 
 
-def newest_position(db: sqlite3.Connection) -> int:
-    """The newest feed position ever given out (deleted results keep theirs)."""
-    (newest,) = db.execute("SELECT coalesce(max(position), 0) FROM result").fetchone()
-    row = db.execute("SELECT value FROM meta WHERE key='position'").fetchone()
-    return int(max(newest, row[0] if row else 0))
+_NEWEST = {
+    "position": "SELECT max(position) FROM result",
+    "job_no": "SELECT max(no) FROM job",
+    "unit": "SELECT max(unit) FROM attempt",
+}
+
+
+def newest(db: sqlite3.Connection, number: str) -> int:
+    """The newest feed `position`, `job_no` or `unit` ever given out."""
+    (in_use,) = db.execute(_NEWEST[number]).fetchone()
+    kept = db.execute("SELECT value FROM meta WHERE key=?", (number,)).fetchone()
+    return max(in_use or 0, kept[0] if kept else 0)
+
+
+def keep_newest(db: sqlite3.Connection, *numbers: str) -> None:
+    """Remember numbers before their rows go: none is ever given out twice.
+
+    Readers resume from a position; cars remember attempts by unit.
+    """
+    db.executemany(
+        "INSERT OR REPLACE INTO meta VALUES (?, ?)",
+        [(number, newest(db, number)) for number in numbers],
+    )
 
 
 def recover(db: sqlite3.Connection, now_utc_s: int) -> Recovered:
@@ -34,19 +52,18 @@ def recover(db: sqlite3.Connection, now_utc_s: int) -> Recovered:
     row = db.execute("SELECT value FROM meta WHERE key='epoch'").fetchone()
     epoch = max((row[0] if row else 0) + 1, now_utc_s)
     db.execute("INSERT OR REPLACE INTO meta VALUES ('epoch', ?)", (epoch,))
-    (last_job,) = db.execute("SELECT coalesce(max(no), 0) FROM job").fetchone()
-    (last_unit,) = db.execute("SELECT coalesce(max(unit), 0) FROM attempt").fetchone()
     births = [_birth.decode(blob) for (blob,) in db.execute("SELECT birth FROM vehicle")]
     quarantined = [name for (name,) in db.execute("SELECT vehicle FROM quarantine")]
     jobs, more = _open_jobs(db)
     attempts = _live_attempts(db)
     known = {job.no for job in jobs}
-    for no in {attempt.job_no for attempt in attempts} - known:
-        jobs.append(stored_job_by_no(db, no))
+    for no in sorted({attempt.job_no for attempt in attempts} - known):
+        beyond = stored_job_by_no(db, no)
+        jobs.append(msgspec.structs.replace(beyond, in_order=False))
     return Recovered(
         epoch=epoch,
-        next_job_no=last_job + 1,
-        next_unit=last_unit + 1,
+        next_job_no=newest(db, "job_no") + 1,
+        next_unit=newest(db, "unit") + 1,
         births=births,
         quarantined=quarantined,
         jobs=jobs,
@@ -74,7 +91,7 @@ def _open_jobs(db: sqlite3.Connection) -> tuple[list[StoredJob], list[str]]:
 def _live_attempts(db: sqlite3.Connection) -> list[StoredAttempt]:
     rows = db.execute(
         "SELECT a.job_no, a.unit, a.epoch, a.counter, a.vehicle, a.issued, a.alone"
-        " FROM attempt a JOIN job j ON j.no = a.job_no"
+        " FROM attempt a INDEXED BY attempt_open JOIN job j ON j.no = a.job_no"
         " WHERE a.ended_ms IS NULL AND j.finished_ms IS NULL ORDER BY a.no"
     ).fetchall()
     attempts = []

@@ -92,10 +92,10 @@ MIGRATIONS: tuple[str, ...] = (_VERSION_1, _VERSION_2)
 VERSION = len(MIGRATIONS)
 
 
-def migrate(connection: sqlite3.Connection, through: int = VERSION) -> tuple[int, int]:
-    """Bring a store to version `through` in one transaction; (version before, after).
+def require_ours(connection: sqlite3.Connection) -> int:
+    """The version of a store that this release can read; an empty file is one of version 0.
 
-    Raises `StoreDamaged` for a file of another application or a newer version.
+    Raises `StoreDamaged` for a file of another application or a newer version. Changes nothing.
     """
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     (application,) = connection.execute("PRAGMA application_id").fetchone()
@@ -104,6 +104,15 @@ def migrate(connection: sqlite3.Connection, through: int = VERSION) -> tuple[int
         raise StoreDamaged("the file is a database of another application")
     if version > VERSION:
         raise StoreDamaged(f"the store has version {version}; this release knows {VERSION}")
+    return int(version)
+
+
+def migrate(connection: sqlite3.Connection, through: int = VERSION) -> tuple[int, int]:
+    """Bring a store to version `through` in one transaction; (version before, after).
+
+    Raises `StoreDamaged` for a file of another application or a newer version.
+    """
+    version = require_ours(connection)
     if version < through:
         steps = "".join(MIGRATIONS[version:through])
         connection.executescript(

@@ -34,7 +34,7 @@ from edge_runtime.dispatcher.core.events import (
 )
 from edge_runtime.dispatcher.storage.files import backup, connect, take_lock, translated
 from edge_runtime.dispatcher.storage.port import KnownKey, Recovered, StoreError
-from edge_runtime.dispatcher.storage.recovery import newest_position, recover
+from edge_runtime.dispatcher.storage.recovery import keep_newest, newest, recover
 from edge_runtime.dispatcher.storage.rows import (
     ITEM_SPAN,
     JOB_COLUMNS,
@@ -64,8 +64,11 @@ class SqliteStore:
         self._lock_fd: int | None = None
         self._connection: sqlite3.Connection | None = None
         self._position = 0
+        self._is_closed = False
 
     async def _run(self, function: Callable[..., T], *arguments: Any) -> T:
+        if self._is_closed:
+            raise StoreError("the store is closed")
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._thread, self._guarded, function, *arguments)
 
@@ -84,20 +87,27 @@ class SqliteStore:
     # --- opening ---
 
     async def open(self, now_utc_s: int) -> Recovered:
-        """Take the store and read what is open."""
-        return await self._run(self._open, now_utc_s)
+        """Take the store and read what is open. What it took it gives back where that fails."""
+        try:
+            return await self._run(self._open, now_utc_s)
+        except BaseException:
+            await self.close()
+            raise
 
     def _open(self, now_utc_s: int) -> Recovered:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._lock_fd = take_lock(self.path, self._holder)
         self._connection = connect(self.path)
         migrate(self._connection)
-        self._position = newest_position(self._connection)
+        self._position = newest(self._connection, "position")
         return recover(self._connection, now_utc_s)
 
     async def close(self) -> None:
         """Release the store."""
+        if self._is_closed:
+            return
         await self._run(self._close)
+        self._is_closed = True
         self._thread.shutdown()
 
     def _close(self) -> None:
@@ -233,12 +243,16 @@ class SqliteStore:
         """Jobs, newest first."""
 
         def read() -> list[JobStatus]:
+            where, values = _where(
+                {
+                    "tenant=?": tenant,
+                    "state=?": state,
+                    "no < (SELECT no FROM job WHERE id=?)": before,
+                }
+            )
             rows = self._db.execute(
-                f"SELECT {JOB_COLUMNS} FROM job WHERE (?1 IS NULL OR tenant=?1)"  # noqa: S608 - constant columns
-                " AND (?2 IS NULL OR state=?2)"
-                " AND (?3 IS NULL OR no < (SELECT no FROM job WHERE id=?3))"
-                " ORDER BY no DESC LIMIT ?4",
-                (tenant, state, before, limit),
+                f"SELECT {JOB_COLUMNS} FROM job{where} ORDER BY no DESC LIMIT ?",  # noqa: S608 - constant parts
+                (*values, limit),
             )
             return [job_status(row) for row in rows]
 
@@ -286,14 +300,14 @@ class SqliteStore:
         """Attempts in order of offer."""
 
         def read() -> list[AttemptView]:
+            where, values = _where({"j.tenant=?": tenant, "j.id=?": job})
             rows = self._db.execute(
-                "SELECT j.id, a.unit, a.epoch, a.counter, a.vehicle, a.offered_ms, a.issued,"
+                "SELECT j.id, a.unit, a.epoch, a.counter, a.vehicle, a.offered_ms, a.issued,"  # noqa: S608 - constant parts
                 " a.taken_ms, a.ended_ms, a.ending, a.outcome, a.release_reason, a.hold,"
                 " a.items_done, a.stop_tier, a.stop_latency_ms, a.energy_j, a.busy_ms"
-                " FROM attempt a JOIN job j ON j.no = a.job_no"
-                " WHERE (?1 IS NULL OR j.tenant=?1) AND (?2 IS NULL OR j.id=?2)"
-                " ORDER BY a.no LIMIT ?3 OFFSET ?4",
-                (tenant, job, limit, after),
+                f" FROM attempt a JOIN job j ON j.no = a.job_no{where}"
+                " ORDER BY a.no LIMIT ? OFFSET ?",
+                (*values, limit, after),
             )
             return [attempt_view(row) for row in rows]
 
@@ -305,12 +319,13 @@ class SqliteStore:
         """Items that failed for good, newest first."""
 
         def read() -> list[DeadLetter]:
+            where, values = _where({"r.tenant=?": tenant, "j.id=?": job})
             rows = self._db.execute(
-                "SELECT j.id, r.item, r.at_ms, r.error"
-                " FROM result r JOIN job j ON j.no = r.job_no"
-                " WHERE r.error IS NOT NULL AND (?1 IS NULL OR r.tenant=?1)"
-                " AND (?2 IS NULL OR j.id=?2) ORDER BY r.position DESC LIMIT ?3",
-                (tenant, job, limit),
+                "SELECT j.id, r.item, r.at_ms, r.error"  # noqa: S608 - constant parts
+                " FROM result r INDEXED BY result_failed JOIN job j ON j.no = r.job_no"
+                f"{where}{' AND' if where else ' WHERE'} r.error IS NOT NULL"
+                " ORDER BY r.position DESC LIMIT ?",
+                (*values, limit),
             )
             return [
                 DeadLetter(
@@ -400,7 +415,7 @@ class SqliteStore:
             no = row[0]
             first = no << ITEM_BITS
             span = (first, first + ITEM_SPAN)
-            db.execute("INSERT OR REPLACE INTO meta VALUES ('position', ?)", (self._position,))
+            keep_newest(db, "position", "job_no", "unit")
             db.execute("DELETE FROM item WHERE key >= ? AND key < ?", span)
             for table in ("result", "attempt", "strike"):
                 db.execute(f"DELETE FROM {table} WHERE job_no=?", (no,))  # noqa: S608 - constant names
@@ -464,3 +479,9 @@ class SqliteStore:
     async def backup(self, target: Path) -> int:
         """Copy the store, while it is in use, to a new file; bytes written."""
         return await self._run(backup, self._db, target)
+
+
+def _where(conditions: dict[str, Any]) -> tuple[str, list[Any]]:
+    """A WHERE over those conditions whose value is asked for, so that an index can serve it."""
+    asked = {condition: value for condition, value in conditions.items() if value is not None}
+    return (" WHERE " + " AND ".join(asked) if asked else ""), list(asked.values())

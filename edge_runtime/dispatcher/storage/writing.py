@@ -20,6 +20,7 @@ from edge_runtime.dispatcher.core.commands import (
     UpdateJob,
     WithdrawFailures,
 )
+from edge_runtime.dispatcher.storage.recovery import keep_newest
 from edge_runtime.dispatcher.storage.rows import ITEM_SPAN, enum_value
 from edge_runtime.dispatcher.storage.schema import ITEM_BITS
 
@@ -105,15 +106,14 @@ def fail_remaining(db: sqlite3.Connection, commands: list[FailRemaining], positi
         first = c.job_no << ITEM_BITS
         changed = db.execute(
             "INSERT INTO result(position, item, job_no, tenant, cursor, at_ms, vehicle, error)"
-            " SELECT ? + row_number() OVER (ORDER BY i.key), i.key, ?,"
-            " (SELECT tenant FROM job WHERE no = ?),"
+            " SELECT ? + row_number() OVER (ORDER BY i.key), i.key, ?, ?,"
             " ? + row_number() OVER (ORDER BY i.key), ?, '', ?"
             " FROM item i WHERE i.key >= ? AND i.key < ?"
             " AND NOT EXISTS (SELECT 1 FROM result r WHERE r.item = i.key)",
             (
                 position,
                 c.job_no,
-                c.job_no,
+                c.tenant,
                 c.after_cursor,
                 c.at_ms,
                 _pack(c.error),
@@ -126,6 +126,7 @@ def fail_remaining(db: sqlite3.Connection, commands: list[FailRemaining], positi
 
 
 def _withdraw(db: sqlite3.Connection, commands: list[WithdrawFailures]) -> None:
+    keep_newest(db, "position")
     for c in commands:
         keys = [((c.job_no << ITEM_BITS) | index,) for index in c.items]
         db.executemany("DELETE FROM result WHERE item = ? AND error IS NOT NULL", keys)
