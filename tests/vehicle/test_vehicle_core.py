@@ -398,6 +398,53 @@ def test_a_newer_fence_of_a_unit_that_just_ended_is_not_computed_again() -> None
     assert car.endings() == {(1, F1): Outcome.COMPLETED, (1, F2): Outcome.COMPLETED}
 
 
+def test_a_newer_fence_behind_one_that_waits_for_the_journal_wins() -> None:
+    car = Bench().open()
+    car.send(e.UnitsOffered((offer(1, 1, model=OTHER_MODEL),)))
+    car.send(e.UnitsOffered((offer(1, 2, model=OTHER_MODEL),)))
+    assert refusal(car.send(e.ModelFailed(OTHER_MODEL, e.ModelFault.UNAVAILABLE))).fence == F1
+    car.send(e.UnitsOffered((offer(1, 3, model=OTHER_MODEL),)))
+    said = car.commit()
+    assert verdicts(said) == [Taken(unit=1, fence=Fence(1, 3))]
+    assert car.core.work.attempts[1].fence == Fence(1, 3)
+    assert car.journal.attempts[1].offer.fence == Fence(1, 3)
+
+
+def test_a_fence_that_waits_for_the_journal_counts_as_held() -> None:
+    car = Bench().open()
+    car.send(e.UnitsOffered((offer(1, 1, model=OTHER_MODEL),)))
+    car.send(e.UnitsOffered((offer(1, 2, model=OTHER_MODEL),)))
+    car.send(e.ModelFailed(OTHER_MODEL, e.ModelFault.UNAVAILABLE))
+    said = car.send(e.UnitsOffered(tuple(offer(unit) for unit in range(2, 6))))
+    assert refusal(said).reason is RefusalReason.BUSY
+    car.commit()
+    assert len(car.core.work.attempts) == FACTS.units_max
+
+
+def test_a_cancel_of_another_fence_leaves_the_held_one_alone() -> None:
+    car = Bench().open()
+    car.take(offer(counter=2))
+    for counter in (1, 3):
+        said = car.cancel(counter=counter)
+        assert verdicts(said) == [Cancelled(unit=1, fence=Fence(1, counter))]
+        assert not only(c.CancelRun, said)
+    car.compute(1, 0, 1, 2)
+    car.commit()
+    assert car.endings() == {(1, F2): Outcome.COMPLETED}
+
+
+def test_a_fence_that_waits_for_the_journal_can_be_cancelled() -> None:
+    car = Bench().open()
+    car.take()
+    car.send(e.UnitsOffered((offer(counter=2),)))
+    assert verdicts(car.cancel(counter=2)) == [Cancelled(unit=1, fence=F2)]
+    assert not verdicts(car.commit())
+    car.compute(1, 0, 1, 2)
+    car.commit()
+    assert car.endings() == {(1, F1): Outcome.COMPLETED}
+    assert not car.journal.attempts
+
+
 def test_a_unit_that_ends_while_its_newer_fence_is_being_written() -> None:
     car = Bench().open()
     car.take()

@@ -60,6 +60,30 @@ class CarUnderTest(RuleBasedStateMachine):
         fresh = offer(unit, counter, items=sorted(subset), model=model)
         self.car.send(e.UnitsOffered((fresh,)))
 
+    @rule(unit=UNITS)
+    def takes_and_begins(self, unit: int) -> None:
+        """The usual way, so that the unusual happens deep inside a unit's life."""
+        counter = self.fences[unit] = self.fences.get(unit, 0) + 1
+        self.car.send(e.UnitsOffered((offer(unit, counter, items=INDEXES),)))
+        self.car.commit()
+
+    @precondition(lambda self: self.car.engine.runs and not self.car.engine.is_frozen)
+    @rule(items=st.integers(1, 3), age=st.sampled_from([0.0, 0.3]), commits=st.booleans())
+    def engine_gets_on(self, items: int, age: float, *, commits: bool) -> None:
+        """Items of the oldest run, and perhaps time for a chunk to close and be written."""
+        run_id, run = next(iter(self.car.engine.runs.items()))
+        done = self.started.get(run_id, 0)
+        for item in run.items[done : done + items]:
+            self.car.send(e.ItemStarted(run_id, item.index))
+            self.car.send(e.ItemFinished(run_id, item.index, encode(item.index), 5.0))
+        self.started[run_id] = done + items
+        if done + items >= len(run.items):
+            self.car.engine.runs.pop(run_id, None)
+            self.car.send(e.RunEnded(run_id, e.RunOutcome.COMPLETED))
+        self.car.live(age)
+        if commits:
+            self.car.commit()
+
     @precondition(lambda self: self.fences)
     @rule(data=st.data())
     def offers_again(self, data: st.DataObject) -> None:
