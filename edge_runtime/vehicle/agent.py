@@ -1,8 +1,9 @@
 """The car's shell: one loop in which events go through the core and commands become effects.
 
 Invariants
-- Every event is handled in the callback that brings it, so nothing queues in front of a sensor's
-  edge; the engine is frozen in the same callback.
+- Every event is handled in the callback that brings it, those of the engine together at the end of
+  that turn of the loop. A sensor's edge goes before whatever waits, and the engine is frozen in
+  the same callback.
 - Every command that is spawned ends as exactly one event, failure included.
 - A defect (an exception out of the core or of a task) ends the agent: `wait_ended` raises it,
   the journal has what matters, and a new process goes on from there.
@@ -14,7 +15,7 @@ is the command line's; a way to reach the car from outside, which does not exist
 
 import asyncio
 import platform
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -133,7 +134,9 @@ class VehicleAgent:
         self._hosts = Hosts(settings.models_url)
         self._intake = Intake(settings.vehicle, self._topics, self._hosts)
         self._policy = PolicyFile(settings.policy)
-        self._events: deque[Event] = deque()
+        self._urgent: list[Event] = []
+        self._events: list[Event] = []
+        self._drain_asked = False
         self._is_handling = False
         self._is_busy = False
         self._timer: asyncio.TimerHandle | None = None
@@ -173,7 +176,7 @@ class VehicleAgent:
         self._ended = self._loop.create_future()
         try:
             self._recover()
-            self._room = EngineRoom(self._make_engine, self.packages, self.tell, self._spawn)
+            self._room = EngineRoom(self._make_engine, self.packages, self._computed, self._spawn)
             self._stack.push_async_callback(self._room.close)
             self._bus = await self._stack.enter_async_context(self._open_bus(self._bus_settings()))
         except BaseException:
@@ -274,8 +277,20 @@ class VehicleAgent:
         if not self._is_handling:
             self._drain()
 
+    def _computed(self, event: Event) -> None:
+        """The engine tells of many items in one message: they are handled together."""
+        self._events.append(event)
+        if not self._is_handling and not self._drain_asked:
+            self._drain_asked = True
+            self._loop.call_soon(self._drain_soon)
+
+    def _drain_soon(self) -> None:
+        self._drain_asked = False
+        if not self._is_handling:
+            self._drain()
+
     def _sensed(self, event: SignalsRead) -> None:
-        self._events.appendleft(event)
+        self._urgent.append(event)
         if not self._is_handling:
             self._drain()
 
@@ -286,9 +301,12 @@ class VehicleAgent:
     def _drain(self) -> None:
         self._is_handling = True
         try:
-            while self._events:
-                event = self._events.popleft()
-                for command in self.core.handle(event, self._clock()):
+            while self._urgent or self._events:
+                # What the sensors say is obeyed before anything else is looked at.
+                source = self._urgent or self._events
+                events = tuple(source)
+                source.clear()
+                for command in self.core.handle_all(events, self._clock()):
                     self._obey(command)
         except Exception as error:  # noqa: BLE001 - whatever it is, it ends the agent, with its cause
             self._fail(error)

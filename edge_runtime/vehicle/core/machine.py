@@ -1,7 +1,8 @@
 """The car: every event in, every command out, in one place that reads no clock.
 
 Invariants (`check` asserts them)
-- Nothing but `handle` changes state; commands come out in the order in which to carry them out.
+- Nothing but `handle` and `handle_all` changes state; commands come out in the order in which to
+  carry them out.
 - The engine computes only while admission lets it: a stop freezes it in the same call.
 - Whatever is held when work must stop is thawed within the grace or given back.
 
@@ -9,6 +10,7 @@ Deliberately absent: clocks, random numbers, files, sockets, threads, asyncio; w
 messages (the shell encodes them); any order from a dispatcher that could overrule the owner.
 """
 
+from collections.abc import Iterable
 from typing import Final, assert_never
 
 from edge_runtime.contract import limits
@@ -138,7 +140,12 @@ class VehicleCore:
 
     def handle(self, event: Event, now: Now) -> list[Command]:
         """Take one event; return what to do about it, in order."""
-        self._apply(event, now)
+        return self.handle_all((event,), now)
+
+    def handle_all(self, events: Iterable[Event], now: Now) -> list[Command]:
+        """Take events that came together, in order; what follows is settled once for all."""
+        for event in events:
+            self._apply(event, now)
         self._settle(now)
         commands, self._work.out = self._work.out, []
         return commands

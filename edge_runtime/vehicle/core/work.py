@@ -117,7 +117,8 @@ class Work:
         """How many more units fit."""
         if self.outbox.count >= CHUNKS_UNANSWERED_MAX:
             return 0
-        return max(0, self.facts.units_max - len(self.attempts.keys() | self.adopting.keys()))
+        orphans = sum(unit not in self.attempts for unit in self.adopting)
+        return max(0, self.facts.units_max - len(self.attempts) - orphans)
 
     def offered(self, offer: UnitOffer, gate: Gate, now: Now) -> None:
         """Take, adopt, refuse, or repeat an answer."""
