@@ -1,5 +1,5 @@
 #!/bin/sh
-# A broker, a dispatcher and two cars by hand, as in the README, and one job. Ctrl-C ends it all.
+# A broker, a dispatcher and two cars by hand, as in the README, and one job.
 #
 #   make setup models && . .venv/bin/activate && sh examples/by-hand.sh
 #
@@ -10,13 +10,26 @@ set -eu
 state=${STATE:-.data/by-hand}
 mkdir -p "$state"
 printf 'dwell_s = 2\n[consent]\ngiven = true\nversion = 1\n' >"$state/policy.toml"
-trap 'kill $(jobs -p) 2>/dev/null; wait' EXIT INT TERM
+
+pids=
+finish() {
+  status=$?
+  trap - EXIT
+  kill $pids 2>/dev/null || :
+  wait
+  exit "$status"
+}
+trap finish EXIT
+trap 'exit 130' INT TERM
 
 edge-runtime broker --port 1883 &
+pids="$pids $!"
 edge-runtime dispatcher --store "$state/dispatcher.db" --models .data/models &
+pids="$pids $!"
 for car in car-1 car-2; do
   edge-runtime vehicle --id "$car" --state-dir "$state/$car" --policy "$state/policy.toml" \
     --sensors simulated &
+  pids="$pids $!"
 done
 
 edge-runtime submit --model pp-ocr .data/demo/scenetext01.jpg .data/demo/page.png

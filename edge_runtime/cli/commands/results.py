@@ -13,7 +13,7 @@ from edge_runtime.cli.options import (
     DispatcherUrl,
     Tenant,
 )
-from edge_runtime.cli.reading import one_line, to_plain
+from edge_runtime.cli.outputs import describe_output
 
 if TYPE_CHECKING:
     from edge_runtime.client import EdgeClient, ItemResult
@@ -63,9 +63,7 @@ def print_result(result: "ItemResult", *, as_json: bool, name: str | None = None
         error = result.error
         print(f"{result.cursor}  {label}  failed: {error.code.value} {error.message}", flush=True)
         return
-    plain = to_plain(result.output)
-    text = one_line(plain) if isinstance(plain, dict) else str(plain)
-    print(f"{result.cursor}  {label}  {text}", flush=True)
+    print(f"{result.cursor}  {label}  {describe_output(result.output)}", flush=True)
 
 
 def _json_form(result: "ItemResult", name: str | None) -> dict[str, Any]:

@@ -6,8 +6,8 @@ from typing import Any, Final
 
 from edge_runtime.cli.demo.questions import Question
 from edge_runtime.cli.demo.report.data import Box, PictureAnswer, SimilarAnswer
+from edge_runtime.cli.outputs import describe_output
 
-_LINES_SHOWN: Final = 6
 _PICTURES_SHOWN: Final = 3
 
 
@@ -34,29 +34,7 @@ def describe(answers: JobAnswers, item: int) -> str:
     answer = answers.by_item.get(item)
     if answer is None:
         return f"{name}: failed, {answers.failed.get(item, 'no answer')}"
-    match answers.question.task:
-        case "object-detection":
-            return f"{name}: {_describe_faces(answer.output)}"
-        case "image-to-text":
-            return f"{name}: {_describe_text(answer.output)}"
-        case _:
-            return f"{name}: {answer.vehicle}"
-
-
-def _describe_faces(output: Mapping[str, Any]) -> str:
-    found = output["detections"]
-    if not found:
-        return "no face"
-    places = ", ".join(
-        f"({box['box'][0]:.0f}, {box['box'][1]:.0f}) {box['score']:.2f}" for box in found[:3]
-    )
-    return f"{len(found)} {'face' if len(found) == 1 else 'faces'} at {places}"
-
-
-def _describe_text(output: Mapping[str, Any]) -> str:
-    lines = [line["text"] for line in output["lines"]]
-    shown = " / ".join(lines[:_LINES_SHOWN])
-    return shown + (" / …" if len(lines) > _LINES_SHOWN else "") if lines else "no text"
+    return f"{name}: {describe_output(answer.output)}"
 
 
 def few_lines(answers: JobAnswers) -> list[str]:
