@@ -17,7 +17,7 @@ import contextlib
 import random
 from collections import deque
 from collections.abc import Sequence
-from functools import partial
+from functools import lru_cache, partial
 from typing import Final
 
 from mqttium import (
@@ -48,6 +48,7 @@ from edge_runtime.contract.limits import (
     BUS_OUTBOUND_MAX_BYTES,
     BUS_OUTBOUND_MAX_MESSAGES,
     BUS_PACKET_MAX_BYTES,
+    BUS_PROPERTY_SETS_KEPT_MAX,
 )
 
 MQTT_5: Final = 5
@@ -295,17 +296,35 @@ def _client_for(settings: BusSettings, will: Message | None) -> AsyncClient:
 
 def _properties(message: Message) -> Properties | None:
     """Mqttium's MQTT 5 properties of `message`, None when it has none."""
+    return _properties_of(
+        message.expiry_s,
+        message.content_type,
+        message.response_topic,
+        message.correlation,
+        message.traceparent,
+    )
+
+
+@lru_cache(maxsize=BUS_PROPERTY_SETS_KEPT_MAX)
+def _properties_of(
+    expiry_s: int | None,
+    content_type: str | None,
+    response_topic: str | None,
+    correlation: bytes | None,
+    traceparent: str | None,
+) -> Properties | None:
+    """Made once for a set of values: mqttium keeps their encoding with them."""
     values: dict[str, object] = {}
-    if message.expiry_s is not None:
-        values["message_expiry_interval"] = message.expiry_s
-    if message.content_type is not None:
-        values["content_type"] = message.content_type
-    if message.response_topic is not None:
-        values["response_topic"] = message.response_topic
-    if message.correlation is not None:
-        values["correlation_data"] = message.correlation
-    if message.traceparent is not None:
-        values["user_property"] = (_TRACEPARENT, message.traceparent)
+    if expiry_s is not None:
+        values["message_expiry_interval"] = expiry_s
+    if content_type is not None:
+        values["content_type"] = content_type
+    if response_topic is not None:
+        values["response_topic"] = response_topic
+    if correlation is not None:
+        values["correlation_data"] = correlation
+    if traceparent is not None:
+        values["user_property"] = (_TRACEPARENT, traceparent)
     return Properties(values) if values else None
 
 
