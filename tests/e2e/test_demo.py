@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,8 @@ from pathlib import Path
 import psutil
 import pytest
 from brokers import make_mosquitto
+from paho.mqtt import client as mqtt
+from paho.mqtt.enums import CallbackAPIVersion
 
 ROOT = Path(__file__).parents[2]
 MODELS = Path(os.environ.get("EDGE_RUNTIME_TEST_MODELS", ROOT / ".data" / "models"))
@@ -73,6 +76,31 @@ def run_demo(folder: Path, *more: str) -> dict[str, object]:
     return assert_good(done, folder)
 
 
+def retained_on(url: str) -> list[str]:
+    """Topics with a retained message."""
+    host, _, port = url.removeprefix("mqtt://").partition(":")
+    client = mqtt.Client(CallbackAPIVersion.VERSION2, protocol=mqtt.MQTTv5)
+    topics: list[str] = []
+    done = threading.Event()
+
+    def on_message(_client: mqtt.Client, _data: object, message: mqtt.MQTTMessage) -> None:
+        # Retained messages come before what is published after the subscription.
+        if message.topic == "end":
+            done.set()
+        else:
+            topics.append(message.topic)
+
+    client.on_connect = lambda client, *_: client.subscribe("#", qos=1)
+    client.on_subscribe = lambda client, *_: client.publish("end", b"", qos=1)
+    client.on_message = on_message
+    client.connect(host, int(port))
+    client.loop_start()
+    assert done.wait(10)
+    client.disconnect()
+    client.loop_stop()
+    return topics
+
+
 def assert_disturbed(summary: dict[str, object]) -> None:
     assert summary["jobs"] == 3
     assert summary["items"] == 3 * ITEMS
@@ -95,6 +123,7 @@ def test_the_demo_loses_nothing_on_mosquitto(tmp_path: Path, mosquitto_url: str)
     summary = run_demo(tmp_path, f"--items={ITEMS}", f"--broker={mosquitto_url}")
     assert_disturbed(summary)
     assert summary["broker"] == mosquitto_url
+    assert retained_on(mosquitto_url) == []
 
 
 def test_without_faults_no_car_is_disturbed(tmp_path: Path) -> None:

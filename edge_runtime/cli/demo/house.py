@@ -18,6 +18,7 @@ TENANT: Final = "demo"
 _HOST: Final = "127.0.0.1"
 _START_TIMEOUT_S: Final = 30.0
 _POLL_S: Final = 0.05
+_QUIET_S: Final = 1.0
 
 _POLICY: Final = """\
 # The owners of the demo agreed, and let their cars begin again a second after they left.
@@ -85,11 +86,37 @@ class House:
             yield self
         finally:
             await stop_all(self.children)
+            if self.broker is None:
+                await self._clear_retained()
 
     async def restart_car(self, name: str) -> None:
         """SIGKILL a car's process and start it again with the same state."""
         await self.cars[name].kill()
         await self.cars[name].start()
+
+    async def _clear_retained(self) -> None:
+        """Leave nothing behind on a broker that is not the demo's own."""
+        from edge_runtime.bus import BusError, BusSettings, Connected, Message, open_bus
+
+        settings = BusSettings(
+            url=self.broker_url,
+            client_id=f"{self.namespace}-sweeper",
+            session_expiry_s=0,
+            subscriptions=((f"{self.namespace}/#", 1),),
+        )
+        with contextlib.suppress(TimeoutError, BusError):
+            async with open_bus(settings) as bus:
+                events = bus.events()
+                while True:
+                    async with asyncio.timeout(_QUIET_S):
+                        event = await anext(events)
+                    match event:
+                        case Message(retain=True, payload=payload) if payload:
+                            await bus.publish(Message(topic=event.topic, payload=b"", retain=True))
+                        case Connected() | Message():
+                            continue
+                        case _:
+                            return
 
     @property
     def _policy(self) -> Path:

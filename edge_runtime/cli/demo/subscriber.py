@@ -22,6 +22,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 import msgpack  # type: ignore[import-untyped]  # it ships no types
 from paho.mqtt import client as mqtt
@@ -31,6 +32,7 @@ _QUEUE_SLOTS: Final = 100_000
 _GAP_PATIENCE_S: Final = 2.0
 _POLL_S: Final = 0.1
 _HTTP_TIMEOUT_S: Final = 30.0
+_MQTT_PORT: Final = 1883
 _TERMINAL: Final = frozenset({"done", "cancelled", "expired"})
 
 
@@ -166,7 +168,7 @@ def _say(**fields: Any) -> None:
 
 
 def _connect(broker: str, topic: str, inbox: "queue.Queue[tuple[str, Any]]") -> mqtt.Client:
-    host, _, port = broker.removeprefix("mqtt://").rpartition(":")
+    address = urlsplit(broker)
     client = mqtt.Client(CallbackAPIVersion.VERSION2, protocol=mqtt.MQTTv5)
 
     def on_connect(client: mqtt.Client, *_: Any) -> None:
@@ -178,7 +180,9 @@ def _connect(broker: str, topic: str, inbox: "queue.Queue[tuple[str, Any]]") -> 
     client.on_connect = on_connect
     client.on_subscribe = on_subscribe
     client.on_message = lambda _client, _data, message: inbox.put(("message", message.payload))
-    client.connect(host, int(port))
+    if address.username is not None:
+        client.username_pw_set(address.username, address.password)
+    client.connect(address.hostname or "127.0.0.1", address.port or _MQTT_PORT)
     client.loop_start()
     return client
 
