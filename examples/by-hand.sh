@@ -9,7 +9,6 @@ set -eu
 
 state=${STATE:-.data/by-hand}
 mkdir -p "$state"
-printf 'dwell_s = 2\n[consent]\ngiven = true\nversion = 1\n' >"$state/policy.toml"
 
 pids=
 finish() {
@@ -27,7 +26,7 @@ pids="$pids $!"
 edge-runtime dispatcher --store "$state/dispatcher.db" --models .data/models &
 pids="$pids $!"
 for car in car-1 car-2; do
-  edge-runtime vehicle --id "$car" --state-dir "$state/$car" --policy "$state/policy.toml" \
+  edge-runtime vehicle --id "$car" --state-dir "$state/$car" --policy examples/policy.toml \
     --sensors simulated &
   pids="$pids $!"
 done
