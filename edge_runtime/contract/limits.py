@@ -224,6 +224,13 @@ JOURNAL_LAZY_MS: Final = 20
 SENSOR_PERIOD_MS: Final = 1_000
 SENSOR_LINE_MAX_BYTES: Final = 4_096
 HOSTS_KNOWN_MAX: Final = 64
+CAR_TIMER_MAX_MS: Final = 5_000
+"""A computer that slept has older boot time than its timers know: it looks at least this often."""
+CAR_BUS_TURN_MS: Final = 2
+"""Messages are taken for this long before a sensor, the engine and the journal have a turn."""
+CAR_FAREWELL_MS: Final = 300
+MODELS_URL_WAIT_MS: Final = 5_000
+"""A dispatcher that is only about to say where it serves packages is waited for this long."""
 ITEM_TIME_MAX_MS: Final = 3_600_000
 """A longer reported item time is not believed."""
 CANCELS_MAX: Final = 100_000

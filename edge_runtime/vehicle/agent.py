@@ -36,7 +36,7 @@ from edge_runtime.bus import (
     Message,
 )
 from edge_runtime.contract import limits
-from edge_runtime.contract.clock import Now
+from edge_runtime.contract.clock import NS_PER_MS, Now
 from edge_runtime.contract.errors import ConfigError, RejectionReason
 from edge_runtime.contract.package import KNOWN_TASKS, Package, PackageRefused
 from edge_runtime.contract.topics import DEFAULT_NAMESPACE, Topics, require_id
@@ -65,13 +65,8 @@ from edge_runtime.vehicle.outgoing import Outgoing
 from edge_runtime.vehicle.policy_file import PolicyFile
 from edge_runtime.vehicle.ports import EmitEvent, Engine, PackageStore, Sensors
 
-_TIMER_MAX_NS: Final = 5_000_000_000
-"""A computer that slept has older boot time than its timers know: look at least this often."""
-_BUS_TURN_S: Final = 0.002
-"""Messages are taken for this long before everybody else has a turn."""
 _CLOCK_SLACK_S: Final = 3_600
-_FAREWELL_S: Final = 0.3
-_URL_WAIT_S: Final = 5.0
+_FAREWELL_S: Final = limits.CAR_FAREWELL_MS / 1000
 
 _log = structlog.get_logger()
 
@@ -324,7 +319,7 @@ class VehicleAgent:
         """Wake when the core wants to be; asked once per turn of the loop."""
         self._timer_asked = False
         now = self._clock()
-        latest_ns = now.boot_ns + _TIMER_MAX_NS
+        latest_ns = now.boot_ns + limits.CAR_TIMER_MAX_MS * NS_PER_MS
         due_ns = min(self.core.next_deadline(now) or latest_ns, latest_ns)
         if self._timer is not None:
             if due_ns == self._timer_ns:
@@ -422,7 +417,7 @@ class VehicleAgent:
     async def _model_urls(self) -> list[str]:
         """Where to fetch; a host that is only about to introduce itself is waited for."""
         try:
-            async with asyncio.timeout(_URL_WAIT_S):
+            async with asyncio.timeout(limits.MODELS_URL_WAIT_MS / 1000):
                 while not self._hosts.urls():
                     self._host_news.clear()
                     await self._host_news.wait()
@@ -433,7 +428,8 @@ class VehicleAgent:
     # --- sources of events -----------------------------------------------------------------
 
     async def _read_bus(self) -> None:
-        turn_ends_s = self._loop.time() + _BUS_TURN_S
+        turn_s = limits.CAR_BUS_TURN_MS / 1000
+        turn_ends_s = self._loop.time() + turn_s
         async for event in self._bus.events():
             match event:
                 case Message():
@@ -444,7 +440,7 @@ class VehicleAgent:
                     self.tell(BusDisconnected())
             if self._loop.time() > turn_ends_s:
                 await asyncio.sleep(0)
-                turn_ends_s = self._loop.time() + _BUS_TURN_S
+                turn_ends_s = self._loop.time() + turn_s
 
     def _received(self, message: Message) -> None:
         event = self._intake.event(message)
