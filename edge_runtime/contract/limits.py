@@ -188,6 +188,9 @@ CHUNKS_PER_UNIT_MAX: Final = 1_024
 """Chunks of one attempt whose time and energy are counted."""
 ENDED_JOBS_KEPT_MAX: Final = 20_000
 """Jobs that ended lately, remembered to tell what was read from the store before they did."""
+POOL_STRETCH_FLEET_CARS: Final = 200_000
+"""From here on a pool is built from one stretch of the registry, where that has enough cars."""
+POOL_WARM_ENOUGH: Final = 256
 POOL_MAX_AGE_MS: Final = 1_000
 """On a small fleet, a pool older than this is rebuilt before it is used."""
 ALONE_TRIES_PER_PLACEMENT: Final = 32

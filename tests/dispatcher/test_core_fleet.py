@@ -417,3 +417,55 @@ def test_a_backlog_is_never_negative_and_an_idle_car_has_none(
         assert fleet.in_flight[0] == len(out)
         if kind == "e" and not out:
             assert fleet.backlog_ms[0] == 0.0
+
+
+@pytest.fixture
+def large(monkeypatch: pytest.MonkeyPatch) -> Fleet:
+    """A fleet that counts as large: pools are built from stretches of it."""
+    monkeypatch.setattr(limits, "SMALL_FLEET_CARS", 10)
+    monkeypatch.setattr(limits, "POOL_STRETCH_FLEET_CARS", 100)
+    monkeypatch.setattr(limits, "POOL_CANDIDATES", 8)
+    monkeypatch.setattr(limits, "POOL_WARM_ENOUGH", 4)
+    fleet = Fleet(capacity=2)
+    for number in range(320):
+        resident = (MODEL,) if number % 2 else ()
+        born(fleet, f"car{number}", units_max=1, resident=resident)
+    return fleet
+
+
+def drained(placement: Placement, fleet: Fleet, need: Requirement) -> list[int]:
+    """Every row that the pool gives out until there is none."""
+    rows = []
+    while (row := placement.choose(need, NOW_MS)) is not None:
+        fleet.offered(row, 100.0)
+        fleet.changes += 1
+        rows.append(row)
+    return rows
+
+
+def test_a_large_fleet_is_used_to_the_last_car_the_warm_ones_first(large: Fleet) -> None:
+    rows = drained(Placement(large), large, NEED)
+    assert sorted(rows) == list(range(320))
+    warm = [row % 2 for row in rows]
+    assert sum(warm[:120]) >= 110
+
+
+def test_a_model_that_few_cars_hold_is_found_wherever_they_are(large: Fleet) -> None:
+    rare = ModelCar("car200", resident=("c" * 64,), seq=9)
+    large.reported(rare.state().state, NOW_MS)
+    assert Placement(large).choose(Requirement("c" * 64, TASK), NOW_MS) == 200
+
+
+def test_a_stretch_without_enough_cars_is_not_the_end(large: Fleet) -> None:
+    for row in range(320):
+        if row not in (7, 319):
+            large.flags[row] = 0
+    large.changes += 1
+    assert sorted(drained(Placement(large), large, NEED)) == [7, 319]
+    assert Placement(large).choose(Requirement(MODEL, TASK, vehicles=("car7",)), NOW_MS) is None
+
+
+def test_pools_of_a_large_fleet_count_its_free_cars(large: Fleet) -> None:
+    placement = Placement(large)
+    placement.choose(NEED, NOW_MS)
+    assert placement.pool(NEED).eligible == 320

@@ -240,7 +240,7 @@ class Attempts:
     def requeue(self, unit: Unit) -> None:
         """What is still open goes back to pending, to be offered under a new fence."""
         job = unit.job
-        if not unit.open or job.state.is_terminal:
+        if not unit.open or job.is_over:
             return
         if job.strikes and not unit.alone:
             for index in [index for index in unit.open if index in job.strikes]:
@@ -328,7 +328,7 @@ class Attempts:
     def suspect(self, unit: Unit) -> None:
         """Isolate the item that was probably running when its car fell silent."""
         job = unit.job
-        if not unit.open or job.state.is_terminal:
+        if not unit.open or job.is_over:
             return
         index = next(iter(unit.open))
         job.expiries.setdefault(index, []).append(unit.vehicle)

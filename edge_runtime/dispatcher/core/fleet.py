@@ -33,6 +33,7 @@ Mask = np.ndarray[Any, np.dtype[np.bool_]]
 
 ONLINE, QUARANTINED = 1, 2
 NEVER_SEEN: Final = -(1 << 62)
+ALL_ROWS: Final = slice(None)
 _NAN: Final = float("nan")
 
 _COLUMNS: Final[dict[str, tuple[str, Any]]] = {
@@ -58,8 +59,8 @@ _COLUMNS: Final[dict[str, tuple[str, Any]]] = {
     "items_done": ("u4", 0),
 }
 _TASK_BITS: Final = 32
-_CONNECTION_MAX: Final = 2**31 - 1
-_ITEMS_DONE_MAX: Final = 2**32 - 1
+_CONNECTION_TOP: Final = int(np.iinfo("i4").max)
+_ITEMS_DONE_TOP: Final = int(np.iinfo("u4").max)
 
 
 class Names:
@@ -164,7 +165,7 @@ class Fleet:
             self.seq[row] = -1
             self.seen_ms[row] = NEVER_SEEN
         self.boot[row] = birth.boot
-        self.connection[row] = min(birth.connection, _CONNECTION_MAX)
+        self.connection[row] = min(birth.connection, _CONNECTION_TOP)
         self.flags[row] |= ONLINE
         self.units_max[row] = min(birth.limits.units_max, limits.CAR_UNITS_MAX)
         self.region[row] = self.regions.number(birth.region)
@@ -249,7 +250,7 @@ class Fleet:
 
     def worked(self, row: int, items: int) -> None:
         """The car finished items."""
-        self.items_done[row] = min(self.items_done[row] + items, _ITEMS_DONE_MAX)
+        self.items_done[row] = min(self.items_done[row] + items, _ITEMS_DONE_TOP)
 
     def ended(self, row: int, left_ms: float) -> None:
         """A unit left the car with `left_ms` of its booked time not worked off."""
@@ -284,28 +285,38 @@ class Fleet:
         return mask
 
     def can_serve(
-        self, task: str, region: str | None, hardware: str | None, vehicles: tuple[str, ...]
+        self,
+        task: str,
+        region: str | None,
+        hardware: str | None,
+        vehicles: tuple[str, ...],
+        rows: slice = ALL_ROWS,
     ) -> Mask:
         """Rows that could ever run such a job, whatever they do now (bool[rows])."""
-        count = len(self.vehicles)
-        mask: Mask = (self.column("tasks") & np.uint32(self._task_bits.get(task, 0))) != 0
+        mask: Mask = (self.column("tasks")[rows] & np.uint32(self._task_bits.get(task, 0))) != 0
         if region is not None:
-            mask &= self.column("region") == (self.regions.find(region) or 65_535)
+            mask &= self.column("region")[rows] == (self.regions.find(region) or 65_535)
         if hardware is not None:
-            mask &= self.column("hardware") == (self.hardwares.find(hardware) or 65_535)
+            mask &= self.column("hardware")[rows] == (self.hardwares.find(hardware) or 65_535)
         if vehicles:
-            named = np.zeros(count, dtype=bool)
+            named = np.zeros(len(self.vehicles), dtype=bool)
             named[[self.row_of[v] for v in vehicles if v in self.row_of]] = True
-            mask &= named
+            mask &= named[rows]
         return mask
 
-    def available(self, now_ms: int) -> Mask:
+    def available(self, now_ms: int, rows: slice = ALL_ROWS) -> Mask:
         """Rows that may be offered work now, slots aside (bool[rows])."""
-        availability = self.column("availability")
+        availability = self.column("availability")[rows]
         mask: Mask = (availability == READY_CODE) | (availability == WORKING_CODE)
-        mask &= self.column("flags") == ONLINE
-        mask &= self.column("seen_ms") > now_ms - limits.STATE_STALE_MS
-        mask &= self.column("retry_at_ms") <= now_ms
+        mask &= self.column("flags")[rows] == ONLINE
+        mask &= self.column("seen_ms")[rows] > now_ms - limits.STATE_STALE_MS
+        mask &= self.column("retry_at_ms")[rows] <= now_ms
+        return mask
+
+    def has_room(self, rows: slice = ALL_ROWS) -> Mask:
+        """Rows that hold less than they may, in units and in expected time (bool[rows])."""
+        mask: Mask = self.column("in_flight")[rows] < self.column("units_max")[rows]
+        mask &= self.column("backlog_ms")[rows] < limits.BACKLOG_TARGET_MS
         return mask
 
     def is_available(self, row: int, now_ms: int) -> bool:
@@ -317,11 +328,12 @@ class Fleet:
             and self.retry_at_ms[row] <= now_ms
         )
 
-    def holds_model(self, number: int) -> Mask:
+    def holds_model(self, number: int, rows: slice = ALL_ROWS) -> Mask:
         """Rows on which a model is resident (bool[rows])."""
-        mask: Mask = self.resident[0, : len(self.vehicles)] == number
-        for slot in self.resident[1:]:
-            mask |= slot[: len(self.vehicles)] == number
+        first, *others = self.resident[:, : len(self.vehicles)][:, rows]
+        mask: Mask = first == number
+        for slot in others:
+            mask |= slot == number
         return mask
 
     # --- for people ---

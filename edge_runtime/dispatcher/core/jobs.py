@@ -95,6 +95,11 @@ class Job:
         return self.spec.items - self.done - self.failed
 
     @property
+    def is_over(self) -> bool:
+        """Whether nothing more will happen to it."""
+        return self.state is not JobState.ACCEPTED and self.state is not JobState.RUNNING
+
+    @property
     def has_work(self) -> bool:
         """Whether something of it could be offered, now or after a load."""
         return bool(self.alone or self.requeued or self.pending) or not self.is_fully_loaded
@@ -227,7 +232,7 @@ class TenantQueue:
         """Take jobs without work from the head of a line; whether one with work is left."""
         while line.jobs:
             job = line.jobs[0][3]
-            if job.has_work and not job.state.is_terminal:
+            if job.has_work and not job.is_over:
                 return True
             self._pop(line)
         return False
@@ -264,7 +269,7 @@ class TenantQueue:
             for entry in line.jobs:
                 job = entry[3]
                 job.is_queued = False
-                if job.has_work and not job.state.is_terminal:
+                if job.has_work and not job.is_over:
                     self.push(job)
 
     @property

@@ -252,7 +252,7 @@ class DispatcherCore:
     def _items_loaded(self, event: ItemsLoaded) -> None:
         self._state.items_arrived(event.job)
         job = self._state.jobs.get(event.job)
-        if job is None or job.state.is_terminal or not job.is_loading:
+        if job is None or job.is_over or not job.is_loading:
             return  # it ended, or ended and runs again, since this was read
         job.is_loading = False
         job.loaded_through = event.through
@@ -327,7 +327,7 @@ class DispatcherCore:
     def _cancelled(self, job_id: str, now: Now) -> None:
         """Of a cancel and a result the first wins."""
         job = self._state.jobs.get(job_id)
-        if job is not None and not job.state.is_terminal:
+        if job is not None and not job.is_over:
             self._settling.end_job(job, JobState.CANCELLED, now)
 
     def _requeued(self, event: JobRequeued, now: Now) -> None:
@@ -354,7 +354,7 @@ class DispatcherCore:
         assert job is not None, stored
         indices = tuple(item.index for item in items)
         state.emit(WithdrawFailures(job_no=job.no, items=indices))
-        if job.state.is_terminal:
+        if job.is_over:
             job.is_loading = job.is_fully_loaded = False
             job.loaded_through = -1
         for index in indices:
@@ -374,7 +374,7 @@ class DispatcherCore:
         while self._deadlines and self._deadlines[0][0] <= now.utc_ms:
             _, no = heapq.heappop(self._deadlines)
             job = self._state.job_by_no.get(no)
-            if job is None or job.state.is_terminal or job.spec.deadline_ms > now.utc_ms:
+            if job is None or job.is_over or job.spec.deadline_ms > now.utc_ms:
                 continue  # it ended, or was requeued with a later deadline
             self._settling.end_job(job, JobState.EXPIRED, now)
 
@@ -450,11 +450,7 @@ class DispatcherCore:
         """A stale fence fills open items; it renews no lease and changes no unit's state."""
         state = self._state
         job = state.jobs.get(chunk.job)
-        wanted = (
-            job is not None
-            and not job.state.is_terminal
-            and chunk.model == job.spec.requirement.model
-        )
+        wanted = job is not None and not job.is_over and chunk.model == job.spec.requirement.model
         if job is None or not wanted:
             self._answer(vehicle, chunk, ChunkVerdict.NOT_WANTED)
             return
@@ -669,7 +665,7 @@ class DispatcherCore:
             places = [*job.pending, *job.alone]
             for unit in [*job.requeued, *job.units.values()]:
                 places += unit.open
-            if not job.state.is_terminal:
+            if not job.is_over:
                 assert sorted(places) == sorted(set(places)), (job.spec.id, places)
                 assert set(places) == set(job.items), (job.spec.id, places, list(job.items))
         assert (items, size) == (state.window_items, state.window_bytes)

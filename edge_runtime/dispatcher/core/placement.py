@@ -15,6 +15,7 @@ import numpy as np
 
 from edge_runtime.contract import limits
 from edge_runtime.dispatcher.core.fleet import (
+    ALL_ROWS,
     ONLINE,
     QUARANTINED,
     READY_CODE,
@@ -25,6 +26,8 @@ from edge_runtime.dispatcher.core.fleet import (
 
 _MIX = 40_503
 """Knuth's multiplier for 16 bits (2**16 / golden ratio)."""
+_STRETCHES = 16
+_Rows = tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]
 
 
 class Requirement(NamedTuple):
@@ -40,7 +43,7 @@ class Requirement(NamedTuple):
 class Pool:
     """The best candidates for one requirement."""
 
-    __slots__ = ("built_at_changes", "built_at_ms", "eligible", "heap", "salt")
+    __slots__ = ("built_at_changes", "built_at_ms", "eligible", "heap", "salt", "turn")
 
     def __init__(self, salt: int) -> None:
         self.salt = salt
@@ -48,6 +51,7 @@ class Pool:
         self.built_at_changes = -1
         self.built_at_ms = -limits.EMPTY_POOL_REBUILD_MS
         self.eligible = 0
+        self.turn = 0
 
 
 class Placement:
@@ -127,39 +131,71 @@ class Placement:
         fleet = self._fleet
         self.rebuilds += 1
         pool.built_at_changes, pool.built_at_ms = fleet.changes, now_ms
-        mask = self.could_serve(requirement) & fleet.available(now_ms)
-        backlog = fleet.column("backlog_ms")
-        mask &= fleet.column("in_flight") < fleet.column("units_max")
-        mask &= backlog < limits.BACKLOG_TARGET_MS
-        pool.eligible = int(np.count_nonzero(mask))
-        warm, cold = self._candidates(mask, requirement.model, pool.salt)
+        warm, cold = self._some(pool, requirement, now_ms) or self._all(pool, requirement, now_ms)
         rows = np.concatenate((warm, cold))
         penalty = np.repeat((0.0, float(limits.COLD_START_MS)), (len(warm), len(cold)))
         # Equals are ordered differently in every pool, or all pools would fight for the
         # same cars (and re-sort each other's heaps) while a million others idle.
         mixed = ((rows + pool.salt) * _MIX) & 0xFFFF
-        scores = backlog[rows] + penalty + mixed * (limits.WAIT_TOLERANCE_MS / 0x10000)
+        backlog = fleet.column("backlog_ms")[rows]
+        scores = backlog + penalty + mixed * (limits.WAIT_TOLERANCE_MS / 0x10000)
         if len(rows) > limits.POOL_CANDIDATES:
             best = np.argpartition(scores, limits.POOL_CANDIDATES)[: limits.POOL_CANDIDATES]
             rows, scores, penalty = rows[best], scores[best], penalty[best]
         pool.heap = list(zip(scores.tolist(), rows.tolist(), penalty.tolist(), strict=True))
         heapq.heapify(pool.heap)
 
-    def _candidates(
-        self, mask: Mask, model: str, salt: int
-    ) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    def _some(self, pool: Pool, requirement: Requirement, now_ms: int) -> _Rows | None:
+        """Candidates from one stretch of a large fleet, where enough are found in it.
+
+        A sixteenth of a million equals is as good as all of them, and costs a sixteenth. Where
+        some car holds the model, a stretch without enough that do will not do.
+        """
+        count = len(self._fleet)
+        if count < limits.POOL_STRETCH_FLEET_CARS or requirement.vehicles:
+            return None
+        length = count // _STRETCHES
+        pool.turn += 1
+        start = (pool.salt + pool.turn) % _STRETCHES * length
+        stretch = slice(start, start + length)
+        mask = self._free(requirement, now_ms, stretch)
+        number = self._fleet.models.find(requirement.model)
+        if number is None:
+            cold = np.flatnonzero(mask)
+            if len(cold) < limits.POOL_CANDIDATES:
+                return None
+            pool.eligible = len(cold) * _STRETCHES
+            return cold[:0], _sample(cold + start, pool.salt)
+        holds = self._fleet.holds_model(number, stretch)
+        warm = np.flatnonzero(mask & holds)
+        if len(warm) < limits.POOL_WARM_ENOUGH:
+            return None
+        cold = np.flatnonzero(mask & ~holds)
+        pool.eligible = (len(warm) + len(cold)) * _STRETCHES
+        return _sample(warm + start, pool.salt), _sample(cold + start, pool.salt)
+
+    def _all(self, pool: Pool, requirement: Requirement, now_ms: int) -> _Rows:
         """Rows that hold the model and rows that do not, each thinned to a bounded sample.
 
         From a million equals the best of a sample is as good as the best of all.
         """
-        number = self._fleet.models.find(model)
+        mask = self._free(requirement, now_ms)
+        pool.eligible = int(np.count_nonzero(mask))
+        number = self._fleet.models.find(requirement.model)
         if number is None:
-            return np.empty(0, dtype=np.intp), _sample(np.flatnonzero(mask), salt)
+            return np.empty(0, dtype=np.intp), _sample(np.flatnonzero(mask), pool.salt)
         holds = self._fleet.holds_model(number)
-        warm = _sample(np.flatnonzero(mask & holds), salt)
+        warm = _sample(np.flatnonzero(mask & holds), pool.salt)
         if len(warm) >= limits.POOL_CANDIDATES:
             return warm, np.empty(0, dtype=np.intp)
-        return warm, _sample(np.flatnonzero(mask & ~holds), salt)
+        return warm, _sample(np.flatnonzero(mask & ~holds), pool.salt)
+
+    def _free(self, requirement: Requirement, now_ms: int, rows: slice = ALL_ROWS) -> Mask:
+        """Rows that may be offered such work now (bool[rows])."""
+        mask = self._fleet.can_serve(*requirement[1:], rows)
+        mask &= self._fleet.available(now_ms, rows)
+        mask &= self._fleet.has_room(rows)
+        return mask
 
     def others_live(self, requirement: Requirement, avoid: frozenset[str], now_ms: int) -> bool:
         """Whether a car outside `avoid` could serve soon: it is live, busy or not."""

@@ -100,7 +100,7 @@ class State:
 
     def retire(self, job: Job) -> None:
         """Drop an ended job from memory once its last attempt is gone; the store has it."""
-        if job.state.is_terminal and not job.units and job.spec.id in self.jobs:
+        if job.is_over and not job.units and job.spec.id in self.jobs:
             del self.jobs[job.spec.id]
             del self.job_by_no[job.no]
             self.ended_jobs[job.spec.id] = EndedJob(
@@ -184,7 +184,7 @@ class State:
 
     def _announce(self, job: Job, finished_ms: int | None, now: Now) -> None:
         """Ends are announced at once, progress at most every interval."""
-        if job.state.is_terminal:
+        if job.is_over:
             self.out.append(PublishStatus(status=job.status(finished_ms)))
         elif not job.status_due:
             job.status_due = True
@@ -195,7 +195,7 @@ class State:
         while self.status_queue and self.status_queue[0][0] <= now.boot_ms:
             job = self.status_queue.popleft()[1]
             job.status_due = False
-            if not job.state.is_terminal:
+            if not job.is_over:
                 self.out.append(PublishStatus(status=job.status()))
 
 
