@@ -135,6 +135,16 @@ def test_an_offer_under_way_at_a_kill_may_still_have_been_taken() -> None:
     assert director.unfired == ()
 
 
+def test_while_items_wait_the_owner_comes_to_a_car_that_has_finished_one() -> None:
+    director = Director([OWNER])
+    cold, warm = attempt("car-1", 1), attempt("car-2", 2)
+    assert director.observe(WORKING, [cold, warm], 10, is_over=False, items_waiting=5) == []
+    finished = attempt("car-2", 3, ended_ms=5, end=AttemptEnd.COMPLETED, items_done=8)
+    assert director.observe(
+        WORKING, [cold, warm, finished], 20, is_over=False, items_waiting=5
+    ) == [Action(Act.OWNER_RETURNS, "car-2")]
+
+
 def test_no_fault_is_given_after_the_last_job_ended() -> None:
     director = Director([OWNER])
     assert director.observe(WORKING, [attempt("car-1", 1)], 10, is_over=True) == []

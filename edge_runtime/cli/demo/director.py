@@ -3,6 +3,9 @@
 Invariants
 - A fault is given to a car only while the dispatcher shows an attempt that this car has taken
   and not ended. No clock decides anything; `now_ms` only marks what happened when.
+- A car that has finished an item already is what the owner, or the heat, comes to: its inference
+  process is up, so that there is something to stop. Only where every item is out already is any
+  car with a unit good enough.
 - One car has one fault at a time, and the next fault is given once the one before has struck:
   the attempt was released, or lost, by its car.
 - A fault that came too late (the unit was finished in that moment) is taken back and tried again.
@@ -80,17 +83,19 @@ class Director:
         now_ms: int,
         *,
         is_over: bool,
+        items_waiting: int = 0,
     ) -> list[Action]:
         """Take in what the dispatcher shows; returns what to do now.
 
         `is_over` says that every job has ended: nothing more will be taken over.
+        `items_waiting` are those that are neither finished nor on a car.
         """
         actions: list[Action] = []
         for fault in self._faults:
             actions += self._follow(fault, cars, attempts, now_ms, is_over=is_over)
         waiting = any(fault.phase is _Phase.GIVEN for fault in self._faults)
         if self.wanted and not waiting and not is_over:
-            actions += self._give(cars, attempts, now_ms)
+            actions += self._give(cars, attempts, now_ms, items_waiting)
         return actions
 
     @property
@@ -122,19 +127,27 @@ class Director:
     # --- giving -----------------------------------------------------------------------------
 
     def _give(
-        self, cars: Sequence[CarView], attempts: Sequence[AttemptView], now_ms: int
+        self,
+        cars: Sequence[CarView],
+        attempts: Sequence[AttemptView],
+        now_ms: int,
+        items_waiting: int,
     ) -> list[Action]:
-        vehicle = self._choose(cars, attempts)
+        is_choosy = items_waiting > 0 and self.wanted[0] is not FaultKind.KILLED
+        vehicle = self._choose(cars, attempts, is_choosy=is_choosy)
         if vehicle is None:
             return []
         kind = self.wanted.pop(0)
         self._faults.append(_Fault(kind, vehicle, now_ms))
         return [Action(_first_act(kind), vehicle)]
 
-    def _choose(self, cars: Sequence[CarView], attempts: Sequence[AttemptView]) -> str | None:
+    def _choose(
+        self, cars: Sequence[CarView], attempts: Sequence[AttemptView], *, is_choosy: bool
+    ) -> str | None:
         """The working car with the most left to do; one that had no fault yet where possible."""
         busy = {fault.vehicle for fault in self._faults if fault.recovered_ms is None}
         had = {fault.vehicle for fault in self._faults}
+        warm = {attempt.vehicle for attempt in attempts if attempt.items_done}
         left: dict[str, int] = {}
         for attempt in attempts:
             if is_running(attempt):
@@ -146,10 +159,16 @@ class Director:
             if car.availability is Availability.WORKING
             and car.vehicle not in busy
             and left.get(car.vehicle, 0) > 0
+            and (car.vehicle in warm or not is_choosy)
         ]
         best = max(
             candidates,
-            key=lambda car: (car.vehicle not in had, car.backlog_ms, left[car.vehicle]),
+            key=lambda car: (
+                car.vehicle not in had,
+                car.vehicle in warm,
+                car.backlog_ms,
+                left[car.vehicle],
+            ),
             default=None,
         )
         return best.vehicle if best else None

@@ -209,7 +209,13 @@ class Demo:
                 if task.done():
                     task.result()
             is_over = all(task.done() for task in collecting)
-            for action in self._director.observe(fleet.cars, attempts, _now_ms(), is_over=is_over):
+            for action in self._director.observe(
+                fleet.cars,
+                attempts,
+                _now_ms(),
+                is_over=is_over,
+                items_waiting=self._items_waiting(attempts),
+            ):
                 await self._act(action)
             if is_over:
                 over_s = over_s or time.monotonic()
@@ -219,6 +225,11 @@ class Demo:
             elif time.monotonic() > deadline_s:
                 raise DemoFailed(f"not done after {self._options.timeout_s:g} s: {self._progress}")
             await asyncio.sleep(_POLL_S)
+
+    def _items_waiting(self, attempts: Sequence[AttemptView]) -> int:
+        """Items that are neither finished nor on a car, as far as is known."""
+        on_cars = sum(a.items - a.items_done for a in attempts if a.end is None)
+        return sum(job.items - job.done for job in self._progress) - on_cars
 
     async def _act(self, action: Action) -> None:
         car = self._house.cars[action.vehicle]
