@@ -83,6 +83,10 @@ UNIT_ITEMS_MAX: Final = 256
 OFFER_RESEND_MS: Final = 2_000
 OFFER_TIMEOUT_MS: Final = 15_000
 LEASE_MS: Final = 30_000
+LEASE_PAST_HANG_MS: Final = 10_000
+"""A lease outlives the engine's watchdog by this, so that a hang is told, not only suffered."""
+LEASE_COLD_MS: Final = 90_000
+"""What a lease allows on top, until the first chunk, for fetching and loading a model."""
 LEASE_PER_EXPECTED: Final = 4
 """A lease is at least this many times the unit's expected run time."""
 BACKLOG_TARGET_MS: Final = 2_500
@@ -106,7 +110,7 @@ SENSOR_STALE_MS: Final = 5_000
 THAW_GRACE_MS: Final = 1_500
 TERMINATE_GRACE_MS: Final = 50
 ENGINE_IDLE_EXIT_MS: Final = 30_000
-ENGINE_HANG_MS: Final = 30_000
+ENGINE_HANG_MS: Final = 20_000
 ENGINE_MEMORY_MAX_BYTES: Final = 4 * 1024 * 1024 * 1024
 PACKAGE_MAX_BYTES: Final = 2 * 1024 * 1024 * 1024
 PACKAGE_MAX_FILES: Final = 256
@@ -169,7 +173,7 @@ ENGINE_EVENT_LATE_MS: Final = 40
 """Longest that an event waits in the worker; a kill loses that much finished work."""
 POOLS_MAX: Final = 4_096
 """Distinct requirement sets with a candidate pool."""
-POOL_CANDIDATES: Final = 2_048
+POOL_CANDIDATES: Final = 512
 SMALL_FLEET_CARS: Final = 10_000
 EMPTY_POOL_REBUILD_MS: Final = 250
 WAIT_TOLERANCE_MS: Final = 20
@@ -179,6 +183,10 @@ COLD_START_MS: Final = 500
 STATUS_PUBLISH_INTERVAL_MS: Final = 1_000
 REBIRTHS_PER_TICK_MAX: Final = 200
 """Rebirth orders a tick: a fleet that comes back at once is asked gradually."""
+GREETINGS: Final = 4
+"""How often a dispatcher that has started asks silent cars to introduce themselves."""
+GREETING_MS: Final = 500
+GREETED_CARS_MAX: Final = 2_000
 TENANT_WINDOW_JOBS_MIN: Final = 1_000
 LOAD_ITEMS: Final = 512
 LOAD_BYTES: Final = 4 * 1024 * 1024

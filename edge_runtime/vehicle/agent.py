@@ -262,6 +262,10 @@ class VehicleAgent:
             will=self._outgoing.status(self.core.first_will()),
             subscriptions=((topics.down_all(settings.vehicle), 1), (topics.host_all(), 1)),
             canary_topic=topics.canary(settings.vehicle),
+            # Every connect subscribes afresh: some brokers send retained topics (who serves
+            # packages?) only to a subscription that they did not have. What a kept session
+            # would queue is sent again by the dispatcher anyway.
+            session_expiry_s=0,
         )
 
     # --- the loop ------------------------------------------------------------------------

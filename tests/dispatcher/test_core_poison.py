@@ -198,7 +198,7 @@ def test_an_item_that_fell_silent_is_tried_on_another_car(world: World) -> None:
     car, key, job = busy_with(world, "a", items=1)
     other = world.car("b")
     del car.runs[key]
-    world.live(limits.LEASE_MS + 1_000)
+    world.live(limits.LEASE_MS + limits.LEASE_COLD_MS + 1_000)
     assert [len(x.offers) for x in (car, other)] == [0, 1]
     assert world.model.job(job).is_open
 

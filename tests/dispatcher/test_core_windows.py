@@ -348,6 +348,35 @@ def test_a_restart_offers_live_attempts_again_at_once_with_the_same_fence(world:
     assert not world.core.state.jobs
 
 
+def test_a_restart_asks_the_cars_it_knows_how_they_are(world: World) -> None:
+    """Free cars get work at once, not after their next state."""
+    car, deaf = world.car(), world.car("deaf")
+    world.tick(e.QuarantineSet(vehicle="car", on=True), e.QuarantineSet(vehicle="deaf", on=True))
+    job = world.submit(1)
+    world.tick(e.QuarantineSet(vehicle="car", on=False))
+    world.restart()
+    deaf.is_deaf = True
+    world.settle()
+    assert car.rebirths == 1
+    assert [offer.job for offer in car.offers.values()] == [job]
+    for _ in range(2 * limits.GREETINGS):
+        due = world.core.next_deadline_ms(world.now)
+        assert due is not None
+        world.advance(max(1, due - world.boot_ms))
+        world.tick()
+    assert car.rebirths == 1
+
+
+def test_a_restart_does_not_ask_a_large_fleet(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "GREETED_CARS_MAX", 1)
+    cars = [world.car(name) for name in "ab"]
+    world.restart()
+    world.settle()
+    assert [car.rebirths for car in cars] == [0, 0]
+
+
 def test_an_attempt_of_which_only_the_last_word_is_missing_ends_at_a_restart(
     world: World,
 ) -> None:
@@ -501,5 +530,13 @@ def test_speed_is_told_apart_by_car_and_by_model() -> None:
     assert pace.expect_ms("m", 100.0, 0) == pytest.approx(200.0, rel=0.25)
     assert pace.expect_ms("m", 100.0, 1) == pytest.approx(50.0, rel=0.25)
     assert pace.expect_ms("n", 10.0, 0) > 2 * pace.expect_ms("n", 10.0, 1)
-    assert pace.lease_ms(1.0) == limits.LEASE_MS
-    assert pace.lease_ms(60_000.0) == 240_000
+    assert pace.lease_ms(1.0, 1.0) == limits.LEASE_MS
+    assert pace.lease_ms(60_000.0, 1.0) == 240_000
+
+
+def test_a_lease_outlives_the_engines_watchdog() -> None:
+    """Or a car that finds an item hanging loses the attempt before it can say so."""
+    pace = Pace(Fleet())
+    for reference_ms in (1.0, 500.0, 5_000.0):
+        hang_ms = max(limits.ENGINE_HANG_MS, limits.ENGINE_HANG_PER_REFERENCE * reference_ms)
+        assert pace.lease_ms(1.0, reference_ms) > hang_ms

@@ -7,8 +7,8 @@ from typing import Any
 
 import msgspec
 import pytest
-from conftest import House, job_request, tensor_item
 from scripted_car import ScriptedCar, echo
+from service_rig import House, job_request, tensor_item
 
 from edge_runtime.bus import BusSettings, Connected, MemoryBroker, MemoryBus, Message
 from edge_runtime.contract import codec, limits

@@ -66,7 +66,11 @@ class Attempts:
         unit.offered_boot_ms, unit.offered_ms = now.boot_ms, now.utc_ms
         unit.taken_ms = None
         unit.expected_item_ms = item_ms
-        unit.lease_ms = state.pace.lease_ms(expected_ms + fleet.backlog_ms[row])
+        unit.lease_ms = state.pace.lease_ms(
+            expected_ms + fleet.backlog_ms[row], job.spec.reference_ms
+        )
+        is_warm = fleet.is_resident(row, job.spec.requirement.model)
+        unit.cold_ms = 0 if is_warm else limits.LEASE_COLD_MS
         unit.items_done, unit.busy_ms, unit.energy_j = 0, 0.0, 0.0
         unit.seqs.clear()
         job.units[unit.id] = unit
@@ -151,7 +155,7 @@ class Attempts:
             parameters=msgspec.Raw(spec.parameters),
             deadline_ms=spec.deadline_ms,
             remaining_ms=max(0, spec.deadline_ms - now.utc_ms),
-            lease_ms=unit.lease_ms,
+            lease_ms=unit.lease_ms + unit.cold_ms,
             traceparent=spec.traceparent,
         )
         state.offers.setdefault(unit.vehicle, []).append(offer)
@@ -196,6 +200,7 @@ class Attempts:
         unit.state = UnitState.RUNNING
         unit.taken_ms = now.utc_ms
         self.renew(unit, now)  # its offer's timer is still set and turns into the lease's
+        unit.lease_until_boot_ms += unit.cold_ms
 
     def renew(self, unit: Unit, now: Now) -> None:
         """Progress renews the lease. A chunk proves that its offer was taken."""

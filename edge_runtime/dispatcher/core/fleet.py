@@ -270,6 +270,11 @@ class Fleet:
         """Whether the operator has quarantined the car."""
         return bool(self.flags[row] & QUARANTINED)
 
+    def unseen(self) -> list[str]:
+        """Cars that have not said how they are since this process, or their boot, began."""
+        rows = np.flatnonzero(self.column("seen_ms") == NEVER_SEEN)
+        return [self.vehicles[row] for row in rows.tolist()]
+
     # --- eligibility ---
 
     def task_mask(self, tasks: Iterable[str]) -> int:
@@ -335,6 +340,11 @@ class Fleet:
         for slot in others:
             mask |= slot == number
         return mask
+
+    def is_resident(self, row: int, model: str) -> bool:
+        """Whether the car said that it holds the model loaded."""
+        number = self.models.find(model)
+        return number is not None and number in self.resident[:, row]
 
     # --- for people ---
 

@@ -48,6 +48,7 @@ class Unit:
     offered_ms: int = 0
     taken_ms: int | None = None
     lease_ms: int = 0
+    cold_ms: int = 0
     lease_until_boot_ms: int = 0
     expected_item_ms: float = 0.0
     items_done: int = 0

@@ -85,6 +85,8 @@ class DispatcherCore:
         self._settling = Settling(self._state, self._attempts)
         self._rebirths: dict[str, None] = {}
         self._deadlines: list[tuple[int, int]] = []
+        self._greetings = limits.GREETINGS
+        self._greet_at_ms = 0
 
     # --- for the shell ---
 
@@ -140,6 +142,7 @@ class DispatcherCore:
         self._attempts.time_passed(now)
         self._schedule(now)
         self._state.announce_due(now)
+        self._greet(now)
         for vehicle in list(self._rebirths)[: limits.REBIRTHS_PER_TICK_MAX]:
             del self._rebirths[vehicle]
             self._state.order(vehicle, Rebirth(delay_max_ms=min(30_000, 10 * len(self._rebirths))))
@@ -154,6 +157,8 @@ class DispatcherCore:
             due.append(now.boot_ms + max(0, self._deadlines[0][0] - now.utc_ms))
         if self._rebirths:
             due.append(now.boot_ms + limits.EMPTY_POOL_REBUILD_MS)
+        if self._greetings:
+            due.append(self._greet_at_ms)
         return min((moment for moment in due if moment is not None), default=None)
 
     # --- cars ---
@@ -186,6 +191,22 @@ class DispatcherCore:
     def _ask_rebirth(self, vehicle: str) -> None:
         if len(self._rebirths) < limits.ENDED_ATTEMPTS_KEPT_MAX:
             self._rebirths[vehicle] = None
+
+    def _greet(self, now: Now) -> None:
+        """Ask cars that the store knows, and that have said nothing yet, to introduce themselves.
+
+        A dispatcher that starts again need not wait for their next state. A large fleet is not
+        asked: so many states arrive soon by themselves.
+        """
+        if not self._greetings or now.boot_ms < self._greet_at_ms:
+            return
+        unseen = self._state.fleet.unseen()
+        if len(unseen) > limits.GREETED_CARS_MAX:
+            unseen = []
+        for vehicle in unseen:
+            self._ask_rebirth(vehicle)
+        self._greetings = self._greetings - 1 if unseen else 0
+        self._greet_at_ms = now.boot_ms + limits.GREETING_MS
 
     def _quarantine(self, vehicle: str, *, on: bool, now: Now) -> None:
         state = self._state

@@ -38,9 +38,15 @@ class Pace:
         slowness[row] += _CAR_WEIGHT * (ratio - slowness[row])
         self._mean_ms[model] = mean + _MODEL_WEIGHT * (observed - mean)
 
-    def lease_ms(self, expected_ms: float) -> int:
-        """The lease for a unit expected to take this long."""
-        return max(limits.LEASE_MS, int(limits.LEASE_PER_EXPECTED * expected_ms))
+    def lease_ms(self, expected_ms: float, reference_ms: float) -> int:
+        """The lease for a unit expected to take this long, of a model with this reference time.
+
+        It outlives the engine's watchdog: a car that found an item hanging must be able to say
+        so while the attempt is still its own.
+        """
+        hang_ms = max(limits.ENGINE_HANG_MS, limits.ENGINE_HANG_PER_REFERENCE * reference_ms)
+        by_time = limits.LEASE_PER_EXPECTED * expected_ms
+        return int(max(limits.LEASE_MS, by_time, hang_ms + limits.LEASE_PAST_HANG_MS))
 
     def unit_items(self, item_ms: float, open_items: int, slots: int) -> int:
         """How many items a unit may have: the target time, but no more than a fair share."""
