@@ -109,12 +109,13 @@ def measure_states(fleet: Fleet) -> float:
 
 def requirements() -> list[Requirement]:
     """Half of them for a model that many cars hold, in one region; half for one that none does."""
-    return [
-        Requirement(DIGESTS[number % 8], "tensor", region=f"region-{number % 20}")
-        if number % 2
-        else Requirement(DIGESTS[number], "tensor")
-        for number in range(SETS)
+    warm = [
+        Requirement(DIGESTS[number % 8], "tensor", region=f"region-{number // 8}")
+        for number in range(SETS // 2)
     ]
+    cold = [Requirement(DIGESTS[8 + number], "tensor") for number in range(SETS // 2)]
+    assert len({*warm, *cold}) == SETS
+    return [*warm, *cold]
 
 
 def measure_placements(fleet: Fleet) -> tuple[float, int]:
