@@ -421,6 +421,17 @@ def test_a_fence_that_waits_for_the_journal_counts_as_held() -> None:
     assert len(car.core.work.attempts) == FACTS.units_max
 
 
+def test_a_newer_fence_of_a_unit_that_is_being_stopped_is_refused_for_good() -> None:
+    car = Bench().open()
+    car.take()
+    car.cancel()
+    first = refusal(car.take(offer(counter=2)))
+    assert first.reason is RefusalReason.BUSY
+    car.send(e.RunEnded(car.run_of(1), e.RunOutcome.CANCELLED))
+    assert refusal(car.take(offer(counter=2))) == first
+    assert verdicts(car.take(offer(counter=3))) == [Taken(unit=1, fence=Fence(1, 3))]
+
+
 def test_a_cancel_of_another_fence_leaves_the_held_one_alone() -> None:
     car = Bench().open()
     car.take(offer(counter=2))

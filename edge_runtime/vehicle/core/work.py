@@ -16,7 +16,12 @@ import msgspec
 
 from edge_runtime.contract.clock import NS_PER_MS, Now
 from edge_runtime.contract.codec import encode
-from edge_runtime.contract.limits import CHUNKS_UNANSWERED_MAX, JOB_DEADLINE_MAX_S
+from edge_runtime.contract.limits import (
+    CHUNKS_UNANSWERED_MAX,
+    HOLD_RETRY_MS,
+    JOB_DEADLINE_MAX_S,
+    REFUSAL_RETRY_MS,
+)
 from edge_runtime.contract.messages import (
     Cancelled,
     Chunk,
@@ -165,8 +170,7 @@ class Work:
         `held` is None when the unit's run ended while an earlier such offer was being written.
         """
         if held is not None and (held.phase is Phase.STOPPING or held.offer.model != offer.model):
-            refusal = Refusal(RefusalReason.BUSY, retry_after_ms=500)
-            self._refuse(offer, refusal, now, remember=False)
+            self._refuse(offer, Refusal(RefusalReason.BUSY, REFUSAL_RETRY_MS), now)
             return
         self.story.tell(now, offer.unit, offer.fence, "adopting")
         self.adopting[offer.unit] = offer
@@ -230,7 +234,7 @@ class Work:
 
     def declined(self, offer: UnitOffer, reason: HoldReason, now: Now) -> None:
         """The journal does not hold this attempt: it was never taken."""
-        refusal = Refusal(RefusalReason.STORAGE_FULL, retry_after_ms=5_000, hold=reason)
+        refusal = Refusal(RefusalReason.STORAGE_FULL, HOLD_RETRY_MS, reason)
         pending = self.adopting.get(offer.unit)
         attempt = self.attempts.get(offer.unit)
         if pending is not None and pending.fence == offer.fence:
@@ -483,7 +487,7 @@ class Work:
             refusal = (
                 Refusal(RefusalReason.EXPIRED)
                 if reason is ReleaseReason.DEADLINE
-                else Refusal(RefusalReason.HOLD, 5_000, hold)
+                else Refusal(RefusalReason.HOLD, HOLD_RETRY_MS, hold)
             )
             self._withdraw(attempt, refusal, now)
             return
