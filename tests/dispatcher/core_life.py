@@ -346,7 +346,9 @@ class Life(World):
             car.resend()
         self.settle()
         self.drain()
-        self.live(limits.LEASE_MS + 1_000, step_ms=10_000)  # for last words that were lost
+        for _ in range(100):  # last words that were lost are waited for as long as a lease
+            if self.core.state.units:
+                self.live(10_000, step_ms=10_000)
         self.is_over()
         self.seen += self.core.state.counters
         self.seen.update({reason.value: n for reason, n in self.rejected.items()})

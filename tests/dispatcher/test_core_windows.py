@@ -336,7 +336,9 @@ def test_a_restart_offers_live_attempts_again_at_once_with_the_same_fence(world:
     world.settle()
     car.chunk(key, [0])
     world.settle()
+    lease = (world.unit(key).lease_ms, world.unit(key).cold_ms)
     world.restart()
+    assert (world.unit(key).lease_ms, world.unit(key).cold_ms) == lease
     commands = world.tick()
     (offer,) = [unit for x in world.of(commands, c.PublishOffer) for unit in x.units]
     assert (offer.unit, offer.fence) == key

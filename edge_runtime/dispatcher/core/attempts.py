@@ -66,11 +66,7 @@ class Attempts:
         unit.offered_boot_ms, unit.offered_ms = now.boot_ms, now.utc_ms
         unit.taken_ms = None
         unit.expected_item_ms = item_ms
-        unit.lease_ms = state.pace.lease_ms(
-            expected_ms + fleet.backlog_ms[row], job.spec.reference_ms
-        )
-        is_warm = fleet.is_resident(row, job.spec.requirement.model)
-        unit.cold_ms = 0 if is_warm else limits.LEASE_COLD_MS
+        self._set_lease(unit, expected_ms + fleet.backlog_ms[row])
         unit.items_done, unit.busy_ms, unit.energy_j = 0, 0.0, 0.0
         unit.seqs.clear()
         job.units[unit.id] = unit
@@ -130,15 +126,21 @@ class Attempts:
             if not stored.alone and stored.vehicle in job.strikes.get(index, ()):
                 del unit.open[index]
                 job.alone.append(index)
-        unit.lease_ms = limits.LEASE_MS
         unit.expected_item_ms = state.pace.expect_ms(
             job.spec.requirement.model, job.spec.reference_ms, row
         )
+        self._set_lease(unit, unit.expected_item_ms * len(unit.issued))
         job.units[unit.id] = unit
         job.in_flight += len(unit.open)
         state.units[unit.id] = unit
         state.fleet.offered(row, unit.expected_item_ms * len(unit.open))
         heapq.heappush(self._timers, (now.boot_ms, unit.id, unit.fence))
+
+    def _set_lease(self, unit: Unit, expected_ms: float) -> None:
+        spec = unit.job.spec
+        unit.lease_ms = self._state.pace.lease_ms(expected_ms, spec.reference_ms)
+        is_warm = self._state.fleet.is_resident(unit.row, spec.requirement.model)
+        unit.cold_ms = 0 if is_warm else limits.LEASE_COLD_MS
 
     def _offer(self, unit: Unit, now: Now) -> None:
         """Queue the offer (first time or again, unchanged) and set its timer."""
