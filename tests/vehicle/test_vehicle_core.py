@@ -941,6 +941,20 @@ def test_after_a_crash_numbering_goes_on_although_earlier_chunks_were_answered()
     assert [chunk.seq for chunk in car.published()] == [0, 1]
 
 
+def test_an_offer_that_ended_before_the_crash_is_not_computed_again() -> None:
+    car = Bench().open()
+    car.take()
+    car.compute(1, 0, 1, 2)
+    car.commit()
+    before = car.published()
+    car.crash()
+    car.open()
+    said = car.take()
+    assert verdicts(said) == [Taken(unit=1, fence=F1)]
+    assert not only(c.SubmitRun, said)
+    assert car.published() == before
+
+
 def test_a_chunk_that_does_not_decode_after_a_crash_is_counted_and_left() -> None:
     car = Bench().open()
     car.journal.chunks[5, F1, 0] = b"\xc1"

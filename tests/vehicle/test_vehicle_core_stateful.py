@@ -222,11 +222,15 @@ class CarUnderTest(RuleBasedStateMachine):
         assert not self.car.core.work.attempts
         said += self.car.live(2)
         assert len(only(c.Leave, said)) == 1
-        assert not self.car.core.work.free_units or self.car.core.decision != Ready()
-        self.car.crash()
+        self._restart()
 
     @rule()
     def process_is_killed(self) -> None:
+        self._restart()
+
+    def _restart(self) -> None:
+        self.answers_do_not_contradict_each_other()
+        self.refused.clear()  # refusals are remembered within a boot
         self.car.crash()
         self.car.core.check(self.car.now)
 

@@ -111,6 +111,10 @@ class Outbox:
             index for chunk in self._of_unit(unit) if chunk.model == model for index in chunk.items
         }
 
+    def holds(self, key: Key) -> bool:
+        """Whether chunks of this attempt are unanswered."""
+        return self._trail(key) is not None
+
     def send_again(self, unit: int) -> bool:
         """Publish this unit's durable chunks now; whether there are any."""
         chunks = [chunk for chunk in self._of_unit(unit) if chunk.is_durable]

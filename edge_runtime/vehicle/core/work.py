@@ -140,6 +140,9 @@ class Work:
         seen += [attempt.fence for attempt in (held, pending) if attempt is not None]
         if known is not None and known.fence == offer.fence:
             self._repeat(known.verdict)
+        elif held is None and self.outbox.holds((offer.unit, offer.fence)):
+            # Ended in an earlier boot, or so long ago that the memory of it had to go.
+            self._repeat(Taken(unit=offer.unit, fence=offer.fence))
         elif seen and offer.fence < max(seen):
             self._refuse(offer, Refusal(RefusalReason.STALE_FENCE), now, remember=False)
         elif held is None and pending is None:
