@@ -272,6 +272,27 @@ def test_a_late_failure_counts_once_a_car(world: World) -> None:
     assert world.verdicts(car) == ["stored"] + ["already_have"] * 9
 
 
+@pytest.mark.parametrize("items", [1, 2])
+def test_a_late_strike_too_many_settles_an_item_that_waits(world: World, items: int) -> None:
+    """It is taken off its queue first: settling it may end the job and with it the queue."""
+    late: list[e.ChunkReceived] = []
+    job = ""
+    for n in range(limits.POISON_DISTINCT_CARS):
+        car = world.car(f"car{n}")
+        job = job or world.submit(items)
+        world.live(1_000)
+        key = next(k for k in car.take_all() if 0 in car.runs[k].left)
+        world.tick()
+        late.append(car.chunk(key, failed={0: ItemError.ENGINE_KILLED}))
+        car.outbox.clear()
+        world.boot_ms = world.unit(key).lease_until_boot_ms
+        world.tick()
+    assert 0 in world.job(job).alone
+    world.tick(*late)
+    assert world.ends(job) == {0: "engine_killed"}
+    assert world.model.job(job).is_open is (items > 1)
+
+
 def test_a_late_strike_leaves_the_item_with_the_car_that_has_it(world: World) -> None:
     car, key, job = busy_with(world, "a", items=1)
     event = car.chunk(key, failed={0: ItemError.ENGINE_KILLED}, ending=Outcome.COMPLETED)

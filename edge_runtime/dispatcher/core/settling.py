@@ -41,10 +41,12 @@ class Settling:
             case ItemDone():
                 self.settle(job, index, vehicle, now, output=bytes(result.output))
             case ItemFailed(code=code, message=message):
-                if code.is_final:
-                    self.settle(job, index, vehicle, now, error=_error(code, message, 1))
-                elif not self._strike(job, result, vehicle, now):
+                final = _error(code, message, 1) if code.is_final else None
+                error = final or self._strike(job, result, vehicle, now)
+                if error is None:
                     self.isolate(job, index)
+                else:
+                    self.settle(job, index, vehicle, now, error=error)
         return True
 
     def take_late(self, job: Job, result: ItemResult, vehicle: str, now: Now) -> bool:
@@ -61,12 +63,14 @@ class Settling:
         if isinstance(result, ItemFailed) and not result.code.is_final:
             if vehicle in job.strikes.get(index, ()):
                 return False
-            if not self._strike(job, result, vehicle, now):
+            error = self._strike(job, result, vehicle, now)
+            if error is None:
                 if holder is None or holder.state is UnitState.PENDING:
                     self._withhold(job, holder, index)
                     self.isolate(job, index)
                 return True
             self._withhold(job, holder, index)
+            self.settle(job, index, vehicle, now, error=error)
         elif isinstance(result, ItemFailed) and result.code is ItemError.DEADLINE_PASSED:
             return False
         else:
@@ -142,8 +146,8 @@ class Settling:
         job.strikes.pop(index, None)
         job.expiries.pop(index, None)
 
-    def _strike(self, job: Job, failure: ItemFailed, vehicle: str, now: Now) -> bool:
-        """Count a failure against an item; True if that was one too many and it is settled."""
+    def _strike(self, job: Job, failure: ItemFailed, vehicle: str, now: Now) -> ResultError | None:
+        """Count a failure against an item; the error it ends with if that was one too many."""
         state, index, code = self._state, failure.index, failure.code
         struck = job.strikes.setdefault(index, [])
         struck.append(vehicle)
@@ -154,11 +158,9 @@ class Settling:
             or len(struck) >= 2 * limits.POISON_DISTINCT_CARS
         ):
             state.tell(now, f"poison job={job.spec.id} item={index} cars={distinct}")
-            error = _error(code, failure.message, len(struck))
-            self.settle(job, index, vehicle, now, error=error)
-            return True
+            return _error(code, failure.message, len(struck))
         state.emit(AddStrike(job_no=job.no, index=index, vehicle=vehicle))
-        return False
+        return None
 
     def expire_item(self, job: Job, index: int, now: Now) -> None:
         """An item whose attempts all vanished: the bound that keeps it from living for ever."""
