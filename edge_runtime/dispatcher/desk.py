@@ -115,6 +115,21 @@ class FrontDesk:
         if state != "ok":
             message = f"the store takes no new work: {state}"
             raise Refusal(Problem(code="store_unavailable", message=message, status=507))
+        free = self._store.free_bytes()
+        if free < limits.STORE_RESERVE_BYTES:
+            # What is accepted needs room for its results: the last of the disk is theirs.
+            message = (
+                f"the store's disk has {free} bytes left, "
+                f"{limits.STORE_RESERVE_BYTES} are kept for results"
+            )
+            raise Refusal(
+                Problem(
+                    code="store_nearly_full",
+                    message=message,
+                    status=507,
+                    limit=f"STORE_RESERVE_BYTES={limits.STORE_RESERVE_BYTES}",
+                )
+            )
 
     async def _spec(self, tenant: str, request: JobRequest) -> JobSpec | Problem:
         service = self._service
@@ -219,15 +234,18 @@ class FrontDesk:
     async def requeue(self, tenant: str | None, job: str, items: Sequence[int]) -> int:
         """Run failed items again; how many were requeued."""
         self._require_store()
-        await self.job(tenant, job)
+        left = (await self.job(tenant, job)).failed
         new_deadline_ms = self._service.clock().utc_ms + limits.JOB_DEADLINE_DEFAULT_S * 1000
         total = 0
-        while True:
-            event = await self._store.failed_items(job, items, limits.LOAD_ITEMS, new_deadline_ms)
+        while left > 0:  # items that fail again at once are not taken twice
+            page = min(left, limits.LOAD_ITEMS)
+            event = await self._store.failed_items(job, items, page, new_deadline_ms)
             if event is None or not event.items:
-                return total
+                break
             await self._service.commit([event])
             total += len(event.items)
+            left -= len(event.items)
+        return total
 
     # --- streams ---
 

@@ -234,6 +234,20 @@ async def test_a_full_disk_refuses_new_work_keeps_what_it_has_and_recovers(house
     assert house.service.store_state == "ok"
 
 
+async def test_a_nearly_full_disk_is_kept_for_results(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with ScriptedCar(house.broker, "car1"):
+        job = await house.submit(1)
+        monkeypatch.setattr(limits, "STORE_RESERVE_BYTES", 1 << 62)
+        with pytest.raises(Refusal) as refusal:
+            await house.desk.submit("t1", [job_request()])
+        _, status = await house.collect(job)
+    assert status.done == 1
+    assert refusal.value.problem.status == 507
+    assert "kept for results" in refusal.value.problem.message
+
+
 async def test_a_restart_goes_on_where_the_store_stands(open_house: OpenHouse) -> None:
     broker = MemoryBroker()
     async with ScriptedCar(broker, "car1", works=False) as car:

@@ -157,6 +157,10 @@ class Store(Protocol):
         """Remember a number."""
         ...
 
+    def free_bytes(self) -> int:
+        """Room left where the store lies."""
+        ...
+
     async def count_open(self) -> int:
         """How many jobs have not ended."""
         ...

@@ -465,6 +465,11 @@ class SqliteStore:
 
         await self._run(write_number)
 
+    def free_bytes(self) -> int:
+        """Room left on the disk of the store's folder, for an unprivileged writer."""
+        disk = os.statvfs(self.path.parent)
+        return disk.f_bavail * disk.f_frsize
+
     async def count_open(self) -> int:
         """How many jobs have not ended."""
 
