@@ -97,14 +97,14 @@ ATTEMPTS_PER_ITEM_MAX: Final = 50
 """Upper bound on attempts of one item whatever their end (no livelock)."""
 
 # --- the car ---------------------------------------------------------------------
-CAR_UNITS_MAX: Final = 64
+CAR_UNITS_MAX: Final = 256
 CHUNK_MAX_AGE_MS: Final = 250
 CHUNK_ITEMS_MAX: Final = 32
 CHUNK_RESEND_MS: Final = 3_000
 CHUNK_RESEND_MAX_MS: Final = 60_000
-CHUNKS_UNANSWERED_MAX: Final = 256
+CHUNKS_UNANSWERED_MAX: Final = 512
 FENCES_REMEMBERED_MAX: Final = 4_096
-JOURNAL_RESERVE_BYTES: Final = 32 * 1024 * 1024
+JOURNAL_RESERVE_BYTES: Final = 64 * 1024 * 1024
 STATE_REFRESH_MS: Final = 10_000
 SENSOR_STALE_MS: Final = 5_000
 THAW_GRACE_MS: Final = 1_500
@@ -182,6 +182,8 @@ WAIT_TOLERANCE_MS: Final = 20
 COLD_START_MS: Final = 500
 """What a model that is not resident adds to a car's expected wait."""
 STATUS_PUBLISH_INTERVAL_MS: Final = 1_000
+STATUS_QUIET_MS: Final = 50
+"""A job's retained status waits until results have paused for this long: results go first."""
 REBIRTHS_PER_TICK_MAX: Final = 200
 """Rebirth orders a tick: a fleet that comes back at once is asked gradually."""
 GREETINGS: Final = 4

@@ -5,9 +5,12 @@ Invariants
   acknowledge is published again: raw topics may repeat, they never skip for good.
 - The published cursor in the store never runs ahead of the broker's acknowledgement.
 - Memory is bounded: what does not fit in the queue is read from the store when its turn comes.
+- Results go first. A job's status is retained and the newest replaces the one that waits, so
+  statuses wait until results pause for `STATUS_QUIET_MS`, at most `STATUS_PUBLISH_INTERVAL_MS`.
 """
 
 import asyncio
+import contextlib
 from collections import Counter, deque
 from collections.abc import Sequence
 from typing import assert_never
@@ -49,13 +52,16 @@ class Publisher:
         self._statuses: dict[str, JobStatus | None] = {}
         self._status_tenants: dict[str, str] = {}
         self._published: dict[str, int] = {}
-        self._flushed_at = 0.0
+        self._flushed_at_s = 0.0
+        self._results_at_s = 0.0
+        self._status_since_s = 0.0
         self._wake = asyncio.Event()
 
     # --- told by the service, after each commit ---
 
     def results(self, commands: Sequence[AddResult]) -> None:
         """These results are committed."""
+        self._results_at_s = asyncio.get_running_loop().time()
         batch: _Batch | None = None
         for command in commands:
             if command.job in self._behind:
@@ -86,10 +92,11 @@ class Publisher:
         self._put_status(job, tenant, None)
 
     def catch_up(self, jobs: Sequence[tuple[JobStatus, int]]) -> None:
-        """Jobs with results above their published cursor (after a restart)."""
+        """Jobs with results above their published cursor (after a restart), status and all."""
         for status, published in jobs:
             self._published_through(status.job, published)
             self._fall_behind(status.tenant, status.job)
+            self._put_status(status.job, status.tenant, status)
         self._wake.set()
 
     def fall_behind(self, tenant: str, job: str) -> None:
@@ -101,6 +108,8 @@ class Publisher:
         if job not in self._statuses and len(self._statuses) >= limits.STATUSES_WAITING_MAX:
             self._counters["dropped_status_queue_full"] += 1
             return
+        if not self._statuses:
+            self._status_since_s = asyncio.get_running_loop().time()
         self._statuses[job] = status
         self._status_tenants[job] = tenant
         self._wake.set()
@@ -125,21 +134,45 @@ class Publisher:
         while True:
             if not self._bus.is_connected:
                 await asyncio.sleep(_RETRY_S)
-            elif self._queue or self._statuses or self._behind:
+            elif self._queue or self._behind:
                 await self._publish_some()
-            elif self._published:
-                await asyncio.sleep(limits.PUBLISHED_FLUSH_S)
+                if self._is_status_overdue(loop.time()):
+                    await self._publish_statuses()
+            elif self._statuses and self._statuses_due_s() <= loop.time():
+                await self._publish_statuses()
             else:
-                self._wake.clear()
-                await self._wake.wait()
-            is_due = loop.time() - self._flushed_at >= limits.PUBLISHED_FLUSH_S
-            if self._published and is_due:
-                self._flushed_at = loop.time()
+                await self._rest()
+            if self._published and loop.time() >= self._flushed_at_s + limits.PUBLISHED_FLUSH_S:
+                self._flushed_at_s = loop.time()
                 await self.flush()
 
+    def _is_status_overdue(self, now_s: float) -> bool:
+        waited_s = now_s - self._status_since_s
+        return bool(self._statuses) and waited_s >= limits.STATUS_PUBLISH_INTERVAL_MS / 1000
+
+    def _statuses_due_s(self) -> float:
+        """When the statuses that wait go out, if nothing else comes."""
+        quiet_s = self._results_at_s + limits.STATUS_QUIET_MS / 1000
+        return min(quiet_s, self._status_since_s + limits.STATUS_PUBLISH_INTERVAL_MS / 1000)
+
+    async def _rest(self) -> None:
+        """Wait for news, or until statuses or cursors are due."""
+        due_s = []
+        if self._statuses:
+            due_s.append(self._statuses_due_s())
+        if self._published:
+            due_s.append(self._flushed_at_s + limits.PUBLISHED_FLUSH_S)
+        self._wake.clear()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout_at(min(due_s, default=None)):
+                await self._wake.wait()
+
     async def flush(self) -> None:
-        """Write the published cursors."""
-        cursors, self._published = self._published, {}
+        """Write the published cursors; not of a job whose status waits: a restart finds it so."""
+        cursors = {job: c for job, c in self._published.items() if job not in self._statuses}
+        self._published = {job: c for job, c in self._published.items() if job in self._statuses}
+        if not cursors:
+            return
         try:
             await self._store.set_published(cursors)
         except StoreError as error:
@@ -159,7 +192,6 @@ class Publisher:
         elif self._behind:
             job, tenant = next(iter(self._behind.items()))
             await self._publish_behind(tenant, job)
-        await self._publish_statuses()
 
     async def _publish_batches(self, batches: Sequence[_Batch]) -> None:
         messages = [

@@ -351,7 +351,7 @@ async def test_a_defect_ends_the_agent_with_its_cause(garage: Garage) -> None:
 
 
 @pytest.mark.parametrize(
-    "changes", [{"vehicle": "a car"}, {"region": ""}, {"units_max": 0}, {"units_max": 65}]
+    "changes", [{"vehicle": "a car"}, {"region": ""}, {"units_max": 0}, {"units_max": 257}]
 )
 def test_wrong_settings_are_refused(tmp_path: Path, changes: dict[str, object]) -> None:
     settings = VehicleSettings(
