@@ -157,8 +157,25 @@ def _unpack(deb: Path, names: set[str]) -> dict[str, bytes]:
     return contents
 
 
+_PNG_SIGNATURE: Final = b"\x89PNG\r\n\x1a\n"
+
+
+def _without_colour_profile(png: bytes) -> bytes:
+    """The PNG without its iCCP chunks: those of scikit-image are old, and libpng says so aloud."""
+    kept, position = [_PNG_SIGNATURE], len(_PNG_SIGNATURE)
+    while position < len(png):
+        length = int.from_bytes(png[position : position + 4], "big")
+        end = position + 12 + length  # length, name, data, checksum
+        if png[position + 4 : position + 8] != b"iCCP":
+            kept.append(png[position:end])
+        position = end
+    return b"".join(kept)
+
+
 def _write(path: Path, data: bytes) -> None:
     temporary = path.with_name(f".{path.name}.part")
+    if data.startswith(_PNG_SIGNATURE):
+        data = _without_colour_profile(data)
     temporary.write_bytes(data)
     temporary.replace(path)
 
