@@ -17,7 +17,7 @@ import contextlib
 import random
 from collections import deque
 from collections.abc import Sequence
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import Final
 
 from mqttium import (
@@ -94,6 +94,7 @@ class MqttiumLink:
         self._ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._unheard: set[int | None] = set()
         self._waiting: deque[Ticket] = deque()
+        self._answered: list[tuple[Ticket, PublishReceipt]] = []
         self._sender: asyncio.Task[None] | None = None
         self._watch_acknowledgements()
 
@@ -209,11 +210,25 @@ class MqttiumLink:
         self._sender = None
 
     def _follow(self, ticket: Ticket, receipt: PublishReceipt) -> None:
-        if ticket.message.qos:
-            receipt.add_done_callback(partial(self._acknowledged, ticket))
+        if ticket.message.qos and not receipt.is_done():
+            # As `add_done_callback`, without a future, a partial and a turn of the loop for each.
+            receipt._waiters = [_Done(self, ticket, receipt)]  # type: ignore[list-item]  # noqa: SLF001 - it calls `done` and `set_result`
+        elif ticket.message.qos:
+            self.answered(ticket, receipt)
         else:
             # Handed over. The turn of the loop lets the writer write before more is published.
             asyncio.get_running_loop().call_soon(self._handlers.settle, ticket, 0, "")
+
+    def answered(self, ticket: Ticket, receipt: PublishReceipt) -> None:
+        """A publish has its answer, which is told when mqttium has done with this batch of them."""
+        if not self._answered:
+            asyncio.get_running_loop().call_soon(self._tell_answered)
+        self._answered.append((ticket, receipt))
+
+    def _tell_answered(self) -> None:
+        answered, self._answered = self._answered, []
+        for ticket, receipt in answered:
+            self._acknowledged(ticket, receipt)
 
     def _acknowledged(self, ticket: Ticket, receipt: PublishReceipt) -> None:
         match receipt.exception():
@@ -257,6 +272,23 @@ class MqttiumLink:
             self._ended.set_result(f"the broker said: {name}")
         else:
             self._ended.set_result("connection lost")
+
+
+class _Done:
+    """What a receipt takes for a future that waits for it."""
+
+    __slots__ = ("_link", "_receipt", "_ticket")
+
+    def __init__(self, link: MqttiumLink, ticket: Ticket, receipt: PublishReceipt) -> None:
+        self._link = link
+        self._ticket = ticket
+        self._receipt = receipt
+
+    def done(self) -> bool:
+        return False
+
+    def set_result(self, _: None) -> None:
+        self._link.answered(self._ticket, self._receipt)
 
 
 def _client_for(settings: BusSettings, will: Message | None) -> AsyncClient:

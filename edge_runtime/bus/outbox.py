@@ -14,7 +14,7 @@ unknown, and only the application can say whether it is worth sending again.
 import asyncio
 from collections import deque
 from collections.abc import Callable
-from typing import Final
+from typing import Final, Protocol
 
 from edge_runtime.bus.port import (
     BusCounters,
@@ -36,12 +36,28 @@ REFUSED_FROM: Final = 0x80
 NO_MATCHING_SUBSCRIBERS: Final = 0x10
 
 
+class Waiter(Protocol):
+    """Who waits for the outcome of a publish: a future, or something like one."""
+
+    def done(self) -> bool:
+        """Whether nobody wants to know any more."""
+        ...
+
+    def set_result(self, result: None, /) -> None:
+        """It was acknowledged, or handed over."""
+        ...
+
+    def set_exception(self, error: BusError, /) -> None:
+        """It failed, or its outcome is unknown."""
+        ...
+
+
 class Ticket:
     """One publish on its way; `waiter` is None for `publish_soon`."""
 
     __slots__ = ("message", "sent_at_s", "size_bytes", "waiter")
 
-    def __init__(self, message: Message, waiter: asyncio.Future[None] | None) -> None:
+    def __init__(self, message: Message, waiter: Waiter | None) -> None:
         self.message = message
         self.waiter = waiter
         self.size_bytes = len(message.payload) + len(message.topic)
@@ -91,7 +107,7 @@ class Outbox:
         self._window = window
         self._pump()
 
-    def submit(self, message: Message, waiter: asyncio.Future[None] | None) -> None:
+    def submit(self, message: Message, waiter: Waiter | None) -> None:
         """Queue one publish. Raises BusOverflow when the bounds are reached."""
         ticket = Ticket(message, waiter)
         if len(self) >= self._max_messages or self._bytes + ticket.size_bytes > self._max_bytes:
