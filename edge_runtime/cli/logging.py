@@ -8,6 +8,7 @@ are payloads.
 import json
 import logging
 import sys
+import time
 from types import ModuleType
 from typing import Any, Literal, TextIO
 
@@ -52,7 +53,7 @@ def configure_logging(
     shared: list[Any] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        _Stamp(),
         structlog.processors.StackInfoRenderer(),
     ]
     if pretty:
@@ -72,6 +73,22 @@ def configure_logging(
         cache_logger_on_first_use=False,
     )
     _route_library_logs(out, shared, last)
+
+
+class _Stamp:
+    """Adds `timestamp`, UTC in ISO 8601 to the microsecond; a second is formatted once."""
+
+    def __init__(self) -> None:
+        self._second = (-1, "")
+
+    def __call__(self, _logger: Any, _method: str, event: dict[str, Any]) -> dict[str, Any]:
+        second, rest_ns = divmod(time.time_ns(), 1_000_000_000)
+        known, text = self._second
+        if second != known:
+            text = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
+            self._second = (second, text)
+        event["timestamp"] = f"{text}.{rest_ns // 1000:06d}Z"
+        return event
 
 
 _json = msgspec.json.Encoder(enc_hook=repr)

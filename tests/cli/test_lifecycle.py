@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
@@ -79,6 +80,9 @@ def test_logs_are_one_json_object_a_line_where_nobody_watches(stream: io.StringI
     lines = [json.loads(line) for line in stream.getvalue().splitlines()]
     assert [line["event"] for line in lines] == ["unit_done", "careful: x", "failed"]
     assert (lines[0]["unit"], lines[0]["level"]) == (7, "info")
+    stamps = [datetime.fromisoformat(line["timestamp"]) for line in lines]
+    assert stamps == sorted(stamps)
+    assert abs(stamps[-1] - datetime.now(UTC)) < timedelta(seconds=30)
     assert lines[1]["logger"] == "some.library"
     assert "ValueError: invalid literal" in lines[2]["exception"]
 
