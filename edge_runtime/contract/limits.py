@@ -233,8 +233,9 @@ STORAGE_RETRY_MS: Final = 1_000
 VERDICTS_WAITING_MAX: Final = 1_024
 CAR_STORY_EVENTS_MAX: Final = 512
 CAR_CLOSE_MAX_S: Final = 2.0
-JOURNAL_LAZY_MS: Final = 20
-"""A commit that holds nothing but started items waits this long for company."""
+JOURNAL_LAZY_MS: Final = 50
+"""A commit that holds nothing but started items waits this long for company: a crash may blame
+the item before. At 20 ms, its commits alone took 1 % of a 5 ms model's speed on two cores."""
 SENSOR_PERIOD_MS: Final = 1_000
 SENSOR_LINE_MAX_BYTES: Final = 4_096
 HOSTS_KNOWN_MAX: Final = 64

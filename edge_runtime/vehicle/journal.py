@@ -225,10 +225,10 @@ class Journal:
             self._connection.execute("BEGIN IMMEDIATE")
             has_room = self._has_room() if _asks_for_room(batch) else True
             energy: WriteEnergy | None = None
-            ended = {w.unit: number for number, w in batch if isinstance(w, WriteChunk) and w.ends}
+            overtaken = _overtaken_starts(batch)
             for number, write in batch:
-                if isinstance(write, WriteStarted) and number < ended.get(write.unit, -1):
-                    continue  # the attempt goes with this very commit
+                if number in overtaken:
+                    continue
                 if isinstance(write, WriteAttempt | CheckSpace) and not has_room:
                     refused.append(number)
                 elif isinstance(write, WriteEnergy):
@@ -357,6 +357,23 @@ DELETE FROM fence WHERE until_ms <
     (SELECT until_ms FROM fence ORDER BY until_ms DESC LIMIT 1 OFFSET ?)
 """
 _DELETE_ATTEMPT: Final = "DELETE FROM attempt WHERE unit = ? AND epoch = ? AND counter = ?"
+
+
+def _overtaken_starts(batch: list[tuple[int, Write]]) -> set[int]:
+    """Starts that this very commit makes untrue: a later item starts, or the attempt goes."""
+    overtaken: set[int] = set()
+    last: dict[int, int] = {}
+    for number, write in batch:
+        match write:
+            case WriteStarted(unit=unit):
+                if unit in last:
+                    overtaken.add(last[unit])
+                last[unit] = number
+            case WriteChunk(unit=unit, ends=True) if unit in last:
+                overtaken.add(last.pop(unit))
+            case _:
+                pass
+    return overtaken
 
 
 def _asks_for_room(batch: Iterable[tuple[int, Write]]) -> bool:
