@@ -22,8 +22,8 @@ from edge_runtime.contract.http import ItemInput
 
 ENGINE_CPU: Final = 0
 SERVICES_CPU: Final = 1
-ROUNDS: Final = 5
-ITEMS: Final = 800
+ROUNDS: Final = 4
+ITEMS: Final = 2_000
 WIDTH: Final = 256
 WARM_UP_ITEMS: Final = 64
 TIMEOUT_S: Final = 120.0
