@@ -10,6 +10,10 @@ Invariants
   every round trip takes 44 ms.
 - It forgets everything when it ends: retained messages, sessions, queues (design rule 2 does
   not need them).
+- rumqttd 0.20 can go on accepting connections that it never serves: its router panics when a
+  client that lags leaves, and a listener does when a client vanishes in its handshake and returns.
+  So this process greets itself on every port, and when that fails twice running it starts itself
+  again in its place, as empty as after a crash.
 
 Deliberately absent: passwords, ACLs, TLS, persistence, message expiry in queues. This broker is
 for one machine and for tests; `broker/mosquitto.conf` is for the rest.
@@ -22,25 +26,38 @@ import asyncio
 import contextlib
 import ctypes
 import importlib.util
+import itertools
 import logging
 import os
 import signal
 import socket
+import struct
 import sys
 import tempfile
-import threading
 import time
 from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, Self
 
+import structlog
+
+from edge_runtime.bus.port import MQTT_5
 from edge_runtime.contract.errors import LocalError
 from edge_runtime.contract.limits import BUS_INFLIGHT_MAX_MESSAGES, BUS_PACKET_MAX_BYTES
+
+log = structlog.get_logger(__name__)
 
 _START_TIMEOUT_S: Final = 20.0
 _STOP_TIMEOUT_S: Final = 5.0
 _POLL_S: Final = 0.02
+_GREET_EVERY_S: Final = 1.0
+_GREET_AGAIN_S: Final = 0.25
+_GREET_TIMEOUT_S: Final = 3.0
+# rumqttd remembers every client id; these come round again.
+_GREET_CLIENT_IDS: Final = 64
+_CONNACK: Final = 0x20
+_DISCONNECT: Final = b"\xe0\x00"
 _READY: Final = "ready"
 _PR_SET_PDEATHSIG: Final = 1
 _NOT_INSTALLED: Final = "the embedded broker needs the demo extra: pip install 'edge-runtime[demo]'"
@@ -175,6 +192,8 @@ class EmbeddedBroker:
 def serve(host: str, port: int, port_311: int) -> None:
     """Run the broker in this process until it is killed; port 0 leaves that protocol out.
 
+    When rumqttd breaks down, the program is executed again with the same arguments.
+
     Raises LocalError when `iotcore` is not installed.
     """
     try:
@@ -191,8 +210,42 @@ def serve(host: str, port: int, port_311: int) -> None:
     _switch_nagle_off({listen_port for listen_port in (port, port_311) if listen_port})
     sys.stdout.write(f"{_READY}\n")
     sys.stdout.flush()
-    # rumqttd works in its own threads and never returns.
-    threading.Event().wait()
+    _wait_until_it_fails(host, {5: port, 4: port_311})
+    os.execv(sys.executable, sys.orig_argv)  # noqa: S606 - this very program once more
+
+
+def _wait_until_it_fails(host: str, ports: dict[int, int]) -> None:
+    """Greet rumqttd, which works in its own threads, until one port fails twice running.
+
+    `ports` by protocol; 0 for one that is left out.
+    """
+    for number in itertools.count():
+        time.sleep(_GREET_EVERY_S)
+        client_id = f"greeting-{number % _GREET_CLIENT_IDS}"
+        for protocol, port in ports.items():
+            if port and not _is_greeted(host, port, protocol, client_id):
+                time.sleep(_GREET_AGAIN_S)
+                # Another id: the first one's handshake may be what rumqttd fails over.
+                if not _is_greeted(host, port, protocol, f"{client_id}-again"):
+                    log.error("embedded_broker_restarts", reason="rumqttd is stuck", port=port)
+                    return
+
+
+def _is_greeted(host: str, port: int, protocol: int, client_id: str) -> bool:
+    """Whether a CONNECT is answered with a CONNACK (MQTT 3.1.1 and 5, section 3.1 and 3.2)."""
+    no_properties = b"\x00" if protocol == MQTT_5 else b""
+    keepalive_s = struct.pack(">H", 60)
+    name = client_id.encode()
+    body = b"\x00\x04MQTT" + bytes([protocol, 0x02]) + keepalive_s + no_properties
+    body += struct.pack(">H", len(name)) + name
+    try:
+        with socket.create_connection((host, port), timeout=_GREET_TIMEOUT_S) as client:
+            client.sendall(bytes([0x10, len(body)]) + body)
+            answer = client.recv(1)
+            client.sendall(_DISCONNECT)
+    except OSError:
+        return False
+    return answer == bytes([_CONNACK])
 
 
 def _switch_nagle_off(ports: set[int]) -> None:

@@ -38,7 +38,14 @@ from paho.mqtt.reasoncodes import ReasonCode
 
 from edge_runtime.bus.link import LinkHandlers, LinkInfo, parse_url
 from edge_runtime.bus.outbox import NO_MATCHING_SUBSCRIBERS, REFUSED_FROM, Ticket
-from edge_runtime.bus.port import BusRefused, BusSettings, BusUnavailable, Message
+from edge_runtime.bus.port import (
+    MQTT_5,
+    WINDOW_311,
+    BusRefused,
+    BusSettings,
+    BusUnavailable,
+    Message,
+)
 from edge_runtime.bus.reconnecting import ReconnectingBus
 from edge_runtime.contract.limits import (
     BUS_CLOSE_TIMEOUT_S,
@@ -51,9 +58,6 @@ from edge_runtime.contract.limits import (
     BUS_PROPERTY_SETS_KEPT_MAX,
 )
 
-MQTT_5: Final = 5
-WINDOW_311: Final = 20
-"""As in `bus/mqtt.py`: MQTT 3.1.1 brokers cannot say how much they take."""
 _RECEIVE_MAXIMUM: Final = 65_535
 _TRACEPARENT: Final = "traceparent"
 _CODES_OF_311: Final = {1: 0x84, 2: 0x85, 3: 0x88, 4: 0x86, 5: 0x87}

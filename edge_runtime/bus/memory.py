@@ -28,7 +28,7 @@ from paho.mqtt.matcher import MQTTMatcher
 
 from edge_runtime.bus.link import LinkHandlers, LinkInfo
 from edge_runtime.bus.outbox import NO_MATCHING_SUBSCRIBERS, Ticket
-from edge_runtime.bus.port import BusRefused, BusSettings, BusUnavailable, Message
+from edge_runtime.bus.port import MQTT_5, BusRefused, BusSettings, BusUnavailable, Message
 from edge_runtime.bus.reconnecting import ReconnectingBus
 from edge_runtime.contract.errors import ConfigError
 from edge_runtime.contract.limits import (
@@ -41,7 +41,6 @@ from edge_runtime.contract.limits import (
 
 BAD_USER: Final = 0x86
 NOT_AUTHORIZED: Final = 0x87
-MQTT_5: Final = 5
 _KEEPALIVE_FACTOR: Final = 1.5
 _REORDER_DELAY_S: Final = 0.05
 

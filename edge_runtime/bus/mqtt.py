@@ -36,7 +36,14 @@ from paho.mqtt.reasoncodes import ReasonCode
 
 from edge_runtime.bus.link import Endpoint, LinkHandlers, LinkInfo, parse_url
 from edge_runtime.bus.outbox import REFUSED_FROM, Ticket
-from edge_runtime.bus.port import BusRefused, BusSettings, BusUnavailable, Message
+from edge_runtime.bus.port import (
+    MQTT_5,
+    WINDOW_311,
+    BusRefused,
+    BusSettings,
+    BusUnavailable,
+    Message,
+)
 from edge_runtime.bus.reconnecting import ReconnectingBus
 from edge_runtime.contract.limits import (
     BUS_CLOSE_TIMEOUT_S,
@@ -48,9 +55,6 @@ from edge_runtime.contract.limits import (
     BUS_PROPERTY_SETS_KEPT_MAX,
 )
 
-MQTT_5: Final = 5
-WINDOW_311: Final = 20
-"""MQTT 3.1.1 brokers cannot say how much they take; Mosquitto's default, and paho's, is this."""
 _READ_BYTES: Final = 16 * 1024
 _WRITE_BUFFER_BYTES: Final = 256 * 1024
 _TRACEPARENT: Final = "traceparent"

@@ -17,9 +17,13 @@ outcome is unknown (the application re-sends until it has the application's answ
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Protocol, Self
+from typing import Final, Protocol, Self
 
 from edge_runtime.contract.errors import LocalError, RemoteError
+
+MQTT_5: Final = 5
+WINDOW_311: Final = 20
+"""MQTT 3.1.1 brokers cannot say how much they take; Mosquitto's default, and paho's, is this."""
 
 
 class DropReason(Enum):
