@@ -128,6 +128,9 @@ STORE_RESERVE_BYTES: Final = 64 * 1024 * 1024
 """With less room than this on its disk the dispatcher accepts no job: it is kept for results."""
 FEED_SUBSCRIBERS_MAX: Final = 1_024
 FEED_PAGE_ITEMS: Final = 512
+RECENT_RESULTS_MAX: Final = 4_096
+"""Results kept in memory after their commit, for readers that keep up."""
+RECENT_RESULTS_BYTES_MAX: Final = 4 * 1024 * 1024
 STORY_EVENTS_MAX: Final = 64
 
 # --- model packages and inputs ------------------------------------------------------

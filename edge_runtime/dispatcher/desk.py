@@ -39,6 +39,7 @@ from edge_runtime.dispatcher.storage import KnownKey, StoreError
 from edge_runtime.dispatcher.validation import problem_with_items
 
 _encode = msgspec.msgpack.Encoder().encode
+_ID_BYTES = 6
 
 
 class FrontDesk:
@@ -54,7 +55,12 @@ class FrontDesk:
     async def submit(self, tenant: str, jobs: Sequence[JobRequest]) -> list[Submitted]:
         """Accept jobs; returns after their durable commit, one answer a job in order."""
         self._require_store()
-        specs = [await self._spec(tenant, job) for job in jobs]
+        # One read of the kernel's random bytes for all of them.
+        names = secrets.token_hex(len(jobs) * _ID_BYTES)
+        specs = [
+            await self._spec(tenant, job, names[2 * _ID_BYTES * n : 2 * _ID_BYTES * (n + 1)])
+            for n, job in enumerate(jobs)
+        ]
         keys = [spec.idempotency_key for spec in specs if isinstance(spec, JobSpec)]
         named = [key for key in keys if key is not None]
         known = await self._store.find_keys(tenant, named) if named else {}
@@ -131,7 +137,7 @@ class FrontDesk:
                 )
             )
 
-    async def _spec(self, tenant: str, request: JobRequest) -> JobSpec | Problem:
+    async def _spec(self, tenant: str, request: JobRequest, name: str) -> JobSpec | Problem:
         service = self._service
         package = service.shelf.find(request.model)
         if package is None:
@@ -143,7 +149,7 @@ class FrontDesk:
         problem = problem_with_items(package.spec, request.items)
         if problem is not None:
             return problem
-        return _job_spec(tenant, request, package, service.clock().utc_ms)
+        return _job_spec(tenant, request, package, service.clock().utc_ms, name)
 
     # --- jobs ---
 
@@ -369,13 +375,16 @@ async def _heard(news: asyncio.Event) -> bool:
     return True
 
 
-def _job_spec(tenant: str, request: JobRequest, package: Package, now_ms: int) -> JobSpec:
+def _job_spec(
+    tenant: str, request: JobRequest, package: Package, now_ms: int, name: str
+) -> JobSpec:
+    """`name`: random hexadecimal digits; together with the time they are the job's id."""
     wanted = request.requirements
     body_hash = b""
     if request.idempotency_key is not None:
         body_hash = hashlib.sha256(_encode(_canonical(request))).digest()
     return JobSpec(
-        id=f"j{now_ms:011x}{secrets.token_hex(6)}",
+        id=f"j{now_ms:011x}{name}",
         tenant=tenant,
         requirement=Requirement(
             model=package.digest,

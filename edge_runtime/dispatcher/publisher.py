@@ -24,6 +24,7 @@ from edge_runtime.contract.messages import JobResults, JobStatus, ResultEntry
 from edge_runtime.contract.topics import Topics
 from edge_runtime.dispatcher.core.commands import AddResult
 from edge_runtime.dispatcher.storage import Store, StoreError
+from edge_runtime.dispatcher.storage.rows import committed_entry
 
 _log = structlog.get_logger(__name__)
 _MSGPACK = "application/x-msgpack"
@@ -77,7 +78,7 @@ class Publisher:
             ):
                 batch = _Batch(command.tenant, command.job, [], 0)
                 self._queue.append(batch)
-            batch.entries.append(_entry(command))
+            batch.entries.append(committed_entry(command))
             batch.size += size
             self._queued_entries += 1
             self._queued_bytes += size
@@ -272,16 +273,3 @@ class Publisher:
         if not all(done):
             await asyncio.sleep(_RETRY_S)
         return done
-
-
-def _entry(command: AddResult) -> ResultEntry:
-    # An explicit empty Raw would be written as nothing at all: leave the field out instead.
-    output = {} if command.output is None else {"output": msgspec.Raw(command.output)}
-    return ResultEntry(
-        cursor=command.cursor,
-        item=command.index,
-        at_ms=command.at_ms,
-        error=command.error,
-        vehicle=command.vehicle,
-        **output,
-    )

@@ -344,7 +344,7 @@ class Fleet:
     def is_resident(self, row: int, model: str) -> bool:
         """Whether the car said that it holds the model loaded."""
         number = self.models.find(model)
-        return number is not None and number in self.resident[:, row]
+        return number is not None and number in self.resident[:, row].tolist()
 
     # --- for people ---
 

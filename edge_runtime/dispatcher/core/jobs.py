@@ -18,6 +18,7 @@ from edge_runtime.dispatcher.core.events import JobSpec
 from edge_runtime.dispatcher.core.placement import Requirement
 
 NO_FENCE = Fence(0, 0)
+_OPEN = (JobState.ACCEPTED, JobState.RUNNING)
 
 
 class UnitState(Enum):
@@ -98,7 +99,7 @@ class Job:
     @property
     def is_over(self) -> bool:
         """Whether nothing more will happen to it."""
-        return self.state is not JobState.ACCEPTED and self.state is not JobState.RUNNING
+        return self.state not in _OPEN
 
     @property
     def has_work(self) -> bool:

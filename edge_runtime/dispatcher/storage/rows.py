@@ -11,6 +11,7 @@ from edge_runtime.contract import limits
 from edge_runtime.contract.http import AttemptEnd, AttemptView
 from edge_runtime.contract.messages import Item, JobStatus, ResultEntry, ResultError
 from edge_runtime.contract.reasons import HoldReason, JobState, Outcome, ReleaseReason, StopTier
+from edge_runtime.dispatcher.core.commands import AddResult
 from edge_runtime.dispatcher.core.events import JobSpec, StoredJob
 from edge_runtime.dispatcher.storage.schema import ITEM_BITS
 
@@ -63,6 +64,20 @@ def result_entry(row: Sequence[Any]) -> ResultEntry:
         at_ms=at_ms,
         output=msgspec.Raw(output),
         vehicle=vehicle,
+    )
+
+
+def committed_entry(command: AddResult) -> ResultEntry:
+    """What a committed result is to its readers."""
+    # An explicit empty Raw would be written as nothing at all: leave the field out instead.
+    output = {} if command.output is None else {"output": msgspec.Raw(command.output)}
+    return ResultEntry(
+        cursor=command.cursor,
+        item=command.index,
+        at_ms=command.at_ms,
+        error=command.error,
+        vehicle=command.vehicle,
+        **output,
     )
 
 

@@ -34,6 +34,7 @@ from edge_runtime.dispatcher.core.events import (
 )
 from edge_runtime.dispatcher.storage.files import backup, connect, take_lock, translated
 from edge_runtime.dispatcher.storage.port import KnownKey, Recovered, StoreError
+from edge_runtime.dispatcher.storage.recent import RecentResults
 from edge_runtime.dispatcher.storage.recovery import keep_newest, newest, recover
 from edge_runtime.dispatcher.storage.rows import (
     ITEM_SPAN,
@@ -64,6 +65,7 @@ class SqliteStore:
         self._lock_fd: int | None = None
         self._connection: sqlite3.Connection | None = None
         self._position = 0
+        self._recent = RecentResults(0)
         self._is_closed = False
 
     async def _run(self, function: Callable[..., T], *arguments: Any) -> T:
@@ -89,10 +91,12 @@ class SqliteStore:
     async def open(self, now_utc_s: int) -> Recovered:
         """Take the store and read what is open. What it took it gives back where that fails."""
         try:
-            return await self._run(self._open, now_utc_s)
+            recovered = await self._run(self._open, now_utc_s)
         except BaseException:
             await self.close()
             raise
+        self._recent = RecentResults(self._position)
+        return recovered
 
     def _open(self, now_utc_s: int) -> Recovered:
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -122,7 +126,9 @@ class SqliteStore:
 
     async def commit(self, commands: Sequence[StoreCommand]) -> int:
         """Apply a tick's store commands in one durable transaction."""
-        return await self._run(self._commit, commands)
+        before = await self._run(self._commit, commands)
+        self._recent.committed(before, commands)
+        return before
 
     def _commit(self, commands: Sequence[StoreCommand]) -> int:
         before = self._position
@@ -274,6 +280,9 @@ class SqliteStore:
 
     async def feed(self, tenant: str, position: int, limit: int) -> list[FeedEntry]:
         """A page of a tenant's results over all jobs after `position`."""
+        recent = self._recent.page(tenant, position, limit)
+        if recent is not None:
+            return recent
 
         def read() -> list[FeedEntry]:
             rows = self._db.execute(
@@ -403,7 +412,9 @@ class SqliteStore:
 
     async def delete(self, job: str) -> bool:
         """Forget an ended job with its items, results and attempts."""
-        return await self._run(self._delete, job)
+        is_gone = await self._run(self._delete, job)
+        self._recent.forget()
+        return is_gone
 
     def _delete(self, job: str) -> bool:
         with self._transaction() as db:
