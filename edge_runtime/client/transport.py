@@ -11,6 +11,7 @@ Invariants
 
 import asyncio
 import io
+import logging
 import random
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -45,8 +46,16 @@ class Interrupted(Exception):  # noqa: N818 - named for what happened; never lea
         self.problem = problem
 
 
+# Not structlog, which without its set-up would print to the stdout of whose program this is.
+_log = logging.getLogger(__name__)
+
+
+def _reason(cut: Interrupted) -> str:
+    return cut.cause if cut.problem is None else cut.problem.message
+
+
 class Patience:
-    """How long to go on: full-jitter waits, and an end."""
+    """How long to go on: full-jitter waits, and an end. Says once that it waits, and for what."""
 
     def __init__(self, url: str, limit_s: float) -> None:
         self._url = url
@@ -64,6 +73,7 @@ class Patience:
         now_s = asyncio.get_running_loop().time()
         if self._failing_since_s is None:
             self._failing_since_s = now_s
+            _log.warning("%s: %s; trying again for %g s", self._url, _reason(cut), self._limit_s)
         waited_s = now_s - self._failing_since_s
         if waited_s >= self._limit_s:
             if cut.problem is not None:

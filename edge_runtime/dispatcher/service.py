@@ -20,7 +20,15 @@ from typing import Any, Self
 
 import structlog
 
-from edge_runtime.bus import Bus, BusOverflow, BusSettings, Connected, Disconnected, Message
+from edge_runtime.bus import (
+    Bus,
+    BusError,
+    BusOverflow,
+    BusSettings,
+    Connected,
+    Disconnected,
+    Message,
+)
 from edge_runtime.contract import codec, limits
 from edge_runtime.contract.clock import Now
 from edge_runtime.contract.errors import Rejected, RejectionReason
@@ -153,7 +161,9 @@ class DispatcherService:
         with contextlib.suppress(StoreError):
             await self.publisher.flush()
         if self.bus.is_connected:
-            self.publish(self._host_message(online=False))
+            with contextlib.suppress(BusError, BusOverflow, TimeoutError):
+                async with asyncio.timeout(limits.BUS_CLOSE_TIMEOUT_S):
+                    await self.bus.publish(self._host_message(online=False))
         self.committed.close()
         await self._stack.aclose()
         _log.info("dispatcher_stopped", dispatcher=self.settings.dispatcher_id)

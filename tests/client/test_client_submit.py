@@ -157,10 +157,14 @@ async def test_a_request_over_one_mebibyte(api: Served, client: EdgeClient) -> N
 
 
 @pytest.mark.parametrize("status", [429, 503, 507])
-async def test_busy_is_tried_again(api: Served, client: EdgeClient, status: int) -> None:
-    api.front.refuse_next = [Problem(code="busy", message="full", status=status)] * 2
+async def test_busy_is_tried_again_and_said_once(
+    api: Served, client: EdgeClient, status: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    api.front.refuse_next = [Problem(code="busy", message="the disk is full", status=status)] * 2
     assert (await client.submit("noop", "x")).items == 1
     assert api.front.submit_calls == 3
+    (line,) = caplog.messages
+    assert "the disk is full; trying again" in line
 
 
 async def test_busy_for_too_long_is_a_refusal(api: Served) -> None:

@@ -10,7 +10,14 @@ import pytest
 from scripted_car import ScriptedCar, echo
 from service_rig import House, job_request, tensor_item
 
-from edge_runtime.bus import BusSettings, Connected, MemoryBroker, MemoryBus, Message
+from edge_runtime.bus import (
+    BusSettings,
+    Connected,
+    DropReason,
+    MemoryBroker,
+    MemoryBus,
+    Message,
+)
 from edge_runtime.contract import codec, limits
 from edge_runtime.contract.http import ItemInput, JobRequest
 from edge_runtime.contract.messages import (
@@ -437,3 +444,20 @@ async def test_a_restarted_dispatcher_asks_the_cars_it_knew(open_house: OpenHous
         async with open_house(broker) as house:
             await house.collect(await house.submit(1))  # long before the next state refresh
         assert car.seq > before
+
+
+async def test_a_clean_stop_says_that_it_is_off_and_drops_nothing(open_house: OpenHouse) -> None:
+    broker = MemoryBroker()
+    async with open_house(broker) as house:
+        await house.until(lambda: house.service.bus.is_connected)
+        house.service.announce("http://models")
+    dropped = house.service.bus.counters.dropped
+    assert not dropped[DropReason.UNACKNOWLEDGED]
+    assert not dropped[DropReason.NOT_CONNECTED]
+    settings = BusSettings("memory://", "reader", subscriptions=((Topics().host("dispatcher"), 1),))
+    async with MemoryBus(settings, broker) as reader:
+        async for event in reader.events():
+            if isinstance(event, Message):
+                status = codec.host_decoder().decode(event.payload)
+                break
+    assert (status.online, status.models_url) == (False, "http://models")
