@@ -73,7 +73,9 @@ class Patience:
         now_s = asyncio.get_running_loop().time()
         if self._failing_since_s is None:
             self._failing_since_s = now_s
-            _log.warning("%s: %s; trying again for %g s", self._url, _reason(cut), self._limit_s)
+            if self._limit_s > limits.CLIENT_SILENT_WAIT_S:
+                reason = _reason(cut)
+                _log.warning("%s: %s; trying again for %g s", self._url, reason, self._limit_s)
         waited_s = now_s - self._failing_since_s
         if waited_s >= self._limit_s:
             if cut.problem is not None:

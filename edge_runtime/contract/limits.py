@@ -280,6 +280,8 @@ CLIENT_BACKOFF_FIRST_S: Final = 0.05
 CLIENT_BACKOFF_MAX_S: Final = 5.0
 CLIENT_UNREACHABLE_S: Final = 60.0
 """Without one answer for so long, the client raises `DispatcherUnreachable`."""
+CLIENT_SILENT_WAIT_S: Final = 10.0
+"""A client that is to go on for longer says that it waits, and for what."""
 CLIENT_CONNECT_TIMEOUT_S: Final = 5.0
 CLIENT_ANSWER_TIMEOUT_S: Final = 60.0
 CLIENT_STREAM_SILENCE_S: Final = 45.0
