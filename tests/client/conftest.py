@@ -23,5 +23,5 @@ async def api(tmp_path: Path) -> AsyncIterator[Served]:
 
 @pytest.fixture
 async def client(api: Served) -> AsyncIterator[EdgeClient]:
-    async with EdgeClient(api.server.url, unreachable_after_s=10.0) as opened:
+    async with EdgeClient(api.server.url, unreachable_after_s=20.0) as opened:
         yield opened
