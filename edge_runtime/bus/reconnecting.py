@@ -16,7 +16,6 @@ of each refused publish, and knows better than a queue what is still worth sendi
 
 import asyncio
 import random
-import secrets
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Final, Self
 
@@ -273,7 +272,7 @@ class ReconnectingBus:
     async def _prove(self, link: Link, topic: str) -> None:
         """Send ourselves a message: brokers hide refusals that its absence shows."""
         loop = asyncio.get_running_loop()
-        nonce = secrets.token_bytes(12)
+        nonce = self._rng.randbytes(12)
         echo: asyncio.Future[None] = loop.create_future()
         acknowledged: asyncio.Future[None] = loop.create_future()
         lost: asyncio.Future[str] = asyncio.ensure_future(link.lost())

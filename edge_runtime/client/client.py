@@ -12,7 +12,6 @@ is raised: `JobRefused` and `DispatcherRefused` with the dispatcher's problem,
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any, Self, TypeVar
-from uuid import uuid4
 
 import msgspec
 
@@ -63,7 +62,8 @@ class EdgeClient:
     """One dispatcher, seen by one tenant. An async context manager.
 
     `tenant="*"` is the operator, who sees every tenant's jobs and cannot submit.
-    `unreachable_after_s` is how long nothing may answer before `DispatcherUnreachable`.
+    `unreachable_after_s` is how long nothing may answer before `DispatcherUnreachable`. With a
+    `transport` of its own, which says the rest, it does not speak HTTP.
     """
 
     def __init__(
@@ -72,8 +72,9 @@ class EdgeClient:
         tenant: str = "default",
         *,
         unreachable_after_s: float = limits.CLIENT_UNREACHABLE_S,
+        transport: Transport | None = None,
     ) -> None:
-        self._transport = Transport(url, tenant, unreachable_after_s)
+        self._transport = transport or Transport(url, tenant, unreachable_after_s)
 
     async def __aenter__(self) -> Self:
         self._transport.open()
@@ -102,7 +103,7 @@ class EdgeClient:
         `async for result in client.submit(...)` gives each item's result as it comes. Without an
         `idempotency_key` one is made, so that a lost answer never makes two jobs.
         """
-        key = idempotency_key or uuid4().hex
+        key = idempotency_key or self._transport.new_key()
 
         async def make_request() -> JobRequest:
             return JobRequest(

@@ -20,7 +20,6 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import aclosing
-from uuid import uuid4
 
 import msgspec
 
@@ -163,7 +162,7 @@ class _Run:
         self._transport = transport
         self._requests = enumerate(requests)
         self._is_exhausted = False
-        self._key_prefix = uuid4().hex
+        self._key_prefix = transport.new_key()
         self._open: dict[str, _Open] = {}
         self._posting_jobs = 0
         self._early = _Early()

@@ -57,8 +57,9 @@ def _reason(cut: Interrupted) -> str:
 class Patience:
     """How long to go on: full-jitter waits, and an end. Says once that it waits, and for what."""
 
-    def __init__(self, url: str, limit_s: float) -> None:
+    def __init__(self, url: str, limit_s: float, rng: random.Random) -> None:
         self._url = url
+        self._rng = rng
         self._limit_s = limit_s
         self._failures = 0
         self._failing_since_s: float | None = None
@@ -87,18 +88,21 @@ class Patience:
             self._limit_s - waited_s,
         )
         self._failures += 1
-        await asyncio.sleep(random.uniform(0.0, ceiling_s))  # noqa: S311 - jitter, no secret
+        await asyncio.sleep(self._rng.uniform(0.0, ceiling_s))
 
 
 class Transport:
     """One dispatcher as one tenant sees it. Open it inside a running event loop."""
 
-    def __init__(self, url: str, tenant: str, unreachable_after_s: float) -> None:
+    def __init__(
+        self, url: str, tenant: str, unreachable_after_s: float, rng: random.Random | None = None
+    ) -> None:
         if not _is_http_url(url):
             raise ConfigError(f"the dispatcher's URL must be http://host:port, not {url!r}")
         self.url = url.rstrip("/")
         self._tenant = tenant
         self._unreachable_after_s = unreachable_after_s
+        self._rng = rng or random.SystemRandom()
         self._session: aiohttp.ClientSession | None = None
 
     def open(self) -> None:
@@ -123,7 +127,11 @@ class Transport:
 
     def patience(self) -> Patience:
         """A new count of failures."""
-        return Patience(self.url, self._unreachable_after_s)
+        return Patience(self.url, self._unreachable_after_s, self._rng)
+
+    def new_key(self) -> str:
+        """An idempotency key that nobody else has."""
+        return f"{self._rng.getrandbits(128):032x}"
 
     async def call(
         self,

@@ -3,7 +3,7 @@
 import asyncio
 import hashlib
 import secrets
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from pathlib import Path
 
 import msgspec
@@ -43,10 +43,13 @@ _ID_BYTES = 6
 
 
 class FrontDesk:
-    """See `dispatcher.front.Front`."""
+    """See `dispatcher.front.Front`. `random_hex` gives so many random bytes as hex digits."""
 
-    def __init__(self, service: DispatcherService) -> None:
+    def __init__(
+        self, service: DispatcherService, random_hex: Callable[[int], str] = secrets.token_hex
+    ) -> None:
         self._service = service
+        self._random_hex = random_hex
         self._store = service.store
         self._accepting: dict[tuple[str, str], tuple[KnownKey, asyncio.Future[None]]] = {}
 
@@ -56,7 +59,7 @@ class FrontDesk:
         """Accept jobs; returns after their durable commit, one answer a job in order."""
         self._require_store()
         # One read of the kernel's random bytes for all of them.
-        names = secrets.token_hex(len(jobs) * _ID_BYTES)
+        names = self._random_hex(len(jobs) * _ID_BYTES)
         specs = [
             await self._spec(tenant, job, names[2 * _ID_BYTES * n : 2 * _ID_BYTES * (n + 1)])
             for n, job in enumerate(jobs)

@@ -15,6 +15,7 @@ is the command line's; a way to reach the car from outside, which does not exist
 
 import asyncio
 import platform
+import random
 from collections import Counter
 from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
@@ -116,6 +117,8 @@ class VehicleAgent:
         packages: PackageStore,
         sensors: Sensors,
         clock: Callable[[], Now] = read_clock,
+        open_journal: Callable[[Path], Journal] = Journal,
+        rng: random.Random | None = None,
     ) -> None:
         self.settings = settings
         self._open_bus = open_bus
@@ -123,11 +126,14 @@ class VehicleAgent:
         self.packages = packages
         self._sensors = sensors
         self._clock = clock
+        self._open_journal = open_journal
         # Bound once: a busy car writes a thousand lines a second.
         self._lines = _log.bind(vehicle=settings.vehicle)
         self._topics = Topics(settings.namespace)
         self._hosts = Hosts(settings.models_url)
-        self._intake = Intake(settings.vehicle, self._topics, self._hosts)
+        # It only spreads cars over time.
+        jitter = rng or random.Random()  # noqa: S311 - no secret
+        self._intake = Intake(settings.vehicle, self._topics, self._hosts, jitter.random)
         self._policy = PolicyFile(settings.policy)
         self._urgent: list[Event] = []
         self._events: list[Event] = []
@@ -191,7 +197,7 @@ class VehicleAgent:
     def _recover(self) -> None:
         """Open the journal and build the core from what it kept."""
         settings, now = self.settings, self._clock()
-        self._journal = Journal(settings.state_dir / "journal.db")
+        self._journal = self._open_journal(settings.state_dir / "journal.db")
         self._stack.push_async_callback(asyncio.to_thread, self._journal.close)
         snapshot = self._journal.load(now.utc_ms // 1000)
         self.boot = snapshot.boot

@@ -46,11 +46,18 @@ class Hosts:
 
 
 class Intake:
-    """Decodes what is sent to one car. `rejected` counts by reason."""
+    """Decodes what is sent to one car. `rejected` counts by reason; `jitter` spreads rebirths."""
 
-    def __init__(self, vehicle: str, topics: Topics, hosts: Hosts) -> None:
+    def __init__(
+        self,
+        vehicle: str,
+        topics: Topics,
+        hosts: Hosts,
+        jitter: Callable[[], float] = random.random,
+    ) -> None:
         self.rejected: Counter[RejectionReason] = Counter()
         self._vehicle = vehicle
+        self._jitter = jitter
         self._hosts = hosts
         self._host_prefix = topics.host("")
         self._signed = codec.signed_decoder()
@@ -104,7 +111,7 @@ class Intake:
     def _control_event(self, body: bytes) -> Event:
         control = self._control.decode(body)
         self._require_own(control.vehicle)
-        jitter = random.random()  # noqa: S311 - spreads rebirths, protects nothing
+        jitter = self._jitter()
         return OrdersReceived(control.orders, jitter)
 
     def _desired_event(self, body: bytes) -> Event:
