@@ -183,7 +183,7 @@ class Transport:
         except (aiohttp.ClientError, OSError) as error:
             raise Interrupted(_words(error)) from None
         if response.status >= _FIRST_ERROR:
-            raise _refused(response.status, content)
+            raise refused(response.status, content)
         return content
 
     @asynccontextmanager
@@ -205,7 +205,7 @@ class Transport:
                 timeout=timeout,
             ) as response:
                 if response.status >= _FIRST_ERROR:
-                    raise _refused(response.status, await response.read())
+                    raise refused(response.status, await response.read())
                 yield response
         except (aiohttp.ClientError, OSError) as error:
             raise Interrupted(_words(error)) from None
@@ -228,7 +228,8 @@ def _words(error: BaseException) -> str:
     return str(error) or type(error).__name__
 
 
-def _refused(status: int, content: bytes) -> Exception:
+def refused(status: int, content: bytes) -> Exception:
+    """What an error answer stands for: `DispatcherRefused`, or `Interrupted` where later may do."""
     try:
         problem = _problem.decode(content)
     except (msgspec.DecodeError, UnicodeDecodeError):

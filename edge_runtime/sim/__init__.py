@@ -1,0 +1,1 @@
+"""A seeded world: the production cores and shells in virtual time, with everything that fails."""

@@ -1,0 +1,342 @@
+"""What a simulated car has instead of hardware: sensors, an engine, a shelf of packages.
+
+Invariants
+- `Truth` is how the car really is. Sensors tell it, late, not at all or absurdly; the ledger
+  judges by the truth.
+- The engine computes `answer(item)` and nothing else, in scripted time: what anybody delivers
+  can be compared with it.
+"""
+
+import contextlib
+import hashlib
+import random
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from edge_runtime.contract.messages import Item, StopReport
+from edge_runtime.contract.package import Package
+from edge_runtime.contract.reasons import ItemError, StopTier
+from edge_runtime.sim.loop import SimLoop
+from edge_runtime.vehicle.core.commands import SubmitRun
+from edge_runtime.vehicle.core.events import (
+    EngineDied,
+    ItemBroke,
+    ItemFinished,
+    ItemStarted,
+    ModelLoaded,
+    RunEnded,
+    RunOutcome,
+    SignalsRead,
+)
+from edge_runtime.vehicle.ports import EmitEvent
+
+if TYPE_CHECKING:
+    import asyncio
+
+_SENSOR_PERIOD_S: Final = 1.0
+_STOP_LATENCY_MS: Final = 0.5
+_LOAD_S: Final = 0.5
+_HUNG_S: Final = 20.0
+_CHARGE_STOP_PERCENT: Final = 50.0
+_COMPUTE_STOP_C: Final = 85.0
+_encode: Final = msgspec.msgpack.Encoder().encode
+
+
+def answer(item: Item) -> bytes:
+    """The one right output of an item: a function of its data alone."""
+    return _encode(hashlib.sha256(item.data).hexdigest()[:16])
+
+
+def good_signals() -> dict[str, float | bool | int | None]:
+    """A parked, charged, cool, plugged car."""
+    return {
+        "charge_percent": 80.0,
+        "battery_temperature_c": 20.0,
+        "is_plugged": True,
+        "is_charging": False,
+        "is_parked": True,
+        "is_occupied": False,
+        "compute_temperature_c": 40.0,
+        "compute_load_percent": 5.0,
+        "low_voltage_v": 12.8,
+        "power_saving_level": 0,
+    }
+
+
+@dataclass
+class Truth:
+    """How a car really is, and since when it may not compute."""
+
+    loop: SimLoop
+    signals: dict[str, float | bool | int | None] = field(default_factory=good_signals)
+    has_consent: bool = True
+    wrong_since_s: float | None = None
+
+    def note(self) -> None:
+        """Something changed: keep the time since which computing is wrong."""
+        if self.may_compute():
+            self.wrong_since_s = None
+        elif self.wrong_since_s is None:
+            self.wrong_since_s = self.loop.time()
+
+    def may_compute(self) -> bool:
+        """Whether the owner's policy, on the true signals, lets work that runs go on."""
+        signals = self.signals
+        charge, heat = signals["charge_percent"], signals["compute_temperature_c"]
+        return bool(
+            self.has_consent
+            and signals["is_plugged"]
+            and signals["is_parked"]
+            and not signals["is_occupied"]
+            and charge is not None
+            and charge >= _CHARGE_STOP_PERCENT
+            and heat is not None
+            and heat < _COMPUTE_STOP_C
+        )
+
+
+class SimSensors:
+    """Tells the truth once a second and at every edge, unless a nemesis is at it."""
+
+    def __init__(self, truth: Truth, boot_ns: Callable[[], int]) -> None:
+        self.truth = truth
+        self.mute: set[str] = set()
+        self.absurd: dict[str, float] = {}
+        self._boot_ns = boot_ns
+        self._emit: Callable[[SignalsRead], None] | None = None
+
+    async def run(self, emit: Callable[[SignalsRead], None]) -> None:
+        """Tell every signal once a period, until cancelled."""
+        import asyncio  # noqa: PLC0415 - the rest of this module needs no loop of its own
+
+        self._emit = emit
+        while True:
+            self.tell()
+            await asyncio.sleep(_SENSOR_PERIOD_S)
+
+    def tell(self) -> None:
+        """Tell everything now."""
+        if self._emit is not None:
+            values: Mapping[str, float | bool | int | None] = {
+                name: self.absurd.get(name, value)
+                for name, value in self.truth.signals.items()
+                if name not in self.mute
+            }
+            self._emit(SignalsRead(values, self._boot_ns()))
+
+    def note_load(self, *, is_busy: bool) -> None:
+        """This car's temperature follows the script."""
+
+
+class SimPackages:
+    """Packages by digest; fetching takes a while and may fail."""
+
+    def __init__(
+        self,
+        known: Mapping[str, Package],
+        held: set[str],
+        fetch: Callable[[], "asyncio.Future[None]"],
+    ) -> None:
+        self._known = known
+        self._held = held
+        self._fetch = fetch
+
+    def digests(self) -> Iterable[str]:
+        """What is held."""
+        return sorted(self._held)
+
+    def get(self, digest: str) -> Package | None:
+        """The package, where it is held."""
+        return self._known[digest] if digest in self._held else None
+
+    def using(self, digest: str) -> "contextlib.AbstractContextManager[None]":
+        """Nothing is evicted here."""
+        del digest
+        return contextlib.nullcontext()
+
+    async def fetch(self, digest: str, base_url: str) -> Package:
+        """Have the package. Raises OSError while the network says so."""
+        del base_url
+        await self._fetch()
+        if digest not in self._known:
+            raise OSError("the dispatcher has no such package")
+        self._held.add(digest)
+        return self._known[digest]
+
+
+@dataclass
+class EngineScript:
+    """How an engine behaves: seconds an item, and what kills or hangs it."""
+
+    item_s: float = 0.2
+    poison: frozenset[bytes] = frozenset()
+    broken: frozenset[bytes] = frozenset()
+    hang: float = 0.0
+    crash: float = 0.0
+
+
+@dataclass
+class _Run:
+    order: SubmitRun
+    next: int = 0
+
+
+class SimEngine:
+    """An inference process with scripted durations and failures; see `ports.Engine`.
+
+    `started` is told of every item whose computation begins; `is_computing` says whether one
+    is under way and not frozen.
+    """
+
+    def __init__(
+        self,
+        emit: EmitEvent,
+        loop: SimLoop,
+        script: EngineScript,
+        rng: random.Random,
+        started: Callable[[Item], None],
+    ) -> None:
+        self._emit = emit
+        self._loop = loop
+        self._script = script
+        self._rng = rng
+        self._started = started
+        self._runs: deque[_Run] = deque()
+        self._loaded: set[str] = set()
+        self._timer: asyncio.TimerHandle | None = None
+        self._then: Callable[[], None] | None = None
+        self._left_s = 0.0
+        self.is_frozen = False
+        self.fired: dict[str, int] = {"engine_hang": 0, "engine_crash": 0}
+
+    @property
+    def is_computing(self) -> bool:
+        """Whether the process uses the processor now."""
+        return self._timer is not None
+
+    def submit(self, run: SubmitRun, package: Package) -> None:
+        """Queue a run behind those already here."""
+        del package
+        self._runs.append(_Run(run))
+        self._go_on()
+
+    def cancel(self, run_id: int) -> None:
+        """Stop one run."""
+        for run in self._runs:
+            if run.order.run_id == run_id:
+                if run is self._runs[0]:
+                    self._stop_timer()
+                    self._then = None
+                self._runs.remove(run)
+                stop = StopReport(tier=StopTier.TERMINATE, latency_ms=_STOP_LATENCY_MS)
+                ended = RunEnded(run_id, RunOutcome.CANCELLED, stop)
+                self._loop.call_soon(self._emit, ended)
+                self._go_on()
+                return
+
+    def freeze(self) -> None:
+        """Stop computing in this call."""
+        if not self.is_frozen:
+            self.is_frozen = True
+            self._stop_timer()
+
+    async def measure_stop(self) -> StopReport:
+        """At once, here."""
+        return StopReport(tier=StopTier.FREEZE, latency_ms=_STOP_LATENCY_MS)
+
+    def thaw(self) -> None:
+        """Compute on."""
+        if self.is_frozen:
+            self.is_frozen = False
+            if self._then is not None:
+                self._wait(self._left_s, self._then)
+            else:
+                self._go_on()
+
+    async def kill(self) -> StopReport:
+        """End the process and forget every run."""
+        self._reset()
+        return StopReport(tier=StopTier.KILL, latency_ms=_STOP_LATENCY_MS)
+
+    async def close(self) -> None:
+        """End the process."""
+        self._reset()
+
+    # --- inside ---
+
+    def _reset(self) -> None:
+        self._stop_timer()
+        self._then = None
+        self._runs.clear()
+        self._loaded.clear()
+        self.is_frozen = False
+
+    def _wait(self, delay_s: float, then: Callable[[], None]) -> None:
+        self._then = then
+        self._left_s = delay_s
+        if not self.is_frozen:
+            self._timer = self._loop.call_later(delay_s, self._due)
+
+    def _due(self) -> None:
+        self._timer = None
+        then, self._then = self._then, None
+        if then is not None:
+            then()
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._left_s = max(0.0, self._timer.when() - self._loop.time())
+            self._timer.cancel()
+            self._timer = None
+
+    def _go_on(self) -> None:
+        if self._then is not None or self.is_frozen or not self._runs:
+            return
+        run = self._runs[0]
+        digest = run.order.digest
+        if digest not in self._loaded:
+            self._wait(_LOAD_S, lambda: self._have_loaded(run))
+        elif run.next >= len(run.order.items):
+            self._runs.popleft()
+            self._emit(RunEnded(run.order.run_id, RunOutcome.COMPLETED))
+            self._go_on()
+        else:
+            self._begin(run)
+
+    def _have_loaded(self, run: _Run) -> None:
+        self._loaded.add(run.order.digest)
+        self._emit(ModelLoaded(run.order.run_id, _LOAD_S * 1000))
+        self._go_on()
+
+    def _begin(self, run: _Run) -> None:
+        item = run.order.items[run.next]
+        self._started(item)
+        self._emit(ItemStarted(run.order.run_id, item.index))
+        if self._then is not None or not self._runs or self._runs[0] is not run:
+            return  # being told, the agent stopped us
+        if self._rng.random() < self._script.hang:
+            self.fired["engine_hang"] += 1
+            self._wait(_HUNG_S, lambda: self._die(run, item, ItemError.ENGINE_HUNG))
+        elif item.data in self._script.poison or self._rng.random() < self._script.crash:
+            self.fired["engine_crash"] += 1
+            self._wait(0.05, lambda: self._die(run, item, ItemError.ENGINE_KILLED))
+        else:
+            self._wait(self._script.item_s, lambda: self._finish(run, item))
+
+    def _finish(self, run: _Run, item: Item) -> None:
+        run.next += 1
+        run_id = run.order.run_id
+        if item.data in self._script.broken:
+            self._emit(ItemBroke(run_id, item.index, ItemError.UNDECODABLE_INPUT, "scripted"))
+        else:
+            busy_ms = self._script.item_s * 1000
+            self._emit(ItemFinished(run_id, item.index, answer(item), busy_ms))
+        self._go_on()
+
+    def _die(self, run: _Run, item: Item, code: ItemError) -> None:
+        self._reset()
+        self._emit(EngineDied(run.order.run_id, item.index, code, "scripted"))

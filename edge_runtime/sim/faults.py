@@ -1,0 +1,516 @@
+"""Everything that goes wrong, by name.
+
+A nemesis is a coroutine that runs through the fault phase, strikes when its own random source
+says so, and counts each strike in the ledger. `heal` undoes whatever is still in force: after it
+the world is honest, connected and eligible, and must drain.
+"""
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+import msgspec
+
+from edge_runtime.bus import BusSettings, MemoryBus, Message
+from edge_runtime.bus.memory import Faults, Partition
+from edge_runtime.contract import codec, limits
+from edge_runtime.contract.messages import Chunk, Fence, ItemDone, Results
+from edge_runtime.contract.topics import Up
+from edge_runtime.dispatcher.storage import StoreBusy, StoreDamaged
+from edge_runtime.sim.hosts import Host, copy_files
+from edge_runtime.sim.world import Car, World
+
+Nemesis = Callable[[World, random.Random], Awaitable[None]]
+_HOUR_S: Final = 3_600.0
+_HALF: Final = 0.5
+_PARTITIONS: Final = (Partition.TO_BROKER, Partition.FROM_BROKER, Partition.BOTH)
+
+
+async def _often(
+    world: World, rng: random.Random, mean_s: float, strike: Callable[[], Awaitable[None]]
+) -> None:
+    """Strike at random moments until the fault phase ends."""
+    while True:
+        await asyncio.sleep(rng.expovariate(1 / mean_s))
+        if world.is_healed:
+            return
+        await strike()
+
+
+def _hosts(world: World) -> list[Host]:
+    return [world.dispatcher, *(car.host for car in world.cars)]
+
+
+# --- the network ------------------------------------------------------------------------------
+
+
+async def lossy(world: World, rng: random.Random) -> None:
+    """Messages are lost, repeated, delayed and overtake each other, on every connection."""
+    for faults in world.all_faults.values():
+        faults.loss = rng.choice((0.0, 0.02, 0.2))
+        faults.duplicate = rng.choice((0.0, 0.02, 0.3))
+        faults.reorder = rng.choice((0.0, 0.1, 0.5))
+        faults.delay_max_s = rng.choice((0.0, 0.05, 1.0, 5.0))
+    world.network.delay_max_s = rng.choice((0.0, 0.05, 0.5))
+    world.network.cut_probability = rng.choice((0.0, 0.02, 0.2))
+
+
+async def partitions(world: World, rng: random.Random) -> None:
+    """A host's way to the broker is cut, in one direction or both."""
+
+    async def strike() -> None:
+        name = rng.choice(sorted(world.all_faults))
+        how = rng.choice(_PARTITIONS)
+        world.ledger.fault(f"partition_{how.value}", name)
+        world.all_faults[name].set_partition(how)
+        await asyncio.sleep(rng.choice((0.5, 5.0, 20.0, 80.0)))
+        world.all_faults[name].set_partition(Partition.NONE)
+
+    await _often(world, rng, 15, strike)
+
+
+async def http_cuts(world: World, rng: random.Random) -> None:
+    """Requesters do not reach the dispatcher, and what is open is reset."""
+
+    async def strike() -> None:
+        world.ledger.fault("http_cut")
+        world.network.is_cut = True
+        await asyncio.sleep(rng.choice((0.2, 3.0, 20.0)))
+        world.network.is_cut = False
+
+    await _often(world, rng, 20, strike)
+
+
+async def broker_deaths(world: World, rng: random.Random) -> None:
+    """The broker dies and comes back with nothing."""
+
+    async def strike() -> None:
+        world.ledger.fault("broker_death")
+        world.broker.kill()
+        await asyncio.sleep(rng.choice((0.1, 2.0, 15.0)))
+        world.broker.start()
+
+    await _often(world, rng, 25, strike)
+
+
+async def takeovers(world: World, rng: random.Random) -> None:
+    """Somebody else connects under a host's client id."""
+
+    async def strike() -> None:
+        victim = rng.choice(("er-dispatcher-dispatcher", *(f"er-{c.name}" for c in world.cars)))
+        world.ledger.fault("takeover", victim)
+        async with MemoryBus(BusSettings("memory://sim", victim), world.broker, rng=rng) as bus:
+            await asyncio.sleep(0.2)
+            del bus
+
+    await _often(world, rng, 30, strike)
+
+
+async def refusals(world: World, rng: random.Random) -> None:
+    """The broker refuses a host's publishes for a while."""
+
+    async def strike() -> None:
+        name = rng.choice(sorted(world.all_faults))
+        faults = world.all_faults[name]
+        faults.refused = (rng.choice(("er/1/+/v/+/up/+", "er/1/t/#", "er/1/+/v/+/dn/+")),)
+        before = faults.fired["refused"]
+        await asyncio.sleep(rng.choice((1.0, 10.0)))
+        faults.refused = ()
+        for _ in range(faults.fired["refused"] - before):
+            world.ledger.fault("refused_publish", name)
+
+    await _often(world, rng, 20, strike)
+
+
+# --- processes --------------------------------------------------------------------------------
+
+
+async def dispatcher_kills(world: World, rng: random.Random) -> None:
+    """The dispatcher is killed at a moment, or between any two of its steps."""
+
+    async def strike() -> None:
+        restart_s = rng.choice((0.05, 1.0, 10.0, 40.0))
+        if rng.random() < _HALF:
+            world.ledger.fault("dispatcher_kill")
+            world.kill(world.dispatcher, restart_s)
+            return
+        left = rng.randint(1, 400)
+
+        def at_step(_: int) -> None:
+            nonlocal left
+            left -= 1
+            if left <= 0 and not world.is_healed:
+                world.loop.before_step = None
+                world.ledger.fault("dispatcher_kill_at_step")
+                world.kill(world.dispatcher, restart_s)
+
+        world.loop.before_step = at_step
+
+    await _often(world, rng, 15, strike)
+
+
+async def car_kills(world: World, rng: random.Random) -> None:
+    """A car's process is killed, or the car loses power and boots."""
+
+    async def strike() -> None:
+        car = rng.choice(world.cars)
+        if rng.random() < _HALF:
+            world.ledger.fault("car_kill", car.name)
+        else:
+            world.ledger.fault("car_reboot", car.name)
+            car.host.booted_at_s, car.host.slept_s = world.loop.time(), 0.0
+        world.kill(car.host, rng.choice((0.1, 3.0, 30.0)))
+
+    await _often(world, rng, 10, strike)
+
+
+async def requester_kills(world: World, rng: random.Random) -> None:
+    """The requester dies and comes back with its keys and cursors."""
+
+    async def strike() -> None:
+        world.ledger.fault("requester_kill")
+        world.requester.kill()
+        world.loop.call_later(rng.choice((0.1, 5.0, 60.0)), world.requester.start)
+
+    await _often(world, rng, 30, strike)
+
+
+async def pauses(world: World, rng: random.Random) -> None:
+    """A process is stopped, and goes on when its lease may be over."""
+
+    async def strike() -> None:
+        host = rng.choice(_hosts(world))
+        seconds = rng.choice((2.0, 20.0, 60.0, 150.0))
+        world.ledger.fault("pause", f"{host.name} {seconds:g} s")
+        host.pause(seconds)
+
+    await _often(world, rng, 25, strike)
+
+
+async def second_dispatcher(world: World, rng: random.Random) -> None:
+    """Another dispatcher is started on the same store: it must give up."""
+    from edge_runtime.sim.hosts import SimStore  # noqa: PLC0415 - only here
+
+    async def strike() -> None:
+        if not world.dispatcher.is_up or world.service is None:
+            return
+        store = SimStore(world.dispatcher)
+        try:
+            await store.open(world.dispatcher.now().utc_ms // 1000)
+        except StoreBusy:
+            world.ledger.fault("second_dispatcher")
+        else:
+            await store.close()
+            # It may have come between two lives of the first.
+            world.ledger.rare["store_was_free"] += 1
+
+    await _often(world, rng, 30, strike)
+
+
+async def clock_jumps(world: World, rng: random.Random) -> None:
+    """A host's UTC jumps by an hour, and back some time later."""
+
+    async def strike() -> None:
+        host = rng.choice(_hosts(world))
+        jump_ms = rng.choice((-1, 1)) * 3_600_000
+        world.ledger.fault("clock_jump", f"{host.name} {jump_ms}")
+        host.utc_offset_ms += jump_ms
+        await asyncio.sleep(rng.choice((1.0, 30.0)))
+        host.utc_offset_ms -= jump_ms
+
+    await _often(world, rng, 30, strike)
+
+
+async def suspends(world: World, rng: random.Random) -> None:
+    """A car wakes from an hour of sleep: its boot time has gone on, its timers have not."""
+
+    async def strike() -> None:
+        car = rng.choice(world.cars)
+        world.ledger.fault("suspend", car.name)
+        car.host.slept_s += _HOUR_S
+
+    await _often(world, rng, 60, strike)
+
+
+# --- disks ------------------------------------------------------------------------------------
+
+
+async def full_disks(world: World, rng: random.Random) -> None:
+    """A host's disk has no room for a while."""
+
+    async def strike() -> None:
+        host = rng.choice(_hosts(world))
+        world.ledger.fault("disk_full", host.name)
+        host.disk.is_full = True
+        await asyncio.sleep(rng.choice((0.5, 10.0)))
+        host.disk.is_full = False
+
+    await _often(world, rng, 20, strike)
+
+
+async def failing_disks(world: World, rng: random.Random) -> None:
+    """A host's disk answers with I/O errors for a while."""
+
+    async def strike() -> None:
+        host = rng.choice(_hosts(world))
+        world.ledger.fault("disk_error", host.name)
+        host.disk.is_failing = True
+        await asyncio.sleep(rng.choice((0.02, 1.0, 8.0)))
+        host.disk.is_failing = False
+
+    await _often(world, rng, 20, strike)
+
+
+async def stale_journals(world: World, rng: random.Random) -> None:
+    """A car's disk goes back to an earlier state, as after a restored image."""
+
+    async def strike() -> None:
+        car = rng.choice(world.cars)
+        saved = world.folder / f"{car.name}.image.{rng.getrandbits(32)}"
+        copy_files(car.host.folder, saved)
+        await asyncio.sleep(rng.choice((3.0, 20.0)))
+        if world.is_healed or not car.host.is_up:
+            return
+        world.ledger.fault("stale_journal", car.name)
+        world.kill(car.host, 1.0)
+        for file in saved.iterdir():
+            (car.host.folder / file.name).write_bytes(file.read_bytes())
+        if not (saved / "journal.db-wal").exists():
+            (car.host.folder / "journal.db-wal").unlink(missing_ok=True)
+
+    await _often(world, rng, 40, strike)
+
+
+# --- owners and hardware ----------------------------------------------------------------------
+
+
+async def owners(world: World, rng: random.Random) -> None:
+    """Owners come back, unplug, withdraw consent; computers get hot."""
+
+    async def strike() -> None:
+        car = rng.choice(world.cars)
+        kind = rng.choice(("owner_returns", "thermal_trip", "unplug", "consent_withdrawn"))
+        world.ledger.fault(kind, car.name)
+        signals = car.truth.signals
+        match kind:
+            case "owner_returns":
+                change: dict[str, object] = {"is_occupied": True, "is_parked": False}
+            case "thermal_trip":
+                change = {"compute_temperature_c": 95.0}
+            case "unplug":
+                change = {"is_plugged": False}
+            case _:
+                change = {}
+                car.truth.has_consent = False
+                car.write_policy()
+        before = {name: signals[name] for name in change}
+        signals.update(change)  # type: ignore[arg-type] # values of the same kinds
+        car.changed()
+        await asyncio.sleep(rng.choice((0.3, 2.0, 20.0)))
+        signals.update(before)
+        if kind == "consent_withdrawn":
+            car.truth.has_consent = True
+            car.write_policy()
+        car.changed()
+
+    await _often(world, rng, 6, strike)
+
+
+async def broken_sensors(world: World, rng: random.Random) -> None:
+    """A signal falls silent or turns absurd."""
+
+    async def strike() -> None:
+        car = rng.choice(world.cars)
+        name = rng.choice(("charge_percent", "is_parked", "compute_temperature_c"))
+        if rng.random() < _HALF or name == "is_parked":
+            world.ledger.fault("sensor_stale", f"{car.name} {name}")
+            car.sensors.mute.add(name)
+        else:
+            world.ledger.fault("sensor_absurd", f"{car.name} {name}")
+            car.sensors.absurd[name] = rng.choice((-1e9, 1e9, float("nan"), float("inf")))
+        await asyncio.sleep(rng.choice((2.0, 12.0)))
+        car.sensors.mute.clear()
+        car.sensors.absurd.clear()
+
+    await _often(world, rng, 20, strike)
+
+
+async def engines(world: World, rng: random.Random) -> None:
+    """Items hang or kill the engine; some do so on every car, some are undecodable."""
+    datas = [data for _, items, _ in world.plan for data in items]
+    poison = frozenset(rng.sample(datas, min(2, len(datas))))
+    broken = frozenset(rng.sample(datas, min(2, len(datas)))) - poison
+    hang, crash = rng.choice((0.0, 0.02)), rng.choice((0.0, 0.02, 0.1))
+    for car in world.cars:
+        car.script.poison, car.script.broken = poison, broken
+        car.script.hang, car.script.crash = hang, crash
+
+
+async def slow_packages(world: World, rng: random.Random) -> None:
+    """Packages cannot be fetched for a while."""
+
+    async def strike() -> None:
+        world.ledger.fault("package_server_down")
+        world.is_fetch_failing = True
+        for car in world.cars:
+            car.held.clear()
+        await asyncio.sleep(rng.choice((1.0, 20.0)))
+        world.is_fetch_failing = False
+
+    await _often(world, rng, 40, strike)
+
+
+# --- hostile peers ----------------------------------------------------------------------------
+
+
+async def liars(world: World, rng: random.Random) -> None:
+    """A car's identity is used to send what the car would not."""
+    faults = Faults(rng)
+    bus = MemoryBus(BusSettings("memory://sim", "liar"), world.broker, faults, rng=rng)
+
+    async def strike() -> None:
+        car = rng.choice(world.cars)
+        kind, message = _lie(world, rng, car)
+        world.ledger.fault(kind, car.name)
+        if bus.is_connected:
+            bus.publish_soon(message)
+
+    async with bus:
+        await _often(world, rng, 3, strike)
+
+
+def _lie(world: World, rng: random.Random, car: Car) -> tuple[str, Message]:
+    topic = world.topics.up(car.name, Up.RESULT)
+    kind = rng.choice(("malformed", "oversize", "wrong_attempt", "old_fence", "other_car"))
+    match kind:
+        case "malformed":
+            topic = world.topics.up(car.name, rng.choice(list(Up)))
+            return kind, Message(topic, rng.randbytes(rng.randint(0, 200)))
+        case "oversize":
+            return kind, Message(topic, bytes(limits.MESSAGE_MAX_BYTES))
+        case "other_car":
+            other = rng.choice(world.cars)
+            return kind, Message(topic, _false_result(world, rng, other.name, kind))
+        case _:
+            return kind, Message(topic, _false_result(world, rng, car.name, kind))
+
+
+def _false_result(world: World, rng: random.Random, vehicle: str, kind: str) -> bytes:
+    """A chunk for an attempt that this car does not have."""
+    ledger = world.ledger
+    units = sorted(ledger.fences)
+    unit = rng.choice(units) if units else 1
+    fences = [f for f, owner in ledger.fences.get(unit, {}).items() if owner != vehicle]
+    fence = rng.choice(sorted(fences)) if fences and kind != "old_fence" else Fence(1, 1)
+    job = rng.choice(sorted(ledger.jobs)) if ledger.jobs else "j0"
+    chunk = Chunk(
+        job=job,
+        unit=unit,
+        fence=fence,
+        model=next(iter(world.packages)),
+        seq=0,
+        items=tuple(ItemDone(index=n, output=_LIE) for n in range(3)),
+    )
+    return codec.encode(Results(vehicle=vehicle, boot=1, chunks=(chunk,)))
+
+
+_LIE: Final = msgspec.Raw(msgspec.msgpack.encode("a lie"))
+
+NEMESES: Final[dict[str, Nemesis]] = {
+    "lossy": lossy,
+    "partitions": partitions,
+    "http_cuts": http_cuts,
+    "broker_deaths": broker_deaths,
+    "takeovers": takeovers,
+    "refusals": refusals,
+    "dispatcher_kills": dispatcher_kills,
+    "car_kills": car_kills,
+    "requester_kills": requester_kills,
+    "pauses": pauses,
+    "second_dispatcher": second_dispatcher,
+    "clock_jumps": clock_jumps,
+    "suspends": suspends,
+    "full_disks": full_disks,
+    "failing_disks": failing_disks,
+    "stale_journals": stale_journals,
+    "owners": owners,
+    "broken_sensors": broken_sensors,
+    "engines": engines,
+    "slow_packages": slow_packages,
+    "liars": liars,
+}
+
+FAULT_KINDS: Final = (
+    "loss",
+    "duplicate",
+    "delay",
+    "reorder",
+    "partition_to_broker",
+    "partition_from_broker",
+    "partition_both",
+    "http_cut",
+    "broker_death",
+    "takeover",
+    "refused_publish",
+    "dispatcher_kill",
+    "dispatcher_kill_at_step",
+    "car_kill",
+    "car_reboot",
+    "requester_kill",
+    "pause",
+    "second_dispatcher",
+    "clock_jump",
+    "suspend",
+    "disk_full",
+    "disk_error",
+    "stale_journal",
+    "owner_returns",
+    "thermal_trip",
+    "unplug",
+    "consent_withdrawn",
+    "sensor_stale",
+    "sensor_absurd",
+    "engine_hang",
+    "engine_crash",
+    "package_server_down",
+    "malformed",
+    "oversize",
+    "wrong_attempt",
+    "old_fence",
+    "other_car",
+)
+"""Every kind that a campaign must have seen fire."""
+
+EXPECTED_ENDS: Final = (StoreDamaged, StoreBusy)
+
+
+def heal(world: World) -> None:
+    """End every fault: from now on the world is honest, connected and eligible."""
+    world.is_healed = True
+    world.loop.before_step = None
+    for faults in world.all_faults.values():
+        faults.loss = faults.duplicate = faults.reorder = faults.delay_max_s = 0.0
+        faults.refused = ()
+        faults.set_partition(Partition.NONE)
+    world.network.delay_max_s = world.network.cut_probability = 0.0
+    world.network.is_cut = False
+    world.broker.start()
+    world.is_fetch_failing = False
+    for host in _hosts(world):
+        host.utc_offset_ms = 0
+        host.disk.is_full = host.disk.is_failing = False
+        if host.life is not None:
+            host.life.paused_until_s = min(host.life.paused_until_s, world.loop.time())
+    for car in world.cars:
+        car.script.hang = car.script.crash = 0.0
+        car.sensors.mute.clear()
+        car.sensors.absurd.clear()
+        car.truth.signals.update(type(car.truth)(world.loop).signals)
+        if not car.truth.has_consent:
+            car.truth.has_consent = True
+            car.write_policy()
+        car.changed()
+    for host in (*_hosts(world), world.requester):
+        if not host.is_up:
+            host.start()

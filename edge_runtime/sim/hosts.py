@@ -1,0 +1,236 @@
+"""Computers that may die, sleep, lose their disk's room and misread the time.
+
+Invariants
+- A host has one life at a time. Killing it ends every callback of that life at once; what is on
+  its disk stays, in a copy that the dead life's open files no longer reach.
+- Boot time never jumps and runs on in sleep; UTC jumps when a nemesis says so.
+"""
+
+import contextvars
+import errno
+import shutil
+import sqlite3
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from edge_runtime.contract.clock import NS_PER_MS, Now
+from edge_runtime.dispatcher.core.commands import StoreCommand
+from edge_runtime.dispatcher.storage import SqliteStore
+from edge_runtime.sim.loop import SimLoop, current_life
+from edge_runtime.vehicle.core.commands import Persist, Write
+from edge_runtime.vehicle.core.events import WritesCommitted, WritesFailed
+from edge_runtime.vehicle.journal import Emit, Journal
+
+START_UTC_MS: Final = 1_780_000_000_000
+_NO_LIMIT: Final = 1 << 30
+
+
+@dataclass(slots=True)
+class Disk:
+    """What is the matter with a host's disk."""
+
+    is_full: bool = False
+    is_failing: bool = False
+
+    def check(self) -> None:
+        """Raise what SQLite raises on a failing disk."""
+        if self.is_failing:
+            error = sqlite3.OperationalError("disk I/O error")
+            error.sqlite_errorcode = sqlite3.SQLITE_IOERR
+            error.sqlite_errorname = "SQLITE_IOERR"
+            raise error
+
+
+@dataclass(eq=False)
+class OneLife:
+    """A process of a host, from its start to its end."""
+
+    host: str
+    number: int
+    is_dead: bool = False
+    paused_until_s: float = 0.0
+
+
+@dataclass(eq=False)
+class Host:
+    """A computer. `main` is its program; `folder` is where its files are in this life."""
+
+    name: str
+    loop: SimLoop
+    root: Path
+    main: "Callable[[Host], Coroutine[Any, Any, None]]"
+    drift: float = 1.0
+    utc_offset_ms: int = 0
+    slept_s: float = 0.0
+    disk: Disk = field(default_factory=Disk)
+    life: OneLife | None = None
+    lives: int = 0
+    booted_at_s: float = 0.0
+    folder: Path = field(init=False)
+    ends: list[BaseException | None] = field(default_factory=list)
+    open_files: list[Callable[[], None]] = field(default_factory=list)
+    on_end: Callable[["Host"], None] | None = None
+
+    def __post_init__(self) -> None:
+        self.folder = self.root / f"{self.name}.0"
+        self.folder.mkdir(parents=True)
+
+    @property
+    def is_up(self) -> bool:
+        """Whether its process runs."""
+        return self.life is not None and not self.life.is_dead
+
+    def now(self) -> Now:
+        """This host's clocks."""
+        since_boot_s = (self.loop.time() - self.booted_at_s) * self.drift + self.slept_s
+        utc_ms = START_UTC_MS + int(self.loop.time() * 1000) + self.utc_offset_ms
+        return Now(int((since_boot_s + 1.0) * 1000) * NS_PER_MS, utc_ms)
+
+    def start(self) -> None:
+        """Start the program anew."""
+        if self.is_up:
+            return
+        self.lives += 1
+        life = self.life = OneLife(self.name, self.lives)
+        context = contextvars.copy_context()
+        context.run(current_life.set, life)
+        task = self.loop.create_task(self.main(self), name=self.name, context=context)
+        # In no life: it is told even of one that is over.
+        task.add_done_callback(lambda done: self._ended(life, done), context=contextvars.Context())
+
+    def run(self, work: Coroutine[Any, Any, Any], name: str) -> None:
+        """Run something in its present life."""
+        context = contextvars.copy_context()
+        context.run(current_life.set, self.life)
+        self.loop.create_task(work, name=f"{self.name} {name}", context=context)
+
+    def _ended(self, life: OneLife, task: Any) -> None:
+        if life is not self.life or life.is_dead:
+            return
+        life.is_dead = True
+        error = None if task.cancelled() else task.exception()
+        self.ends.append(error)
+        self._leave_folder()
+        if self.on_end is not None:
+            self.on_end(self)
+
+    def kill(self) -> None:
+        """End the process at once, as SIGKILL does."""
+        if self.life is None or self.life.is_dead:
+            return
+        self.life.is_dead = True
+        self._leave_folder()
+
+    def reboot(self) -> None:
+        """Lose power: the process dies and boot time begins again."""
+        self.kill()
+        self.booted_at_s, self.slept_s = self.loop.time(), 0.0
+
+    def pause(self, for_s: float) -> None:
+        """SIGSTOP, and SIGCONT after a while."""
+        if self.life is not None:
+            self.life.paused_until_s = self.loop.time() + for_s
+
+    def _leave_folder(self) -> None:
+        """The next life finds what is on disk now, out of reach of files that are still open."""
+        old = self.folder
+        self.folder = self.root / f"{self.name}.{self.lives}"
+        copy_files(old, self.folder)
+
+    def close_files(self) -> None:
+        """The world ends: close what dead lives left open."""
+        for close in self.open_files:
+            close()
+
+
+def copy_files(source: Path, target: Path) -> None:
+    """Every file but locks and SQLite's shared memory, which a new process makes anew."""
+    target.mkdir(parents=True)
+    for file in sorted(source.iterdir()):
+        if file.is_file() and not file.name.endswith((".lock", "-shm")):
+            shutil.copyfile(file, target / file.name)
+
+
+class SimStore(SqliteStore):
+    """The production store on a host's disk."""
+
+    def __init__(self, host: Host) -> None:
+        super().__init__(host.folder / "dispatcher.db")
+        self._disk = host.disk
+        host.open_files.append(self._abandon)
+
+    def _commit(self, commands: Sequence[StoreCommand]) -> int:
+        self._disk.check()
+        pages = 1 if self._disk.is_full else _NO_LIMIT
+        self._db.execute(f"PRAGMA max_page_count={pages}").fetchall()
+        return super()._commit(commands)
+
+    def free_bytes(self) -> int:
+        """Nothing on a full disk."""
+        return 0 if self._disk.is_full else super().free_bytes()
+
+    def _abandon(self) -> None:
+        if not self._is_closed:
+            self._close()
+            self._is_closed = True
+
+
+class SimJournal(Journal):
+    """The production journal, its commits as steps of the loop instead of a thread's."""
+
+    def __init__(self, path: Path, host: Host, commit_delay_s: Callable[[], float]) -> None:
+        super().__init__(path)
+        self._disk = host.disk
+        self._loop = host.loop
+        self._commit_delay_s = commit_delay_s
+        self._waiting: list[tuple[int, Write]] = []
+        self._is_asked = False
+        self._emit: Emit | None = None
+        host.open_files.append(self._abandon)
+
+    def start(self, emit: Emit) -> None:
+        """Begin to commit."""
+        self._emit = emit
+
+    def persist(self, writes: Persist) -> None:
+        """Queue writes for the next commit."""
+        self._waiting.extend(enumerate(writes.writes, writes.first))
+        if not self._is_asked:
+            self._is_asked = True
+            self._loop.call_later(self._commit_delay_s(), self._commit_waiting)
+
+    def close(self) -> None:
+        """Commit what is queued and let go of the file."""
+        self._commit_waiting()
+        super().close()
+
+    def _commit_waiting(self) -> None:
+        self._is_asked = False
+        batch, self._waiting = self._waiting, []
+        if not batch or self._lock_fd < 0:
+            return
+        done = self._commit(batch)
+        if self._emit is not None:
+            # A step of its own: a process may die between its commit and hearing of it.
+            self._loop.call_soon(self._emit, done)
+
+    def _commit(self, batch: list[tuple[int, Write]]) -> WritesCommitted | WritesFailed:
+        pages = 1 if self._disk.is_full else _NO_LIMIT
+        self._connection.execute(f"PRAGMA max_page_count={pages}").fetchall()
+        return super()._commit(batch)
+
+    def _apply(self, write: Write) -> None:
+        self._disk.check()
+        super()._apply(write)
+
+    def _has_room(self) -> bool:
+        return not self._disk.is_full
+
+    def _abandon(self) -> None:
+        try:
+            super().close()
+        except OSError as error:
+            if error.errno != errno.EBADF:
+                raise

@@ -1,0 +1,162 @@
+"""The promises, one function and one paragraph each; numbers are those of the method's reference.
+
+Some are checked where they would break (S6 and S4 on the wire in `ledger`, S8 at the requester,
+S9 and S11 in `world`); those here look at the end, when the healed world has drained.
+"""
+
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+
+from edge_runtime.contract.messages import Item
+from edge_runtime.contract.reasons import JobState
+from edge_runtime.sim.car import answer
+from edge_runtime.sim.ledger import Submitted
+from edge_runtime.sim.world import World
+
+_ENDED: Final = frozenset(
+    state.value for state in JobState if state not in {JobState.ACCEPTED, JobState.RUNNING}
+)
+_ATTEMPTS_MAX: Final = 400
+
+
+def check_end(world: World, store: Path) -> None:
+    """Judge a drained world by its ledger and by the dispatcher's store, a file nobody holds."""
+    db = sqlite3.connect(f"file:{store}?mode=ro", uri=True)
+    try:
+        for check in CHECKS:
+            check(world, db)
+    finally:
+        db.close()
+
+
+def s1_durable_accept(world: World, db: sqlite3.Connection) -> None:
+    """S1. A job that its requester was told is accepted is in the store, whatever died since."""
+    stored = {row[0] for row in db.execute("SELECT id FROM job")}
+    for job in sorted(set(world.ledger.jobs) - stored):
+        world.ledger.violated("S1", f"{job} was accepted and is gone")
+
+
+def s2_conservation(world: World, db: sqlite3.Connection) -> None:
+    """S2. Every item of an ended job has exactly one end, and the job's counts say so."""
+    rows = db.execute(
+        "SELECT j.id, j.items, j.done, j.failed, j.cursor, j.state,"
+        " (SELECT count(*) FROM result r WHERE r.job_no=j.no AND r.error IS NULL),"
+        " (SELECT count(*) FROM result r WHERE r.job_no=j.no AND r.error IS NOT NULL),"
+        " (SELECT count(DISTINCT r.item) FROM result r WHERE r.job_no=j.no) FROM job j"
+    )
+    for job, items, done, failed, cursor, state, good, bad, distinct in rows:
+        if (done, failed) != (good, bad) or distinct != good + bad:
+            world.ledger.violated("S2", f"{job} counts {done}+{failed}, has {good}+{bad}")
+        if state == JobState.DONE.value and good + bad != items:
+            world.ledger.violated("S2", f"{job} is done with {good + bad} of {items} items")
+        if cursor < good + bad:
+            world.ledger.violated("S2", f"{job} has more results than cursors")
+
+
+def s4_exactly_once(world: World, db: sqlite3.Connection) -> None:
+    """S3, S4. What a cursor-keeping requester read is what the store has: no gap, no repeat."""
+    for submitted in world.ledger.jobs.values():
+        cursors = [seen.cursor for seen in submitted.read]
+        if cursors != list(range(1, len(cursors) + 1)):
+            world.ledger.violated("S4", f"{submitted.job} was read as {cursors}")
+        stored = db.execute(
+            "SELECT r.cursor, r.item & 1048575, r.error IS NULL FROM result r"
+            " JOIN job j ON j.no = r.job_no WHERE j.id = ? ORDER BY r.cursor",
+            (submitted.job,),
+        ).fetchall()
+        read = [(seen.cursor, seen.item, int(seen.ok)) for seen in submitted.read]
+        if submitted.is_done and read != stored:
+            world.ledger.violated("S4", f"{submitted.job}: read {read}, stored {stored}")
+        published = world.ledger.published.get(submitted.job, {})
+        for cursor, item, ok in stored:
+            told = published.get(cursor)
+            if told is not None and (told[0], int(told[1])) != (item, ok):
+                world.ledger.violated("S4", f"{submitted.job} published another cursor {cursor}")
+
+
+def s5_no_fabrication(world: World, db: sqlite3.Connection) -> None:
+    """S5. Every output is the answer to its item, and came from a car that was offered it."""
+    for submitted in world.ledger.jobs.values():
+        for seen in submitted.read:
+            if seen.ok and seen.output != _right(submitted, seen.item):
+                world.ledger.violated("S5", f"{submitted.job} item {seen.item} is not its answer")
+    rows = db.execute(
+        "SELECT j.id, r.item & 1048575, r.vehicle FROM result r JOIN job j ON j.no=r.job_no"
+        " WHERE r.error IS NULL AND NOT EXISTS"
+        " (SELECT 1 FROM attempt a WHERE a.job_no=r.job_no AND a.vehicle=r.vehicle)"
+    )
+    for job, item, vehicle in rows:
+        world.ledger.violated("S5", f"{job} item {item} from {vehicle}, who never had it")
+
+
+def s6_fences(world: World, db: sqlite3.Connection) -> None:
+    """S6. No fence of a unit was given out twice, and each belongs to one car."""
+    rows = db.execute(
+        "SELECT epoch, counter, count(*) FROM attempt GROUP BY epoch, counter HAVING count(*) > 1"
+    )
+    for epoch, counter, count in rows:
+        world.ledger.violated("S6", f"fence {epoch}.{counter} was given out {count} times")
+
+
+def l1_everything_ends(world: World, db: sqlite3.Connection) -> None:
+    """L1. Once faults have stopped, every accepted job ends, and no attempt stays open."""
+    for job, state in db.execute("SELECT id, state FROM job"):
+        if state not in _ENDED:
+            world.ledger.violated("L1", f"{job} is still {state}")
+    for key, _, _ in world.plan:
+        if key not in world.ledger.keys:
+            world.ledger.violated("L1", f"{key} was never accepted")
+
+
+def l2_attempts_are_bounded(world: World, db: sqlite3.Connection) -> None:
+    """L2. Nothing is tried for ever."""
+    rows = db.execute(
+        "SELECT unit, count(*) FROM attempt GROUP BY unit HAVING count(*) > ?", (_ATTEMPTS_MAX,)
+    )
+    for unit, count in rows:
+        world.ledger.violated("L2", f"unit {unit} had {count} attempts")
+
+
+def l3_requesters_get_everything(world: World, db: sqlite3.Connection) -> None:
+    """L3. A requester that returns, however late, reads its job to the end."""
+    del db
+    for submitted in world.ledger.jobs.values():
+        if not submitted.is_done:
+            world.ledger.violated("L3", f"{submitted.job} was not read to its end")
+
+
+def journals_are_empty(world: World, db: sqlite3.Connection) -> None:
+    """S12. No car keeps what nobody waits for: chunks and attempts of ended jobs are forgotten."""
+    del db
+    for car in world.cars:
+        path = car.host.folder / "journal.db"
+        if not path.exists():
+            continue
+        journal = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
+        try:
+            for table in ("attempt", "chunk"):
+                (count,) = journal.execute(f"SELECT count(*) FROM {table}").fetchone()  # noqa: S608 - constant names
+                if count:
+                    world.ledger.violated("S12", f"{car.name} still keeps {count} of {table}")
+        finally:
+            journal.close()
+
+
+def _right(submitted: Submitted, index: int) -> bytes:
+    return answer(Item(index=index, media_type="", data=submitted.data[index]))
+
+
+CHECKS: Final[tuple[Callable[[World, sqlite3.Connection], None], ...]] = (
+    s1_durable_accept,
+    s2_conservation,
+    s4_exactly_once,
+    s5_no_fabrication,
+    s6_fences,
+    l1_everything_ends,
+    l2_attempts_are_bounded,
+    l3_requesters_get_everything,
+    journals_are_empty,
+)

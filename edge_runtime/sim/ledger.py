@@ -1,0 +1,119 @@
+"""What everybody saw: the history that the invariants judge.
+
+Nothing in here decides anything. `note` keeps a bounded story for people, and a running digest
+of it, which is the trace that two runs of a seed must share.
+"""
+
+import hashlib
+from collections import Counter, deque
+from dataclasses import dataclass, field
+from typing import Final
+
+from edge_runtime.bus import Message
+from edge_runtime.contract import codec
+from edge_runtime.contract.errors import Rejected
+from edge_runtime.contract.messages import Fence, JobResults
+from edge_runtime.contract.topics import Down, Topics
+
+_STORY_LINES: Final = 20_000
+
+
+@dataclass(slots=True)
+class Seen:
+    """One result as a reader got it."""
+
+    cursor: int
+    item: int
+    ok: bool
+    output: bytes
+
+
+@dataclass(slots=True)
+class Submitted:
+    """A job that its requester was told is accepted, and what it read of it since."""
+
+    job: str
+    key: str
+    data: list[bytes]
+    read: list[Seen] = field(default_factory=list)
+    is_done: bool = False
+    is_cancelled: bool = False
+
+
+class Ledger:
+    """See the module."""
+
+    def __init__(self, topics: Topics) -> None:
+        self._topics = topics
+        self._signed = codec.signed_decoder()
+        self._work = codec.work_decoder()
+        self._trace = hashlib.sha256()
+        self.story: deque[str] = deque(maxlen=_STORY_LINES)
+        self.violations: list[str] = []
+        self.fired: Counter[str] = Counter()
+        self.rare: Counter[str] = Counter()
+        self.jobs: dict[str, Submitted] = {}
+        self.keys: dict[str, str] = {}
+        self.fences: dict[int, dict[Fence, str]] = {}
+        self.newest_fence: dict[int, Fence] = {}
+        self.published: dict[str, dict[int, tuple[int, bool, bytes]]] = {}
+        self.now_s = 0.0
+
+    @property
+    def trace(self) -> str:
+        """The digest of everything that was noted."""
+        return self._trace.hexdigest()[:16]
+
+    def note(self, line: str) -> None:
+        """Something happened."""
+        text = f"{self.now_s:10.4f} {line}"
+        self._trace.update(text.encode())
+        self.story.append(text)
+
+    def violated(self, invariant: str, what: str) -> None:
+        """A promise was broken."""
+        self.violations.append(f"{invariant}: {what}")
+        self.note(f"VIOLATION {invariant}: {what}")
+
+    def fault(self, kind: str, what: str = "") -> None:
+        """A nemesis struck."""
+        self.fired[kind] += 1
+        self.note(f"fault {kind} {what}")
+
+    # --- the wire, as the broker takes it -------------------------------------------------
+
+    def published_message(self, sender: str, message: Message) -> None:
+        """A message reached the broker."""
+        digest = hashlib.sha256(message.payload).hexdigest()[:8]
+        self.note(f"{sender} -> {message.topic} {len(message.payload)} {digest}")
+        if message.topic.endswith(f"/dn/{Down.WORK.value}"):
+            self._offered(message)
+        elif message.topic.endswith("/results"):
+            self._results(message)
+
+    def _offered(self, message: Message) -> None:
+        try:
+            work = self._work.decode(self._signed.decode(message.payload).body)
+        except Rejected as rejected:
+            self.violated("S11", f"the dispatcher published what does not decode: {rejected}")
+            return
+        for unit in work.units:
+            known = self.fences.setdefault(unit.unit, {})
+            owner = known.setdefault(unit.fence, work.vehicle)
+            if owner != work.vehicle:
+                self.violated("S6", f"unit {unit.unit} fence {unit.fence} for two cars")
+            newest = self.newest_fence.get(unit.unit)
+            if newest is None or unit.fence > newest:
+                self.newest_fence[unit.unit] = unit.fence
+
+    def _results(self, message: Message) -> None:
+        results = codec.decode_public(message.payload)
+        if not isinstance(results, JobResults):
+            self.violated("S4", f"{message.topic} carries {type(results).__name__}")
+            return
+        seen = self.published.setdefault(results.job, {})
+        for entry in results.results:
+            output = bytes(entry.output)
+            told = (entry.item, entry.error is None, output)
+            if seen.setdefault(entry.cursor, told) != told:
+                self.violated("S4", f"{results.job} cursor {entry.cursor} published as two things")

@@ -1,0 +1,223 @@
+"""An asyncio event loop in virtual time, on which hosts die as processes do.
+
+Invariants
+- Time passes only in `select`: a timer costs nothing, and nothing takes any time.
+- The same program and seed run the same callbacks in the same order: tasks and futures hash by
+  their number, so that sets of them have one order under any PYTHONHASHSEED.
+- What a host started (its context says which) never runs again once the host is dead: no
+  `finally`, no callback, as with kill -9. Its tasks are kept until the world ends, since a
+  coroutine that is collected would run its `finally` blocks.
+- Work handed to a thread runs as one step of the loop, after a moment of virtual time: no thread
+  exists.
+
+Deliberately absent: sockets, signals, subprocesses, real threads.
+"""
+
+import asyncio
+import contextvars
+import heapq
+import itertools
+from collections import deque
+from collections.abc import Callable, Coroutine, Generator
+from typing import Any, Final, Protocol
+
+import structlog
+
+_log = structlog.get_logger(__name__)
+
+STEPS_MAX: Final = 5_000_000
+"""A world that takes more steps is stuck in a loop."""
+
+
+class Stuck(Exception):  # noqa: N818 - named for what the world is
+    """Nothing is due, ever, and the main coroutine is not done; or it never ends."""
+
+
+class Life(Protocol):
+    """One life of a host's process."""
+
+    @property
+    def is_dead(self) -> bool:
+        """Whether nothing of it may run any more."""
+        ...
+
+    @property
+    def paused_until_s(self) -> float:
+        """Until when nothing of it runs, as under SIGSTOP."""
+        ...
+
+
+current_life: contextvars.ContextVar[Life | None] = contextvars.ContextVar("life", default=None)
+
+_numbers = itertools.count()
+
+
+class _Task(asyncio.Task[Any]):
+    """A task whose place in a set depends on when it was made."""
+
+    def __init__(self, coro: Coroutine[Any, Any, Any], **options: Any) -> None:
+        self._number = next(_numbers)
+        super().__init__(coro, **options)
+
+    def __hash__(self) -> int:
+        return self._number
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+
+class _Future(asyncio.Future[Any]):
+    """A future whose place in a set depends on when it was made."""
+
+    def __init__(self, **options: Any) -> None:
+        self._number = next(_numbers)
+        super().__init__(**options)
+
+    def __hash__(self) -> int:
+        return self._number
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+
+class _Selector:
+    """Lets time pass instead of waiting for files."""
+
+    def __init__(self, loop: "SimLoop") -> None:
+        self._loop = loop
+
+    def select(self, timeout: float | None) -> list[Any]:
+        """Sleep: at once."""
+        self._loop.pass_time(timeout)
+        return []
+
+
+class SimLoop(asyncio.BaseEventLoop):
+    """See the module. `thread_delay_s` is asked how long each call to a thread takes."""
+
+    def __init__(self, thread_delay_s: Callable[[], float]) -> None:
+        super().__init__()
+        self._selector = _Selector(self)
+        self._now_s = 0.0
+        self._thread_delay_s = thread_delay_s
+        self.steps = 0
+        self.before_step: Callable[[int], None] | None = None
+        self.on_time: Callable[[float], None] | None = None
+        self._tasks: dict[Life | None, list[_Task]] = {}
+        self.set_task_factory(self._make_task)
+        self.failures: list[dict[str, Any]] = []
+        self.set_exception_handler(lambda _, context: self.failures.append(context))
+
+    # --- time ---
+
+    def time(self) -> float:
+        """Seconds of virtual time."""
+        return self._now_s
+
+    def pass_time(self, timeout_s: float | None) -> None:
+        """Go to the next timer."""
+        if timeout_s is None:
+            raise Stuck("nothing will ever happen again")
+        self._now_s += timeout_s
+
+    # --- what asyncio asks of a loop ---
+
+    def create_future(self) -> asyncio.Future[Any]:
+        """A future of this loop."""
+        return _Future(loop=self)
+
+    def _make_task(
+        self, loop: asyncio.AbstractEventLoop, coro: Any, **options: Any
+    ) -> asyncio.Task[Any]:
+        task = _Task(coro, loop=loop, **options)
+        context = options.get("context")
+        life = current_life.get() if context is None else context.get(current_life)
+        self._tasks.setdefault(life, []).append(task)
+        return task
+
+    def _process_events(self, event_list: list[Any]) -> None:
+        """There are no files."""
+
+    def _write_to_self(self) -> None:
+        """There is no other thread to be woken from."""
+
+    def run_in_executor(self, executor: Any, func: Callable[..., Any], *args: Any) -> Any:
+        """Run `func` as a step of its own after a moment; its future is done right after."""
+        del executor
+        future = self.create_future()
+
+        def step() -> None:
+            try:
+                value = func(*args)
+            except BaseException as error:  # noqa: BLE001 - an executor hands over whatever it was
+                if not future.cancelled():
+                    future.set_exception(error)
+            else:
+                if not future.cancelled():
+                    future.set_result(value)
+
+        self.call_later(self._thread_delay_s(), step)
+        return future
+
+    # --- steps ---
+
+    def _run_once(self) -> None:
+        """As the base class, but callbacks of the dead are dropped and every step is counted."""
+        while self._scheduled and self._scheduled[0].cancelled():
+            heapq.heappop(self._scheduled)
+        if self._ready:
+            timeout: float | None = 0.0
+        elif self._scheduled:
+            timeout = max(0.0, self._scheduled[0].when() - self._now_s)
+        else:
+            timeout = None
+        if not self._stopping or self._ready:
+            self._selector.select(timeout)
+        # Exactly at its time: adding a difference may fall short of it by a rounding.
+        while self._scheduled and self._scheduled[0].when() <= self._now_s + 1e-12:
+            handle = heapq.heappop(self._scheduled)
+            handle._scheduled = False  # noqa: SLF001 - this is asyncio's own bookkeeping
+            self._now_s = max(self._now_s, handle.when())
+            self._ready.append(handle)
+        if self.on_time is not None:
+            self.on_time(self._now_s)
+        for _ in range(len(self._ready)):
+            handle = self._ready.popleft()
+            if handle.cancelled():
+                continue
+            life = handle._context.get(current_life)  # noqa: SLF001 - whose callback it is
+            if life is not None and life.is_dead:
+                continue
+            if life is not None and life.paused_until_s > self._now_s:
+                # A stopped process: what came meanwhile is done when it goes on, in order.
+                super().call_at(life.paused_until_s, self._ready.append, handle)
+                continue
+            self.steps += 1
+            if self.steps > STEPS_MAX:
+                raise Stuck(f"more than {STEPS_MAX} steps")
+            if self.before_step is not None:
+                self.before_step(self.steps)
+                if life is not None and life.is_dead:
+                    continue
+            handle._run()  # noqa: SLF001 - as the base class does
+
+    def bury(self) -> None:
+        """The world has ended: let go of every coroutine without a word about it."""
+        ready: deque[Any] = self._ready
+        ready.clear()
+        self._scheduled.clear()
+        for tasks in self._tasks.values():
+            for task in tasks:
+                task._log_destroy_pending = False  # type: ignore[attr-defined]  # noqa: SLF001 - asyncio's own switch
+                _let_go(task.get_coro())
+        self._tasks.clear()
+
+
+def _let_go(coroutine: Generator[Any, Any, Any] | Coroutine[Any, Any, Any] | None) -> None:
+    """Close what is left of a coroutine; whatever its `finally` blocks object is moot."""
+    if coroutine is None:
+        return
+    try:
+        coroutine.close()
+    except BaseException as error:  # noqa: BLE001 - the world it belongs to is gone
+        _log.debug("buried", error=repr(error))

@@ -1,0 +1,152 @@
+"""One seed, from nothing to a verdict."""
+
+import asyncio
+import contextlib
+import shutil
+import tempfile
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from edge_runtime.contract.package import read_package
+from edge_runtime.sim.faults import NEMESES, heal
+from edge_runtime.sim.invariants import check_end
+from edge_runtime.sim.loop import SimLoop, Stuck
+from edge_runtime.sim.world import Ground, Scale, World
+from edge_runtime.vehicle.models.importers.synthetic import write_synthetic
+
+_DRAIN_STEP_S: Final = 5.0
+_SETTLE_S: Final = 60.0
+_MEMORY: Final = Path("/dev/shm")  # noqa: S108 - the kernel's memory file system, where there is one
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What became of a seed. `trace` is equal for equal runs."""
+
+    seed: int
+    violations: tuple[str, ...]
+    fired: Counter[str]
+    rare: Counter[str]
+    nemeses: tuple[str, ...]
+    trace: str
+    steps: int
+    virtual_s: float
+    story: tuple[str, ...] = ()
+
+
+@contextlib.contextmanager
+def make_ground():  # type: ignore[no-untyped-def] # a generator of one Ground
+    """The packages that worlds share, in a folder of their own."""
+    with tempfile.TemporaryDirectory(prefix="edge-sim-") as folder:
+        models = Path(folder)
+        write_synthetic("noop", models)
+        packages = [read_package(entry) for entry in sorted(models.iterdir()) if entry.is_dir()]
+        yield Ground(models, {package.digest: package for package in packages})
+
+
+def run_seed(
+    seed: int,
+    ground: Ground,
+    *,
+    scale: Scale | None = None,
+    nemeses: tuple[str, ...] | None = None,
+    keeps_story: bool = False,
+) -> Verdict:
+    """Build the world of a seed, let it suffer, heal it, drain it and judge it.
+
+    `nemeses` names those that take part; without it the seed draws them.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="edge-sim-", dir=_MEMORY if _MEMORY.is_dir() else None))
+    loop = SimLoop(lambda: 0.001)
+    asyncio.set_event_loop(loop)
+    try:
+        world = World(loop, seed, folder, ground, scale or Scale())
+        loop.on_time = lambda now_s: setattr(world.ledger, "now_s", now_s)
+        chosen = nemeses if nemeses is not None else _draw(world)
+        try:
+            loop.run_until_complete(_live(world, chosen))
+        except Stuck as stuck:
+            world.ledger.violated("L1", f"the world is stuck: {stuck}")
+        for context in loop.failures:
+            world.ledger.violated("S11", f"unhandled: {context.get('exception') or context}")
+        _judge(world)
+        return _verdict(world, chosen, keeps_story=keeps_story)
+    finally:
+        loop.bury()
+        for host in (world.dispatcher, world.requester, *(car.host for car in world.cars)):
+            host.close_files()
+        asyncio.set_event_loop(None)
+        loop.close()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _draw(world: World) -> tuple[str, ...]:
+    """Each nemesis takes part in half of the seeds: few at a time find what many hide."""
+    rng = world.fork("nemeses")
+    share = rng.choice((0.15, 0.3, 0.6))
+    return tuple(name for name in NEMESES if rng.random() < share)
+
+
+async def _live(world: World, chosen: tuple[str, ...]) -> None:
+    world.start()
+    tasks = [
+        asyncio.ensure_future(NEMESES[name](world, world.fork(f"nemesis/{name}")))
+        for name in chosen
+    ]
+    await asyncio.sleep(world.scale.faults_s)
+    world.ledger.note("healing")
+    heal(world)
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    heal(world)  # what a nemesis had in hand when it was stopped
+    for task in tasks:
+        if not task.cancelled() and task.exception() is not None:
+            raise task.exception()  # type: ignore[misc] # it is not None
+    await _drain(world)
+
+
+async def _drain(world: World) -> None:
+    """Until every job has been read to its end, or for as long as is allowed."""
+    limit_s = world.loop.time() + world.scale.healed_s
+    while world.loop.time() < limit_s:
+        jobs = world.ledger.jobs.values()
+        if len(jobs) == len(world.plan) and all(job.is_done for job in jobs):
+            break
+        await asyncio.sleep(_DRAIN_STEP_S)
+    await asyncio.sleep(_SETTLE_S)
+    world.ledger.note("drained")
+
+
+def _judge(world: World) -> None:
+    for name, faults in sorted(world.all_faults.items()):
+        for kind in ("loss", "duplicate", "delay", "reorder"):
+            world.ledger.fired[kind] += faults.fired[kind]
+        del name
+    for car in world.cars:
+        if car.engine is not None:
+            world.ledger.fired.update(car.engine.fired)
+    if world.service is not None:
+        counters = world.service.core.state.counters
+        for kind in ("late_chunks", "chunks_already_have", "chunks_not_wanted", "taken_stale"):
+            world.ledger.rare[kind] += counters[kind]
+    for host in (world.dispatcher, *(car.host for car in world.cars)):
+        host.kill()
+    check_end(world, world.dispatcher.folder / "dispatcher.db")
+
+
+def _verdict(world: World, chosen: tuple[str, ...], *, keeps_story: bool) -> Verdict:
+    ledger = world.ledger
+    return Verdict(
+        seed=world.seed,
+        violations=tuple(ledger.violations),
+        fired=Counter({kind: count for kind, count in ledger.fired.items() if count}),
+        rare=ledger.rare,
+        nemeses=chosen,
+        trace=ledger.trace,
+        steps=world.loop.steps,
+        virtual_s=world.loop.time(),
+        story=tuple(ledger.story) if keeps_story else (),
+    )

@@ -1,0 +1,256 @@
+"""HTTP without sockets: the production client's calls meet the production API as ASGI calls.
+
+A request, its answer and every piece of a stream cross a network that delays and cuts; the
+dispatcher's death breaks what is open, as a reset connection does.
+"""
+
+import asyncio
+import random
+from collections import deque
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any, Final
+from urllib.parse import urlencode
+
+from edge_runtime.client.transport import MSGPACK, Interrupted, Transport, refused
+from edge_runtime.sim.hosts import Host
+from edge_runtime.sim.loop import SimLoop
+
+_FIRST_ERROR: Final = 400
+_PIECES_MAX: Final = 16
+_NOTHING_S: Final = 45.0
+
+
+@dataclass
+class Network:
+    """The way between clients and the dispatcher. `server` is the application that listens."""
+
+    loop: SimLoop
+    rng: random.Random
+    delay_max_s: float = 0.0
+    cut_probability: float = 0.0
+    is_cut: bool = False
+    host: Host | None = None
+    app: Any = None
+    exchanges: set["_Exchange"] = field(default_factory=set)
+    fired: int = 0
+
+    async def cross(self) -> None:
+        """One way over the network. Raises `Interrupted`."""
+        await asyncio.sleep(self.rng.uniform(0.0005, 0.001 + self.delay_max_s))
+        if self.is_cut or self.rng.random() < self.cut_probability:
+            self.fired += 1
+            raise Interrupted("connection reset")
+
+    def listen(self, host: Host, app: Any) -> None:
+        """The dispatcher serves `app` in its present life."""
+        self.host, self.app = host, app
+
+    def server_died(self) -> None:
+        """Every open connection is reset."""
+        self.app = None
+        for exchange in sorted(self.exchanges, key=lambda one: one.number):
+            exchange.reset()
+
+
+class _Exchange:
+    """One request and its answer."""
+
+    _count = 0
+
+    def __init__(self, network: Network) -> None:
+        _Exchange._count += 1
+        self.number = _Exchange._count
+        self.network = network
+        self.status = 0
+        self.headers: dict[str, str] = {}
+        self.pieces: deque[bytes] = deque()
+        self.is_whole = False
+        self.is_reset = False
+        self.is_left = False
+        self.news = asyncio.Event()
+        self.room = asyncio.Event()
+        self.left = asyncio.Event()
+
+    def reset(self) -> None:
+        """The connection is gone."""
+        self.is_reset = True
+        self.news.set()
+        self.room.set()
+        self.left.set()
+
+    def begin(
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, Any] | None,
+        body: bytes | None,
+        headers: Mapping[str, str],
+    ) -> None:
+        """Run the application, in the dispatcher's life."""
+        network = self.network
+        if network.app is None or network.host is None or not network.host.is_up:
+            raise Interrupted("connection refused")
+        lines = {"host": "127.0.0.1", "accept": MSGPACK, **headers}
+        scope = {
+            "type": "http",
+            "asgi": {"version": "3.0"},
+            "http_version": "1.1",
+            "method": method,
+            "path": path,
+            "raw_path": path.encode(),
+            "root_path": "",
+            "scheme": "http",
+            "query_string": urlencode(query or {}).encode(),
+            "headers": [(k.lower().encode(), v.encode()) for k, v in lines.items()],
+            "client": ("127.0.0.1", 1),
+            "server": ("127.0.0.1", 80),
+            "state": {},
+        }
+        sent = [{"type": "http.request", "body": body or b"", "more_body": False}]
+
+        async def receive() -> Any:
+            if sent:
+                return sent.pop()
+            await self.left.wait()
+            return {"type": "http.disconnect"}
+
+        async def send(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                self.status = message["status"]
+                self.headers = {k.decode(): v.decode() for k, v in message["headers"]}
+                return
+            while len(self.pieces) >= _PIECES_MAX and not self.is_reset:
+                self.room.clear()
+                await self.room.wait()
+            if message.get("body"):
+                self.pieces.append(message["body"])
+            self.is_whole = not message.get("more_body", False)
+            self.news.set()
+
+        async def serve() -> None:
+            try:
+                await network.app(scope, receive, send)
+            finally:
+                if not self.is_whole:
+                    self.reset()
+
+        network.exchanges.add(self)
+        network.host.run(serve(), "request")
+
+    async def piece(self) -> bytes:
+        """The next piece of the body; empty at its end. Raises `Interrupted`."""
+        while True:
+            if self.pieces:
+                self.room.set()
+                await self.network.cross()
+                return self.pieces.popleft() if self.pieces else b""
+            if self.is_reset:
+                raise Interrupted("connection reset")
+            if self.is_whole:
+                return b""
+            self.news.clear()
+            try:
+                async with asyncio.timeout(_NOTHING_S):
+                    await self.news.wait()
+            except TimeoutError:
+                raise Interrupted("nothing came for too long") from None
+
+    async def body(self) -> bytes:
+        """The whole body."""
+        parts = []
+        while part := await self.piece():
+            parts.append(part)
+        return b"".join(parts)
+
+    def leave(self) -> None:
+        """The client is done with it."""
+        self.network.exchanges.discard(self)
+        self.left.set()
+        self.reset()
+
+
+class _Response:
+    """As much of a client's response as `StreamReader` reads."""
+
+    def __init__(self, exchange: _Exchange) -> None:
+        self.headers = _Headers(exchange.headers)
+        self.content = self
+        self._exchange = exchange
+
+    async def readany(self) -> bytes:
+        """The next piece."""
+        return await self._exchange.piece()
+
+
+class _Headers:
+    def __init__(self, headers: Mapping[str, str]) -> None:
+        self._headers = {name.lower(): value for name, value in headers.items()}
+
+    def get(self, name: str, default: str) -> str:
+        """A header, whatever its case."""
+        return self._headers.get(name.lower(), default)
+
+
+class SimTransport(Transport):
+    """The client's transport on a `Network`."""
+
+    def __init__(
+        self, network: Network, tenant: str, unreachable_after_s: float, rng: random.Random
+    ) -> None:
+        super().__init__("http://dispatcher", tenant, unreachable_after_s, rng)
+        self._network = network
+
+    def open(self) -> None:
+        """There is nothing to open."""
+
+    async def close(self) -> None:
+        """There is nothing to close."""
+
+    async def _once(
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, Any] | None,
+        body: bytes | None,
+        *,
+        is_operator: bool,
+    ) -> bytes:
+        headers = {} if is_operator else {"x-tenant": self._tenant}
+        if body is not None:
+            headers["content-type"] = MSGPACK
+        exchange = _Exchange(self._network)
+        try:
+            await self._network.cross()
+            exchange.begin(method, path, query, body, headers)
+            content = await exchange.body()
+        finally:
+            exchange.leave()
+        if exchange.status >= _FIRST_ERROR:
+            raise refused(exchange.status, content)
+        return content
+
+    @asynccontextmanager
+    async def stream(self, path: str, query: Mapping[str, Any]) -> AsyncIterator[Any]:
+        """One try at a stream."""
+        exchange = _Exchange(self._network)
+        try:
+            await self._network.cross()
+            exchange.begin("GET", path, query, None, {"x-tenant": self._tenant})
+            await _started(exchange)
+            if exchange.status >= _FIRST_ERROR:
+                raise refused(exchange.status, await exchange.body())
+            yield _Response(exchange)
+        finally:
+            exchange.leave()
+
+
+async def _started(exchange: _Exchange) -> None:
+    """Until the head of the answer has come, which the first piece proves."""
+    while not exchange.pieces and not exchange.is_whole:
+        if exchange.is_reset:
+            raise Interrupted("connection reset")
+        exchange.news.clear()
+        async with asyncio.timeout(_NOTHING_S):
+            await exchange.news.wait()
