@@ -29,7 +29,7 @@ say = if [ -t 2 ]; then printf '\033[1m==> %s\033[0m\n' $(1) >&2; else printf '=
 apt_install = { apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
   apt-get install -qq --no-install-recommends $(1) >/dev/null; }
 
-.PHONY: help demo test check bench clean setup models mosquitto \
+.PHONY: help demo test check bench chaos clean setup models mosquitto \
   check-style check-types check-layers check-schemas
 
 help:
@@ -37,6 +37,7 @@ help:
 	@echo 'make test    every test (ARGS="-k contract")'
 	@echo 'make check   style, types, layers, generated schemas; `make -k check` shows all faults'
 	@echo 'make bench   measurements, one JSON line each on stdout'
+	@echo 'make chaos   faults on real processes, then a verdict (ARGS="--minutes 3 --seed 7")'
 	@echo 'make setup   only the virtual environment, with the tools of a developer'
 	@echo 'make models  only the models and the data of the demo and the tests'
 	@echo 'make clean   remove everything that was made'
@@ -72,6 +73,10 @@ bench: $(STAMPS)/dev $(STAMPS)/models mosquitto
 	  $(BIN)/python "$$file" $(ARGS) || failed="$$failed $$file"; \
 	done; \
 	if [ -n "$$failed" ]; then echo "error: failed:$$failed" >&2; exit 1; fi
+
+# Not a test: minutes to hours of faults. One JSON object on stdout.
+chaos: $(STAMPS)/dev $(STAMPS)/models mosquitto
+	@$(BIN)/python tests/chaos/run.py $(ARGS)
 
 setup: $(STAMPS)/dev
 

@@ -174,6 +174,8 @@ class Issued:
     fence: Fence
     vehicle: str
     items: frozenset[int]
+    model: str = field(default="", compare=False)
+    """Digest of the package, where it was heard."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,121 @@
+"""The jobs of a campaign: number `n` of a seed is always the same job, in every process.
+
+So a requester that was killed submits the very same body again under the same key, and the
+checker knows every answer: `noop` gives its input back, `mlp5ms` is computed here once for each
+of a few inputs.
+"""
+
+import hashlib
+import random
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import onnxruntime
+
+from edge_runtime.contract.http import ItemInput
+from edge_runtime.contract.messages import ResultError
+from edge_runtime.contract.tensors import Tensor, from_numpy
+from edge_runtime.vehicle.models.importers.synthetic import MLP_WIDTH
+
+MLP_INPUTS = 16
+REAL_MODEL = "minilm"
+SENTENCES = ("A parked car.", "The owner returns.", "Ten thousand idle computers.", "Rain.")
+CANCELLED_SHARE = 0.04
+DELETED_SHARE = 0.06
+LARGE_SHARE = 0.08
+
+_encode = msgspec.msgpack.Encoder(order="sorted").encode
+
+
+@dataclass(frozen=True)
+class JobPlan:
+    """One job: `values` decide its items; a cancel comes after so many results, if at all."""
+
+    key: str
+    model: str
+    values: tuple[int, ...]
+    cancel_after: int | None
+    is_deleted: bool
+
+    def items(self) -> list[ItemInput]:
+        return [_item(self.model, value) for value in self.values]
+
+    def expected(self, models: Path) -> tuple[str, ...]:
+        """The digest of every item's output; "" where only the car can know it."""
+        return tuple(_answer(self.model, value, models) for value in self.values)
+
+
+def plan(seed: int, number: int, *, has_real_model: bool, large_items: int) -> JobPlan:
+    """Job `number` of a campaign; `large_items` is the size of its few large ones."""
+    dice = random.Random(f"{seed}/{number}")
+    share = dice.random()
+    if number % 12 == 1 or share < LARGE_SHARE:
+        model, count = "noop", dice.randint(large_items, 3 * large_items)
+    elif share < 0.7:
+        model, count = "noop", dice.randint(1, 60)
+    elif share < 0.95 or not has_real_model:
+        model, count = "mlp5ms", dice.randint(1, 40)
+    else:
+        model, count = REAL_MODEL, dice.randint(1, 8)
+    first = dice.randrange(1 << 22)
+    kinds = {"mlp5ms": MLP_INPUTS, REAL_MODEL: len(SENTENCES)}.get(model, 1 << 23)
+    return JobPlan(
+        key=f"seed{seed}-job{number}",
+        model=model,
+        values=tuple((first + index) % kinds for index in range(count)),
+        cancel_after=dice.randrange(count) if dice.random() < CANCELLED_SHARE else None,
+        is_deleted=dice.random() < DELETED_SHARE,
+    )
+
+
+def _item(model: str, value: int) -> ItemInput:
+    if model == REAL_MODEL:
+        return ItemInput(media_type="text/plain", text=SENTENCES[value])
+    array = _noop_input(value) if model == "noop" else _mlp_input(value)
+    data = msgspec.msgpack.encode([from_numpy("x", array)])
+    return ItemInput(media_type="application/x-msgpack", data=data)
+
+
+def _noop_input(value: int) -> Any:
+    return np.array([value, -value], np.float32)  # exact: values stay under 2**24
+
+
+def _mlp_input(value: int) -> Any:
+    return np.full((1, MLP_WIDTH), value / MLP_INPUTS, np.float32)
+
+
+def _answer(model: str, value: int, models: Path) -> str:
+    match model:
+        case "noop":
+            return digest_of([from_numpy("y", _noop_input(value))])
+        case "mlp5ms":
+            return _mlp_answer(value, models)
+        case _:
+            return ""
+
+
+@cache
+def _mlp_answer(value: int, models: Path) -> str:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(
+        models / "mlp5ms" / "model.onnx", options, providers=["CPUExecutionProvider"]
+    )
+    (output,) = session.run(["y"], {"x": _mlp_input(value)})
+    return digest_of([from_numpy("y", output)])
+
+
+def digest_of(output: list[Tensor] | Any, error: ResultError | None = None) -> str:
+    """What stands for a result in every history; errors by their code."""
+    if error is not None:
+        return f"error:{error.code.value}"
+    return hashlib.blake2b(_encode(output), digest_size=8).hexdigest()
+
+
+def digest_of_raw(output: bytes) -> str:
+    """`digest_of` for an output that is still MessagePack."""
+    return digest_of(msgspec.msgpack.decode(output))
