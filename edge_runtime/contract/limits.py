@@ -16,6 +16,11 @@ ITEM_MAX_BYTES: Final = 112 * 1024
 """Largest inline input of one item; larger ones end as HTTP 413 until references are built."""
 OUTPUT_MAX_BYTES: Final = 112 * 1024
 """Largest inline output of one item; a larger one ends as `result_too_large`."""
+OUTPUT_NESTING_MAX: Final = 64
+"""Lists and maps inside each other in one output; readers' own limits begin near 500."""
+OUTPUTS_LOOK_MAX_VALUES: Final = 24_576
+"""Values in one message's outputs that are looked at to measure how deep they nest (2 ms); text
+of a thousand lines with their corners holds 19,000."""
 PARAMETERS_MAX_BYTES: Final = 8 * 1024
 UNITS_PER_OFFER_MAX: Final = 64
 VERDICTS_PER_MESSAGE_MAX: Final = 256

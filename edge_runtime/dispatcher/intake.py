@@ -1,12 +1,28 @@
-"""From bus messages to the core's events: bounded decoding, every rejection counted by reason."""
+"""From bus messages to the core's events: bounded decoding, every rejection counted by reason.
+
+An output that its readers could not take (too large, nested too deep) becomes its item's failure
+here: what is committed reaches everybody.
+"""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import Final
+
+import msgspec
 
 from edge_runtime.bus import Message
-from edge_runtime.contract import codec
+from edge_runtime.contract import codec, limits
 from edge_runtime.contract.errors import Rejected, RejectionReason
-from edge_runtime.contract.messages import Birth, Offline
+from edge_runtime.contract.messages import (
+    Birth,
+    Chunk,
+    ItemDone,
+    ItemFailed,
+    ItemResult,
+    Offline,
+)
+from edge_runtime.contract.nesting import TooNested, check_nesting
+from edge_runtime.contract.reasons import ItemError
 from edge_runtime.contract.topics import Topics, Up
 from edge_runtime.dispatcher.core.events import (
     ChunkReceived,
@@ -16,6 +32,9 @@ from edge_runtime.dispatcher.core.events import (
     VehicleWent,
     VerdictReceived,
 )
+
+_SMALL_BYTES: Final = limits.OUTPUT_NESTING_MAX
+"""Each list or map takes a byte."""
 
 
 class Intake:
@@ -54,7 +73,7 @@ class Intake:
             case Up.RESULT:
                 results = self._results.decode(payload)
                 _same(vehicle, results.vehicle)
-                for chunk in results.chunks:
+                for chunk in _readable(results.chunks):
                     yield ChunkReceived(vehicle=vehicle, chunk=chunk)
             case Up.ACK:
                 acks = self._acks.decode(payload)
@@ -74,3 +93,36 @@ class Intake:
 def _same(topic_vehicle: str, message_vehicle: str) -> None:
     if topic_vehicle != message_vehicle:
         raise Rejected(RejectionReason.WRONG_VEHICLE, topic_vehicle)
+
+
+def _readable(chunks: Iterable[Chunk]) -> Iterator[Chunk]:
+    """The chunks of one message, an unreadable output replaced by its item's failure."""
+    values_left = limits.OUTPUTS_LOOK_MAX_VALUES
+    for chunk in chunks:
+        replaced: list[ItemResult] | None = None
+        for place, item in enumerate(chunk.items):
+            # Most outputs are too small to hold what is looked for.
+            if isinstance(item, ItemFailed) or len(memoryview(item.output)) <= _SMALL_BYTES:
+                continue
+            failure, looked_at = _checked(item, values_left)
+            values_left -= looked_at
+            if failure is not None:
+                replaced = replaced or list(chunk.items)
+                replaced[place] = failure
+        yield chunk if replaced is None else msgspec.structs.replace(chunk, items=tuple(replaced))
+
+
+def _checked(item: ItemDone, values_left: int) -> tuple[ItemFailed | None, int]:
+    """(the failure that an item ends in instead, values that were looked at)."""
+    output = bytes(item.output)
+    if len(output) > limits.OUTPUT_MAX_BYTES:
+        message = f"the output has {len(output)} bytes; the limit is {limits.OUTPUT_MAX_BYTES}"
+        code = ItemError.RESULT_TOO_LARGE
+        return ItemFailed(index=item.index, code=code, message=message), 0
+    try:
+        return None, check_nesting(output, limits.OUTPUT_NESTING_MAX, values_left)
+    except TooNested as nested:
+        # Not final: the car may be what is broken, and another may do better.
+        message = f"the output is not readable: {nested}"
+        failure = ItemFailed(index=item.index, code=ItemError.MODEL_ERROR, message=message)
+        return failure, values_left
