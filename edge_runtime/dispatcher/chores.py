@@ -42,8 +42,10 @@ class Chores:
         store, publisher = self._service.store, self._service.publisher
         now_ms = self._service.clock().utc_ms
         for tenant, job in await store.expired(now_ms, limits.SWEEP_JOBS):
-            await store.delete(job)
-            publisher.clear_status(tenant, job)
+            async with self._service.ended_jobs:
+                is_gone = await store.delete(job)
+            if is_gone:  # else it was run again meanwhile
+                publisher.clear_status(tenant, job)
         after = await store.get_meta(_CLEARED_THROUGH)
         until = now_ms - limits.JOB_STATUS_RETAINED_S * 1000
         ended = await store.ended_between(after, until, limits.SWEEP_JOBS)

@@ -186,8 +186,9 @@ class FrontDesk:
 
     async def delete(self, tenant: str | None, job: str) -> None:
         """Forget a job and its results; an open one is cancelled first."""
-        status = await self.cancel(tenant, job)
-        await self._store.delete(job)
+        async with self._service.ended_jobs:
+            status = await self.cancel(tenant, job)
+            await self._store.delete(job)
         self._service.publisher.clear_status(status.tenant, job)
 
     async def why(self, tenant: str | None, job: str) -> Explanation:
@@ -248,10 +249,11 @@ class FrontDesk:
         total = 0
         while left > 0:  # items that fail again at once are not taken twice
             page = min(left, limits.LOAD_ITEMS)
-            event = await self._store.failed_items(job, items, page, new_deadline_ms)
-            if event is None or not event.items:
-                break
-            await self._service.commit([event])
+            async with self._service.ended_jobs:
+                event = await self._store.failed_items(job, items, page, new_deadline_ms)
+                if event is None or not event.items:
+                    break
+                await self._service.commit([event])
             total += len(event.items)
             left -= len(event.items)
         return total

@@ -106,6 +106,8 @@ class DispatcherService:
         self.store_state = "opening"
         self.models_url = ""
         self.committed = Committed()
+        self.ended_jobs = asyncio.Lock()
+        """Held while an ended job is deleted, or read and run again: never both."""
         self._intake = Intake(self.topics, self.counters)
         # Bound once: thousands of lines a second come from here.
         self._lines = _log.bind()
@@ -391,17 +393,18 @@ class DispatcherService:
                 return
 
     async def _load(self, commands: Sequence[LoadCommand]) -> None:
-        try:
-            self._put(_Tick(await self.store.load(commands)))
-        except StoreDamaged:
-            raise
-        except StoreError as error:
-            # A load that failed is asked again: the core waits for exactly one event for each.
-            self.store_state = str(error)
-            await asyncio.sleep(_COMMIT_RETRY_FIRST_S)
-            await self._load(commands)
-        else:
-            self.store_state = "ok"
+        """Ask until there is an answer: the core waits for exactly one event for each."""
+        while True:
+            try:
+                self._put(_Tick(await self.store.load(commands)))
+            except StoreDamaged:
+                raise
+            except StoreError as error:
+                self.store_state = str(error)
+                await asyncio.sleep(_COMMIT_RETRY_FIRST_S)
+            else:
+                self.store_state = "ok"
+                return
 
     def _tell_committed(self, commands: Sequence[StoreCommand]) -> None:
         results = [command for command in commands if isinstance(command, AddResult)]

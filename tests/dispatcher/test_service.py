@@ -150,6 +150,47 @@ async def test_a_failed_item_is_a_result_and_a_dead_letter_that_can_run_again(
     assert await house.desk.dead_letters("t1", None, limit=10) == []
 
 
+async def ended_with_a_failure(house: House) -> str:
+    job = await house.submit(2, deadline_s=0.05, retention_s=0.01)
+    _, status = await house.collect(job)
+    assert (status.state, status.failed) == (JobState.EXPIRED, 2)
+    return job
+
+
+def hesitate(house: House) -> tuple[asyncio.Event, asyncio.Event]:
+    """A requeue stops between reading the dead letters and running them; (it has read, go on)."""
+    has_read, go_on = asyncio.Event(), asyncio.Event()
+    read = house.service.store.failed_items
+
+    async def reading(*arguments: Any) -> Any:
+        event = await read(*arguments)
+        has_read.set()
+        await go_on.wait()
+        return event
+
+    house.service.store.failed_items = reading  # type: ignore[method-assign]  # the real one, slower
+    return has_read, go_on
+
+
+@pytest.mark.parametrize("how", ["delete", "sweep"])
+async def test_an_ended_job_is_either_deleted_or_run_again(house: House, how: str) -> None:
+    job = await ended_with_a_failure(house)
+    has_read, go_on = hesitate(house)
+    requeue = asyncio.create_task(house.desk.requeue("t1", job, ()))
+    await asyncio.wait_for(has_read.wait(), 10)
+    is_sweep = how == "sweep"
+    deleting = Chores(house.service).sweep() if is_sweep else house.desk.delete("t1", job)
+    delete = asyncio.create_task(deleting)
+    await asyncio.wait({delete}, timeout=0.3)  # it has every chance to come first
+    go_on.set()
+    assert await requeue == 2
+    await delete
+    kept = await house.service.store.job(job)
+    assert (kept is None) == (how == "delete"), "the later one wins"
+    assert (job in house.service.core.state.jobs) == (kept is not None)
+    house.service.core.check()
+
+
 async def test_cancel_takes_the_unit_back_and_later_chunks_are_not_wanted(house: House) -> None:
     async with ScriptedCar(house.broker, "car1", works=False) as car:
         job = await house.submit(4)
