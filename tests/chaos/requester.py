@@ -156,7 +156,10 @@ class Requester:
         if progress.job is None:
             notes.flush()  # the intention is on disk before the job is anywhere
             handle = self.client.submit(
-                plan_.model, plan_.items(), idempotency_key=plan_.key, deadline_s=24 * 3600
+                plan_.model,
+                plan_.items(),
+                idempotency_key=plan_.key,
+                deadline_s=plan_.deadline_s,
             )
             status = await handle
             notes.write("accepted", number=progress.number, job=status.job, key=plan_.key)

@@ -27,6 +27,11 @@ SENTENCES = ("A parked car.", "The owner returns.", "Ten thousand idle computers
 CANCELLED_SHARE = 0.04
 DELETED_SHARE = 0.06
 LARGE_SHARE = 0.08
+HURRIED_SHARE = 0.04
+DAY_S = 24 * 3600.0
+ENDLESS = "loop-when-positive"
+ENDLESS_EVERY = 80
+"""One job in so many has one item that never ends: a car must be freed of it, and it must fail."""
 
 _encode = msgspec.msgpack.Encoder(order="sorted").encode
 
@@ -40,6 +45,7 @@ class JobPlan:
     values: tuple[int, ...]
     cancel_after: int | None
     is_deleted: bool
+    deadline_s: float = DAY_S
 
     def items(self) -> list[ItemInput]:
         return [_item(self.model, value) for value in self.values]
@@ -61,6 +67,8 @@ def plan(seed: int, number: int, *, has_real_model: bool, large_items: int) -> J
         model, count = "mlp5ms", dice.randint(1, 40)
     else:
         model, count = REAL_MODEL, dice.randint(1, 8)
+    if number % ENDLESS_EVERY == 7:
+        model, count = ENDLESS, dice.randint(2, 12)
     first = dice.randrange(1 << 22)
     kinds = {"mlp5ms": MLP_INPUTS, REAL_MODEL: len(SENTENCES)}.get(model, 1 << 23)
     return JobPlan(
@@ -69,13 +77,20 @@ def plan(seed: int, number: int, *, has_real_model: bool, large_items: int) -> J
         values=tuple((first + index) % kinds for index in range(count)),
         cancel_after=dice.randrange(count) if dice.random() < CANCELLED_SHARE else None,
         is_deleted=dice.random() < DELETED_SHARE,
+        deadline_s=dice.uniform(1.0, 8.0) if dice.random() < HURRIED_SHARE else DAY_S,
     )
 
 
 def _item(model: str, value: int) -> ItemInput:
     if model == REAL_MODEL:
         return ItemInput(media_type="text/plain", text=SENTENCES[value])
-    array = _noop_input(value) if model == "noop" else _mlp_input(value)
+    match model:
+        case "noop":
+            array = _noop_input(value)
+        case "mlp5ms":
+            array = _mlp_input(value)
+        case _:
+            array = _endless_input(value)
     data = msgspec.msgpack.encode([from_numpy("x", array)])
     return ItemInput(media_type="application/x-msgpack", data=data)
 
@@ -88,12 +103,19 @@ def _mlp_input(value: int) -> Any:
     return np.full((1, MLP_WIDTH), value / MLP_INPUTS, np.float32)
 
 
+def _endless_input(value: int) -> Any:
+    """Negative, hence given back; but one in a job, by its value, never ends."""
+    return np.array([1.0 if value % 13 == 0 else -1.0 - value % 13], np.float32)
+
+
 def _answer(model: str, value: int, models: Path) -> str:
     match model:
         case "noop":
             return digest_of([from_numpy("y", _noop_input(value))])
         case "mlp5ms":
             return _mlp_answer(value, models)
+        case "loop-when-positive" if value % 13:
+            return digest_of([from_numpy("y", _endless_input(value))])
         case _:
             return ""
 
