@@ -4,6 +4,10 @@ import asyncio
 import errno
 import os
 import shutil
+import signal
+import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -241,3 +245,19 @@ async def test_a_damaged_package_is_found_and_removed(tmp_path: Path, noop: Pack
     assert caught.value.reason is PackageFault.WRONG_FILE
     assert store.digests() == ()
     assert (await store.add(noop.folder)).digest == noop.digest
+
+
+def test_a_server_that_falls_silent_does_not_keep_a_process_from_ending(tmp_path: Path) -> None:
+    child = Path(__file__).with_name("fetching_child.py")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        url = f"http://127.0.0.1:{server.getsockname()[1]}"
+        with subprocess.Popen([sys.executable, child, url, tmp_path / "store"]) as process:
+            server.settimeout(30)
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(4_096)  # it has asked, and hears nothing more
+                process.send_signal(signal.SIGTERM)
+                try:
+                    assert process.wait(10) == 0
+                finally:
+                    process.kill()

@@ -5,7 +5,8 @@ Invariants
   folder of another name, verified, and renamed. What an interruption leaves is swept at start.
 - The quota holds before a byte is fetched; the least recently used packages make room, but
   never one that is in use.
-- Everything slow runs in a thread; asking twice for a digest at once fetches it once.
+- Everything slow runs in a thread; asking twice for a digest at once fetches it once. A download
+  never keeps the process: what it leaves is an interruption's.
 
 `PackageRefused` says that the package is wrong, `StoreFull` that this car has no room,
 `FetchFailed` that the server could not be had: only the last is worth another try soon.
@@ -19,11 +20,12 @@ import errno
 import os
 import shutil
 import tempfile
+import threading
 import urllib.parse
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import structlog
 
@@ -47,6 +49,8 @@ if TYPE_CHECKING:
 MANIFEST_FILE: Final = "manifest.json"
 _INCOMING: Final = ".incoming-"
 _COPY_BYTES: Final = 1 << 18
+
+T = TypeVar("T")
 
 _log = structlog.get_logger()
 
@@ -176,12 +180,12 @@ class PackageStore:
 
     async def _fetch(self, digest: str, base_url: str) -> Package:
         url = f"{base_url.rstrip('/')}/v1/models/{digest}"
-        data = await asyncio.to_thread(
+        data = await _in_daemon_thread(
             _get_bytes, f"{url}/manifest", limits.PACKAGE_MANIFEST_MAX_BYTES
         )
         manifest = parse_manifest(data, digest)
         async with self._room_for(manifest):
-            package = await asyncio.to_thread(self._download, manifest, data, url)
+            package = await _in_daemon_thread(self._download, manifest, data, url)
             self._packages[digest] = package
         _log.info("package_fetched", model=digest, bytes=manifest.total_bytes)
         return package
@@ -289,6 +293,28 @@ class PackageStore:
                 self._packages[folder.name] = _reopen(folder)
             except (PackageRefused, OSError) as error:
                 _log.warning("package_ignored", folder=folder.name, why=str(error))
+
+
+async def _in_daemon_thread(function: Callable[..., T], *arguments: Any) -> T:
+    """As `asyncio.to_thread`, whose threads the interpreter would wait for at its end."""
+    loop = asyncio.get_running_loop()
+    answer: asyncio.Future[T] = loop.create_future()
+
+    def tell(settle: Callable[[Any], None], value: Any) -> None:
+        if not answer.done():
+            settle(value)
+
+    def work() -> None:
+        outcome: tuple[Callable[[Any], None], Any]
+        try:
+            outcome = answer.set_result, function(*arguments)
+        except Exception as error:  # noqa: BLE001 - whoever waits gets it
+            outcome = answer.set_exception, error
+        with contextlib.suppress(RuntimeError):  # the loop has ended
+            loop.call_soon_threadsafe(tell, *outcome)
+
+    threading.Thread(target=work, name="package download", daemon=True).start()
+    return await answer
 
 
 def _reopen(folder: Path) -> Package:
