@@ -61,7 +61,7 @@ def plan(seed: int, number: int, *, has_real_model: bool, large_items: int) -> J
     share = dice.random()
     if number % 12 == 1 or share < LARGE_SHARE:
         model, count = "noop", dice.randint(large_items, 3 * large_items)
-    elif share < 0.7:
+    elif share < 0.5:
         model, count = "noop", dice.randint(1, 60)
     elif share < 0.95 or not has_real_model:
         model, count = "mlp5ms", dice.randint(1, 40)
