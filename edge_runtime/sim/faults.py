@@ -500,8 +500,7 @@ def heal(world: World) -> None:
     for host in _hosts(world):
         host.utc_offset_ms = 0
         host.disk.is_full = host.disk.is_failing = False
-        if host.life is not None:
-            host.life.paused_until_s = min(host.life.paused_until_s, world.loop.time())
+        host.resume()
     for car in world.cars:
         car.script.hang = car.script.crash = 0.0
         car.sensors.mute.clear()

@@ -6,6 +6,7 @@ Invariants
 - Boot time never jumps and runs on in sleep; UTC jumps when a nemesis says so.
 """
 
+import asyncio
 import contextvars
 import errno
 import shutil
@@ -15,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from edge_runtime.contract.clock import NS_PER_MS, Now
+from edge_runtime.contract.clock import Now
 from edge_runtime.dispatcher.core.commands import StoreCommand
 from edge_runtime.dispatcher.storage import SqliteStore
 from edge_runtime.sim.loop import SimLoop, current_life
@@ -50,7 +51,10 @@ class OneLife:
     host: str
     number: int
     is_dead: bool = False
-    paused_until_s: float = 0.0
+    is_paused: bool = False
+    paused_at_s: float = -1.0
+    pauses: int = 0
+    held: list[asyncio.Handle] = field(default_factory=list)
 
 
 @dataclass(eq=False)
@@ -86,7 +90,7 @@ class Host:
         """This host's clocks."""
         since_boot_s = (self.loop.time() - self.booted_at_s) * self.drift + self.slept_s
         utc_ms = START_UTC_MS + int(self.loop.time() * 1000) + self.utc_offset_ms
-        return Now(int((since_boot_s + 1.0) * 1000) * NS_PER_MS, utc_ms)
+        return Now(round((since_boot_s + 1.0) * 1e9), utc_ms)
 
     def start(self) -> None:
         """Start the program anew."""
@@ -130,8 +134,22 @@ class Host:
 
     def pause(self, for_s: float) -> None:
         """SIGSTOP, and SIGCONT after a while."""
+        life = self.life
+        if life is not None and not life.is_dead:
+            life.is_paused = True
+            life.pauses += 1
+            life.paused_at_s = self.loop.time()
+            self.loop.call_later(for_s, self._resume, life, life.pauses)
+
+    def resume(self) -> None:
+        """SIGCONT now."""
         if self.life is not None:
-            self.life.paused_until_s = self.loop.time() + for_s
+            self._resume(self.life, self.life.pauses)
+
+    def _resume(self, life: OneLife, pause: int) -> None:
+        if life.is_paused and life.pauses == pause:
+            life.is_paused = False
+            self.loop.resume(life)
 
     def _leave_folder(self) -> None:
         """The next life finds what is on disk now, out of reach of files that are still open."""

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-
 from edge_runtime.contract.messages import Item
 from edge_runtime.contract.reasons import JobState
 from edge_runtime.sim.car import answer

@@ -25,7 +25,7 @@ import structlog
 
 _log = structlog.get_logger(__name__)
 
-STEPS_MAX: Final = 5_000_000
+STEPS_MAX: Final = 200_000
 """A world that takes more steps is stuck in a loop."""
 
 
@@ -42,8 +42,13 @@ class Life(Protocol):
         ...
 
     @property
-    def paused_until_s(self) -> float:
-        """Until when nothing of it runs, as under SIGSTOP."""
+    def is_paused(self) -> bool:
+        """Whether nothing of it runs for now, as under SIGSTOP."""
+        ...
+
+    @property
+    def held(self) -> list[asyncio.Handle]:
+        """What came while it was paused."""
         ...
 
 
@@ -161,6 +166,11 @@ class SimLoop(asyncio.BaseEventLoop):
 
     # --- steps ---
 
+    def resume(self, life: Life) -> None:
+        """A paused life goes on with what came meanwhile."""
+        self._ready.extend(life.held)
+        life.held.clear()
+
     def _run_once(self) -> None:
         """As the base class, but callbacks of the dead are dropped and every step is counted."""
         while self._scheduled and self._scheduled[0].cancelled():
@@ -188,16 +198,16 @@ class SimLoop(asyncio.BaseEventLoop):
             life = handle._context.get(current_life)  # noqa: SLF001 - whose callback it is
             if life is not None and life.is_dead:
                 continue
-            if life is not None and life.paused_until_s > self._now_s:
+            if life is not None and life.is_paused:
                 # A stopped process: what came meanwhile is done when it goes on, in order.
-                super().call_at(life.paused_until_s, self._ready.append, handle)
+                life.held.append(handle)
                 continue
             self.steps += 1
             if self.steps > STEPS_MAX:
                 raise Stuck(f"more than {STEPS_MAX} steps")
             if self.before_step is not None:
                 self.before_step(self.steps)
-                if life is not None and life.is_dead:
+                if handle.cancelled() or (life is not None and life.is_dead):
                     continue
             handle._run()  # noqa: SLF001 - as the base class does
 

@@ -150,12 +150,16 @@ class _Exchange:
                 raise Interrupted("connection reset")
             if self.is_whole:
                 return b""
-            self.news.clear()
-            try:
-                async with asyncio.timeout(_NOTHING_S):
-                    await self.news.wait()
-            except TimeoutError:
-                raise Interrupted("nothing came for too long") from None
+            await self.hear()
+
+    async def hear(self) -> None:
+        """Wait for something to come. Raises `Interrupted`."""
+        self.news.clear()
+        try:
+            async with asyncio.timeout(_NOTHING_S):
+                await self.news.wait()
+        except TimeoutError:
+            raise Interrupted("nothing came for too long") from None
 
     async def body(self) -> bytes:
         """The whole body."""
@@ -251,6 +255,4 @@ async def _started(exchange: _Exchange) -> None:
     while not exchange.pieces and not exchange.is_whole:
         if exchange.is_reset:
             raise Interrupted("connection reset")
-        exchange.news.clear()
-        async with asyncio.timeout(_NOTHING_S):
-            await exchange.news.wait()
+        await exchange.hear()

@@ -95,7 +95,7 @@ class Car:
         """Put the owner's decision where the car reads it: a new file each time."""
         self._policies += 1
         consent = str(self.truth.has_consent).lower()
-        fresh = self.policy.with_suffix(f".{self._policies}")
+        fresh = self.policy.with_name(f"{self.name}.policy.{self._policies}")
         # Its size tells it from the last one: file times are not simulated.
         fresh.write_text(_POLICY.format(consent=consent) + "#" * self._policies + "\n")
         fresh.replace(self.policy)
@@ -112,7 +112,8 @@ class Car:
         since_s = self.truth.wrong_since_s
         if since_s is None or self.world.loop.time() - since_s < _STOP_BOUND_S - 1e-6:
             return
-        paused = self.host.life is not None and self.host.life.paused_until_s >= since_s
+        life = self.host.life
+        paused = life is not None and (life.is_paused or life.paused_at_s >= since_s)
         if self.host.is_up and self.engine is not None and self.engine.is_computing and not paused:
             self.world.ledger.violated(
                 "S9", f"{self.name} computes {_STOP_BOUND_S:g} s after its owner took the car"
@@ -183,6 +184,7 @@ class World:
         self.service: DispatcherService | None = None
         self.cars = [Car(self, f"car{n}", folder) for n in range(scale.cars)]
         self.requester = Host("requester", loop, folder, self._request)
+        self.requester.on_end = self.came_to_an_end
         self.expected_ends: tuple[type[BaseException], ...] = ()
         self.plan = list(self._plan())
 
@@ -225,6 +227,8 @@ class World:
         self.ledger.rare["ended_by_itself"] += 1
         if host is self.dispatcher:
             self.network.server_died()
+        if host is self.requester and error is None:
+            return  # it has read everything
         if error is not None and not isinstance(error, EdgeError):
             self.ledger.violated("S11", f"{host.name} ended with {error!r}")
         self.loop.call_later(_RESTART_S, host.start)
