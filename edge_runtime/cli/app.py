@@ -63,6 +63,7 @@ def build_app() -> App:
         "submit": (f"{_COMMANDS}.submit:submit", "Submit a job; print its results.", _REQUESTS),
         "results": (f"{_COMMANDS}.results:results", "Print a job's results.", _REQUESTS),
         "tap": (f"{_COMMANDS}.tap:tap", "Read the bus as a person.", _OPERATIONS),
+        "simulate": (f"{_COMMANDS}.simulate:simulate", "Prove it in seeded worlds.", _OPERATIONS),
         "version": (f"{_COMMANDS}.version:version", "Print versions.", _OPERATIONS),
     }
     for name, (path, help_line, group) in single.items():

@@ -149,6 +149,8 @@ FETCH_TIMEOUT_S: Final = 30.0
 """Longest silence of a package server in the middle of a download."""
 IMAGE_MAX_PIXELS: Final = 40_000_000
 IMAGE_MAX_SIDE: Final = 16_384
+IMAGE_PARTS_MAX: Final = 4_096
+"""Chunks of a PNG or segments of a JPEG that are looked at; a picture has dozens."""
 AUDIO_MAX_S: Final = 600
 AUDIO_MAX_HZ: Final = 192_000
 INPUT_TEXT_MAX_BYTES: Final = 64 * 1024
@@ -314,3 +316,13 @@ SWEEP_JOBS: Final = 500
 FLEET_AGGREGATE_INTERVAL_S: Final = 10.0
 STREAM_HEARTBEAT_S: Final = 15.0
 OPEN_JOBS_COUNT_REFRESH_S: Final = 5.0
+
+# --- the simulation -------------------------------------------------------------------
+SIM_STEPS_MAX: Final = 300_000
+"""A world that takes more steps runs in a circle; an ordinary one takes 5,000 to 20,000."""
+SIM_ATTEMPTS_PER_UNIT_MAX: Final = 400
+SIM_STREAM_PIECES_MAX: Final = 16
+SIM_STORY_LINES_MAX: Final = 20_000
+SIM_SEEDS_PER_TASK: Final = 8
+SIM_PROCESSES_MAX: Final = 64
+SIM_SHRINK_RUNS_MAX: Final = 60

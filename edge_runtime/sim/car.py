@@ -11,7 +11,7 @@ import contextlib
 import hashlib
 import random
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
@@ -139,7 +139,7 @@ class SimPackages:
         self,
         known: Mapping[str, Package],
         held: set[str],
-        fetch: Callable[[], "asyncio.Future[None]"],
+        fetch: Callable[[], Awaitable[None]],
     ) -> None:
         self._known = known
         self._held = held

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
+from edge_runtime.contract.limits import SIM_ATTEMPTS_PER_UNIT_MAX
 from edge_runtime.contract.messages import Item
 from edge_runtime.contract.reasons import JobState
 from edge_runtime.sim.car import answer
@@ -18,7 +19,6 @@ from edge_runtime.sim.world import World
 _ENDED: Final = frozenset(
     state.value for state in JobState if state not in {JobState.ACCEPTED, JobState.RUNNING}
 )
-_ATTEMPTS_MAX: Final = 400
 
 
 def check_end(world: World, store: Path) -> None:
@@ -113,7 +113,8 @@ def l1_everything_ends(world: World, db: sqlite3.Connection) -> None:
 def l2_attempts_are_bounded(world: World, db: sqlite3.Connection) -> None:
     """L2. Nothing is tried for ever."""
     rows = db.execute(
-        "SELECT unit, count(*) FROM attempt GROUP BY unit HAVING count(*) > ?", (_ATTEMPTS_MAX,)
+        "SELECT unit, count(*) FROM attempt GROUP BY unit HAVING count(*) > ?",
+        (SIM_ATTEMPTS_PER_UNIT_MAX,),
     )
     for unit, count in rows:
         world.ledger.violated("L2", f"unit {unit} had {count} attempts")

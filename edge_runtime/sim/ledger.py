@@ -7,15 +7,13 @@ of it, which is the trace that two runs of a seed must share.
 import hashlib
 from collections import Counter, deque
 from dataclasses import dataclass, field
-from typing import Final
 
 from edge_runtime.bus import Message
 from edge_runtime.contract import codec
 from edge_runtime.contract.errors import Rejected
+from edge_runtime.contract.limits import SIM_STORY_LINES_MAX
 from edge_runtime.contract.messages import Fence, JobResults
 from edge_runtime.contract.topics import Down, Topics
-
-_STORY_LINES: Final = 20_000
 
 
 @dataclass(slots=True)
@@ -48,7 +46,7 @@ class Ledger:
         self._signed = codec.signed_decoder()
         self._work = codec.work_decoder()
         self._trace = hashlib.sha256()
-        self.story: deque[str] = deque(maxlen=_STORY_LINES)
+        self.story: deque[str] = deque(maxlen=SIM_STORY_LINES_MAX)
         self.violations: list[str] = []
         self.fired: Counter[str] = Counter()
         self.rare: Counter[str] = Counter()

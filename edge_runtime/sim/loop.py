@@ -19,14 +19,17 @@ import heapq
 import itertools
 from collections import deque
 from collections.abc import Callable, Coroutine, Generator
-from typing import Any, Final, Protocol
+from concurrent.futures import Executor
+from typing import Any, Protocol, TypeVar, TypeVarTuple
 
 import structlog
 
+from edge_runtime.contract.limits import SIM_STEPS_MAX
+
 _log = structlog.get_logger(__name__)
 
-STEPS_MAX: Final = 200_000
-"""A world that takes more steps is stuck in a loop."""
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
 
 
 class Stuck(Exception):  # noqa: N818 - named for what the world is
@@ -100,6 +103,11 @@ class _Selector:
 class SimLoop(asyncio.BaseEventLoop):
     """See the module. `thread_delay_s` is asked how long each call to a thread takes."""
 
+    # asyncio's own queues, which its types do not show.
+    _ready: deque[Any]
+    _scheduled: list[Any]
+    _stopping: bool
+
     def __init__(self, thread_delay_s: Callable[[], float]) -> None:
         super().__init__()
         self._selector = _Selector(self)
@@ -146,10 +154,12 @@ class SimLoop(asyncio.BaseEventLoop):
     def _write_to_self(self) -> None:
         """There is no other thread to be woken from."""
 
-    def run_in_executor(self, executor: Any, func: Callable[..., Any], *args: Any) -> Any:
+    def run_in_executor(
+        self, executor: Executor | None, func: Callable[[*Ts], T], *args: *Ts
+    ) -> asyncio.Future[T]:
         """Run `func` as a step of its own after a moment; its future is done right after."""
         del executor
-        future = self.create_future()
+        future: asyncio.Future[T] = self.create_future()
 
         def step() -> None:
             try:
@@ -203,8 +213,8 @@ class SimLoop(asyncio.BaseEventLoop):
                 life.held.append(handle)
                 continue
             self.steps += 1
-            if self.steps > STEPS_MAX:
-                raise Stuck(f"more than {STEPS_MAX} steps")
+            if self.steps > SIM_STEPS_MAX:
+                raise Stuck(f"more than {SIM_STEPS_MAX} steps")
             if self.before_step is not None:
                 self.before_step(self.steps)
                 if handle.cancelled() or (life is not None and life.is_dead):
@@ -213,8 +223,7 @@ class SimLoop(asyncio.BaseEventLoop):
 
     def bury(self) -> None:
         """The world has ended: let go of every coroutine without a word about it."""
-        ready: deque[Any] = self._ready
-        ready.clear()
+        self._ready.clear()
         self._scheduled.clear()
         for tasks in self._tasks.values():
             for task in tasks:

@@ -5,9 +5,11 @@ import contextlib
 import shutil
 import tempfile
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
+
+import msgspec
 
 from edge_runtime.contract.package import read_package
 from edge_runtime.sim.faults import NEMESES, heal
@@ -21,8 +23,7 @@ _SETTLE_S: Final = 60.0
 _MEMORY: Final = Path("/dev/shm")  # noqa: S108 - the kernel's memory file system, where there is one
 
 
-@dataclass(frozen=True)
-class Verdict:
+class Verdict(msgspec.Struct, frozen=True):
     """What became of a seed. `trace` is equal for equal runs."""
 
     seed: int
@@ -37,7 +38,7 @@ class Verdict:
 
 
 @contextlib.contextmanager
-def make_ground():  # type: ignore[no-untyped-def] # a generator of one Ground
+def make_ground() -> Iterator[Ground]:
     """The packages that worlds share, in a folder of their own."""
     with tempfile.TemporaryDirectory(prefix="edge-sim-") as folder:
         models = Path(folder)
@@ -121,10 +122,9 @@ async def _drain(world: World) -> None:
 
 
 def _judge(world: World) -> None:
-    for name, faults in sorted(world.all_faults.items()):
+    for faults in world.all_faults.values():
         for kind in ("loss", "duplicate", "delay", "reorder"):
             world.ledger.fired[kind] += faults.fired[kind]
-        del name
     for car in world.cars:
         if car.engine is not None:
             world.ledger.fired.update(car.engine.fired)

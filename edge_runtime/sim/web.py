@@ -14,11 +14,11 @@ from typing import Any, Final
 from urllib.parse import urlencode
 
 from edge_runtime.client.transport import MSGPACK, Interrupted, Transport, refused
+from edge_runtime.contract.limits import SIM_STREAM_PIECES_MAX
 from edge_runtime.sim.hosts import Host
 from edge_runtime.sim.loop import SimLoop
 
 _FIRST_ERROR: Final = 400
-_PIECES_MAX: Final = 16
 _NOTHING_S: Final = 45.0
 
 
@@ -121,7 +121,7 @@ class _Exchange:
                 self.status = message["status"]
                 self.headers = {k.decode(): v.decode() for k, v in message["headers"]}
                 return
-            while len(self.pieces) >= _PIECES_MAX and not self.is_reset:
+            while len(self.pieces) >= SIM_STREAM_PIECES_MAX and not self.is_reset:
                 self.room.clear()
                 await self.room.wait()
             if message.get("body"):
