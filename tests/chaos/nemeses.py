@@ -15,13 +15,16 @@ from dataclasses import dataclass, field
 
 import psutil
 from flood import flood
-from history import STOP_BOUND_S, EngineWatch
+from history import EngineWatch
 from wire import Wire
 from world import Service, World
 
 BEYOND_LEASE_S = 6.5
 """The hurried lease is 5 s."""
 SHORT_PAUSE_S = 3.0
+LOOK_S = 0.15
+WATCH_FROM_S = 0.6
+"""After a hold was told: the stop itself takes milliseconds, a busy machine takes its time."""
 HOLDS: dict[str, dict[str, object]] = {
     "owner": {"is_occupied": True},
     "unplug": {"is_plugged": False},
@@ -57,6 +60,7 @@ class Nemeses:
             "wire_delay": self.delay,
             "wire_black_hole": self.black_hole,
             "disk_full_store": self.fill_store,
+            "disk_full_store_kill": self.kill_unable_to_commit,
             "disk_full_car": self.fill_car,
             "flood": self.flood,
             **{name: lambda name=name: self.hold(name) for name in HOLDS},  # type: ignore[misc]  # the default binds the name
@@ -158,6 +162,19 @@ class Nemeses:
     async def fill_store(self) -> bool:
         return await self._fill("store", self.world.dispatcher)
 
+    async def kill_unable_to_commit(self) -> bool:
+        """Death between a decision and its commit, which a full disk makes seconds long."""
+        dispatcher, disk = self.world.dispatcher, self.world.disks["store"]
+        async with dispatcher.lock:
+            if not dispatcher.is_running:
+                return False
+            await asyncio.to_thread(disk.fill, dispatcher)
+            await asyncio.sleep(self.dice.uniform(0.5, 2.5))
+            dispatcher.kill()
+            disk.free(dispatcher)
+            dispatcher.start()
+            return True
+
     async def fill_car(self) -> bool:
         name = self.dice.choice(list(self.world.cars))
         return await self._fill(name, self.world.cars[name])
@@ -186,7 +203,7 @@ class Nemeses:
     async def hold(self, kind: str) -> bool:
         signals = HOLDS[kind]
         release = json.dumps({"release": list(signals)}).encode()
-        name = self.dice.choice(list(self.world.cars))
+        name = await self._busiest_car()
         car = self.world.cars[name]
         async with self._kept_alive(car) as runs:
             if not runs:
@@ -198,7 +215,7 @@ class Nemeses:
 
     async def withdraw(self) -> bool:
         """The owner's file says no, then yes again."""
-        name = self.dice.choice(list(self.world.cars))
+        name = await self._busiest_car()
         async with self._kept_alive(self.world.cars[name]) as runs:
             if not runs:
                 return False
@@ -215,9 +232,17 @@ class Nemeses:
         async with service.lock:
             yield service.is_running
 
+    async def _busiest_car(self) -> str:
+        """The one whose engine computes now: only there is anything to stop."""
+        names = self.dice.sample(list(self.world.cars), len(self.world.cars))
+        before = {name: _cpu_s(self.world.engine_of(name)) for name in names}
+        await asyncio.sleep(LOOK_S)
+        after = {name: _cpu_s(self.world.engine_of(name)) for name in names}
+        return max(names, key=lambda name: _used_s(before[name], after[name]))
+
     async def _watch(self, name: str, hold: str) -> None:
         """CPU that the engine uses from the stop bound on, while the owner has the car."""
-        await asyncio.sleep(STOP_BOUND_S)
+        await asyncio.sleep(WATCH_FROM_S)
         first = last = _cpu_s(self.world.engine_of(name))
         until_s = time.monotonic() + self.dice.uniform(0.5, 3.0)
         while time.monotonic() < until_s:
@@ -226,8 +251,15 @@ class Nemeses:
             # Frozen first and killed a little later: the last reading of the same process counts.
             if first is not None and seen is not None and seen[0] == first[0]:
                 last = seen
-        if first is not None and last is not None:
-            self.watches.append(EngineWatch(name, hold, last[1] - first[1]))
+        if first is not None:
+            self.watches.append(EngineWatch(name, hold, _used_s(first, last)))
+
+
+def _used_s(before: tuple[int, float] | None, after: tuple[int, float] | None) -> float:
+    """CPU seconds between two readings of one process."""
+    if before is None or after is None or before[0] != after[0]:
+        return 0.0
+    return after[1] - before[1]
 
 
 def _cpu_s(engine: psutil.Process | None) -> tuple[int, float] | None:

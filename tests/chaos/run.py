@@ -58,7 +58,7 @@ LANES = (
     Lane(("wire_cut",), 1.0, 4.0),
     Lane(("wire_delay", "wire_black_hole"), 0.5, 2.0),
     Lane(("wire_black_hole",), 1.0, 4.0),
-    Lane(("disk_full_car", "disk_full_store"), 6.0, 15.0),
+    Lane(("disk_full_car", "disk_full_store", "disk_full_store_kill"), 4.0, 12.0),
     Lane(("flood",), 8.0, 20.0),
     Lane(("owner", "unplug", "hot", "drive", "consent"), 1.0, 4.0),
 )
@@ -233,7 +233,7 @@ class Campaign:
     def kills(self) -> dict[str, int]:
         fired = self.fired
         return {
-            "dispatcher": fired["dispatcher_kill"],
+            "dispatcher": fired["dispatcher_kill"] + fired["disk_full_store_kill"],
             "broker": fired["broker_kill_keeping"] + fired["broker_kill_forgetting"],
             "car": fired["car_kill"],
             "engine": fired["engine_kill"],

@@ -1,8 +1,8 @@
 """The jobs of a campaign: number `n` of a seed is always the same job, in every process.
 
 So a requester that was killed submits the very same body again under the same key, and the
-checker knows every answer: `noop` gives its input back, `mlp5ms` is computed here once for each
-of a few inputs.
+checker knows every answer: `noop` gives its input back, `mlp5ms` and `chain` are computed
+here once for each of a few inputs.
 """
 
 import hashlib
@@ -19,9 +19,12 @@ import onnxruntime
 from edge_runtime.contract.http import ItemInput
 from edge_runtime.contract.messages import ResultError
 from edge_runtime.contract.tensors import Tensor, from_numpy
-from edge_runtime.vehicle.models.importers.synthetic import MLP_WIDTH
+from edge_runtime.vehicle.models.importers.synthetic import CHAIN_WIDTH, MLP_WIDTH
 
 MLP_INPUTS = 16
+CHAIN_INPUTS = 3
+WIDTHS = {"mlp5ms": MLP_WIDTH, "chain": CHAIN_WIDTH}
+"""Inputs of the models that take their time: 5 ms and 60 ms an item."""
 REAL_MODEL = "minilm"
 SENTENCES = ("A parked car.", "The owner returns.", "Ten thousand idle computers.", "Rain.")
 CANCELLED_SHARE = 0.04
@@ -63,6 +66,8 @@ def plan(seed: int, number: int, *, has_real_model: bool, large_items: int) -> J
         model, count = "noop", dice.randint(large_items, 3 * large_items)
     elif share < 0.5:
         model, count = "noop", dice.randint(1, 60)
+    elif share < 0.65:
+        model, count = "chain", dice.randint(10, 40)
     elif share < 0.95 or not has_real_model:
         model, count = "mlp5ms", dice.randint(1, 40)
     else:
@@ -70,7 +75,9 @@ def plan(seed: int, number: int, *, has_real_model: bool, large_items: int) -> J
     if number % ENDLESS_EVERY == 7:
         model, count = ENDLESS, dice.randint(2, 12)
     first = dice.randrange(1 << 22)
-    kinds = {"mlp5ms": MLP_INPUTS, REAL_MODEL: len(SENTENCES)}.get(model, 1 << 23)
+    kinds = {"mlp5ms": MLP_INPUTS, "chain": CHAIN_INPUTS, REAL_MODEL: len(SENTENCES)}.get(
+        model, 1 << 23
+    )
     return JobPlan(
         key=f"seed{seed}-job{number}",
         model=model,
@@ -87,8 +94,8 @@ def _item(model: str, value: int) -> ItemInput:
     match model:
         case "noop":
             array = _noop_input(value)
-        case "mlp5ms":
-            array = _mlp_input(value)
+        case "mlp5ms" | "chain":
+            array = _row_input(model, value)
         case _:
             array = _endless_input(value)
     data = msgspec.msgpack.encode([from_numpy("x", array)])
@@ -99,8 +106,8 @@ def _noop_input(value: int) -> Any:
     return np.array([value, -value], np.float32)  # exact: values stay under 2**24
 
 
-def _mlp_input(value: int) -> Any:
-    return np.full((1, MLP_WIDTH), value / MLP_INPUTS, np.float32)
+def _row_input(model: str, value: int) -> Any:
+    return np.full((1, WIDTHS[model]), value / MLP_INPUTS, np.float32)
 
 
 def _endless_input(value: int) -> Any:
@@ -112,8 +119,8 @@ def _answer(model: str, value: int, models: Path) -> str:
     match model:
         case "noop":
             return digest_of([from_numpy("y", _noop_input(value))])
-        case "mlp5ms":
-            return _mlp_answer(value, models)
+        case "mlp5ms" | "chain":
+            return _row_answer(model, value, models)
         case "loop-when-positive" if value % 13:
             return digest_of([from_numpy("y", _endless_input(value))])
         case _:
@@ -121,13 +128,13 @@ def _answer(model: str, value: int, models: Path) -> str:
 
 
 @cache
-def _mlp_answer(value: int, models: Path) -> str:
+def _row_answer(model: str, value: int, models: Path) -> str:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(
-        models / "mlp5ms" / "model.onnx", options, providers=["CPUExecutionProvider"]
+        models / model / "model.onnx", options, providers=["CPUExecutionProvider"]
     )
-    (output,) = session.run(["y"], {"x": _mlp_input(value)})
+    (output,) = session.run(["y"], {"x": _row_input(model, value)})
     return digest_of([from_numpy("y", output)])
 
 

@@ -23,7 +23,7 @@ from typing import Self
 import psutil
 from observer import Observer
 from wire import Wire
-from workload import ENDLESS, REAL_MODEL
+from workload import ENDLESS, REAL_MODEL, WIDTHS
 
 from edge_runtime.vehicle.models.importers.synthetic import write_synthetic
 
@@ -226,7 +226,7 @@ class World:
         folder = self.shape.folder
         (folder / "tmp").mkdir(parents=True)
         self.models = folder / "models"
-        for name in ("noop", "mlp5ms", ENDLESS):
+        for name in ("noop", *WIDTHS, ENDLESS):
             write_synthetic(name, self.models)
         if self.shape.has_real_model:
             shutil.copytree(REAL_MODELS / REAL_MODEL, self.models / REAL_MODEL)
