@@ -35,9 +35,9 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     nemeses: tuple[str, ...] | None = None
     cars: Annotated[int, Meta(ge=1, le=100)] = 3
-    jobs: Annotated[int, Meta(ge=1, le=1_000)] = 6
-    items_max: Annotated[int, Meta(ge=1, le=1_000)] = 12
-    faults_s: Annotated[float, Meta(gt=0, le=86_400)] = 90.0
+    jobs: Annotated[int, Meta(ge=1, le=1_000)] = 5
+    items_max: Annotated[int, Meta(ge=1, le=1_000)] = 10
+    faults_s: Annotated[float, Meta(gt=0, le=86_400)] = 60.0
     healed_s: Annotated[float, Meta(gt=0, le=86_400)] = 3_600.0
 
     @property

@@ -123,6 +123,29 @@ async def refusals(world: World, rng: random.Random) -> None:
     await _often(world, rng, 20, strike)
 
 
+async def expiries(world: World, rng: random.Random) -> None:
+    """The broker forgets a session, queued messages and all."""
+
+    async def strike() -> None:
+        victim = rng.choice(("er-dispatcher-dispatcher", *(f"er-{c.name}" for c in world.cars)))
+        if world.broker.expire(victim):
+            world.ledger.fault("session_expiry", victim)
+
+    await _often(world, rng, 25, strike)
+
+
+async def newer_peers(world: World, rng: random.Random) -> None:
+    """A car speaks the wire of a later release for a while."""
+
+    async def strike() -> None:
+        world.broker.newer = rng.choice(world.cars).name
+        world.ledger.fault("newer_peer", world.broker.newer)
+        await asyncio.sleep(rng.choice((5.0, 30.0)))
+        world.broker.newer = ""
+
+    await _often(world, rng, 20, strike)
+
+
 # --- processes --------------------------------------------------------------------------------
 
 
@@ -258,6 +281,24 @@ async def failing_disks(world: World, rng: random.Random) -> None:
         host.disk.is_failing = True
         await asyncio.sleep(rng.choice((0.02, 1.0, 8.0)))
         host.disk.is_failing = False
+
+    await _often(world, rng, 20, strike)
+
+
+async def power_cuts(world: World, rng: random.Random) -> None:
+    """Power goes: the process and every write that was not synced."""
+
+    async def strike() -> None:
+        host = rng.choice(_hosts(world))
+        if not host.is_up:
+            return
+        host.watch_syncs()
+        await asyncio.sleep(rng.choice((0.5, 3.0)))
+        if world.is_healed or not host.is_up:
+            host.image = None
+            return
+        world.ledger.fault("power_cut", host.name)
+        world.kill(host, rng.choice((1.0, 10.0)), cuts_power=True)
 
     await _often(world, rng, 20, strike)
 
@@ -423,6 +464,8 @@ NEMESES: Final[dict[str, Nemesis]] = {
     "http_cuts": http_cuts,
     "broker_deaths": broker_deaths,
     "takeovers": takeovers,
+    "expiries": expiries,
+    "newer_peers": newer_peers,
     "refusals": refusals,
     "dispatcher_kills": dispatcher_kills,
     "car_kills": car_kills,
@@ -433,6 +476,7 @@ NEMESES: Final[dict[str, Nemesis]] = {
     "suspends": suspends,
     "full_disks": full_disks,
     "failing_disks": failing_disks,
+    "power_cuts": power_cuts,
     "stale_journals": stale_journals,
     "owners": owners,
     "broken_sensors": broken_sensors,
@@ -452,6 +496,9 @@ FAULT_KINDS: Final = (
     "http_cut",
     "broker_death",
     "takeover",
+    "session_expiry",
+    "queue_overflow",
+    "newer_peer",
     "refused_publish",
     "dispatcher_kill",
     "dispatcher_kill_at_step",
@@ -464,6 +511,7 @@ FAULT_KINDS: Final = (
     "suspend",
     "disk_full",
     "disk_error",
+    "power_cut",
     "stale_journal",
     "owner_returns",
     "thermal_trip",
@@ -496,6 +544,7 @@ def heal(world: World) -> None:
     world.network.delay_max_s = world.network.cut_probability = 0.0
     world.network.is_cut = False
     world.broker.start()
+    world.broker.newer = ""
     world.is_fetch_failing = False
     for host in _hosts(world):
         host.utc_offset_ms = 0

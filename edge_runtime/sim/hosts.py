@@ -26,6 +26,7 @@ from edge_runtime.vehicle.journal import Emit, Journal
 
 START_UTC_MS: Final = 1_780_000_000_000
 _NO_LIMIT: Final = 1 << 30
+_FULL_SYNC: Final = 2
 
 
 @dataclass(slots=True)
@@ -75,6 +76,7 @@ class Host:
     folder: Path = field(init=False)
     ends: list[BaseException | None] = field(default_factory=list)
     open_files: list[Callable[[], None]] = field(default_factory=list)
+    image: Path | None = None
     on_end: Callable[["Host"], None] | None = None
 
     def __post_init__(self) -> None:
@@ -151,6 +153,29 @@ class Host:
             life.is_paused = False
             self.loop.resume(life)
 
+    def watch_syncs(self) -> None:
+        """From now on keep an image of what a power cut would leave on the disk."""
+        self.image = self.root / f"{self.name}.{self.lives}.image"
+        if not self.image.exists():
+            copy_files(self.folder, self.image)
+
+    def synced(self, connection: sqlite3.Connection) -> None:
+        """A commit is over; it outlives a power cut only where SQLite was told to sync."""
+        if self.image is None:
+            return
+        (level,) = connection.execute("PRAGMA synchronous").fetchone()
+        if level >= _FULL_SYNC:
+            shutil.rmtree(self.image)
+            copy_files(self.folder, self.image)
+
+    def cut_power(self) -> None:
+        """The process dies, and with it every write that was not synced."""
+        image, self.image = self.image, None
+        self.reboot()
+        if image is not None:
+            shutil.rmtree(self.folder)
+            copy_files(image, self.folder)
+
     def _leave_folder(self) -> None:
         """The next life finds what is on disk now, out of reach of files that are still open."""
         old = self.folder
@@ -176,6 +201,7 @@ class SimStore(SqliteStore):
 
     def __init__(self, host: Host) -> None:
         super().__init__(host.folder / "dispatcher.db")
+        self._host = host
         self._disk = host.disk
         host.open_files.append(self._abandon)
 
@@ -183,7 +209,9 @@ class SimStore(SqliteStore):
         self._disk.check()
         pages = 1 if self._disk.is_full else _NO_LIMIT
         self._db.execute(f"PRAGMA max_page_count={pages}").fetchall()
-        return super()._commit(commands)
+        before = super()._commit(commands)
+        self._host.synced(self._db)
+        return before
 
     def free_bytes(self) -> int:
         """Nothing on a full disk."""
@@ -200,6 +228,7 @@ class SimJournal(Journal):
 
     def __init__(self, path: Path, host: Host, commit_delay_s: Callable[[], float]) -> None:
         super().__init__(path)
+        self._host = host
         self._disk = host.disk
         self._loop = host.loop
         self._commit_delay_s = commit_delay_s
@@ -237,7 +266,9 @@ class SimJournal(Journal):
     def _commit(self, batch: list[tuple[int, Write]]) -> WritesCommitted | WritesFailed:
         pages = 1 if self._disk.is_full else _NO_LIMIT
         self._connection.execute(f"PRAGMA max_page_count={pages}").fetchall()
-        return super()._commit(batch)
+        done = super()._commit(batch)
+        self._host.synced(self._connection)
+        return done
 
     def _apply(self, write: Write) -> None:
         self._disk.check()

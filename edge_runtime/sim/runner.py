@@ -125,6 +125,7 @@ def _judge(world: World) -> None:
     for faults in world.all_faults.values():
         for kind in ("loss", "duplicate", "delay", "reorder"):
             world.ledger.fired[kind] += faults.fired[kind]
+    world.ledger.fired["queue_overflow"] += world.broker.dropped_messages
     for car in world.cars:
         if car.engine is not None:
             world.ledger.fired.update(car.engine.fired)

@@ -8,7 +8,7 @@ engines, packages.
 import asyncio
 import random
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -53,9 +53,9 @@ class Scale:
     """How large a world is."""
 
     cars: int = 3
-    jobs: int = 6
-    items_max: int = 12
-    faults_s: float = 90.0
+    jobs: int = 5
+    items_max: int = 10
+    faults_s: float = 60.0
     healed_s: float = 3_600.0
 
 
@@ -65,11 +65,35 @@ class WatchedBroker(MemoryBroker):
     def __init__(self, ledger: Ledger, **options: Any) -> None:
         super().__init__(**options)
         self._ledger = ledger
+        self.newer = ""
 
     def publish(self, message: Message) -> int:
         """Route a message."""
         self._ledger.published_message("", message)
+        if self.newer and f"/v/{self.newer}/up/" in message.topic:
+            message = _with_one_more_field(message)
         return super().publish(message)
+
+    def expire(self, client_id: str) -> bool:
+        """Forget a session as its expiry would; whether there was one."""
+        self.cut(client_id)
+        session = self._sessions.get(client_id)
+        if session is None:
+            return False
+        self._forget(session)
+        return True
+
+
+def _with_one_more_field(message: Message) -> Message:
+    """As a newer release would send it: a field at the end that this one does not know."""
+    try:
+        fields = msgspec.msgpack.decode(message.payload)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return message
+    if not isinstance(fields, list):
+        return message
+    payload = msgspec.msgpack.encode([*fields, "tomorrow"])
+    return replace(message, payload=payload)
 
 
 class Car:
@@ -170,7 +194,8 @@ class World:
         self.packages = ground.packages
         self.topics = Topics()
         self.ledger = Ledger(self.topics)
-        self.broker = WatchedBroker(self.ledger, session_queue_max_messages=200)
+        queue_max = self.fork("broker").choice((3, 30, 200))
+        self.broker = WatchedBroker(self.ledger, session_queue_max_messages=queue_max)
         self.all_faults: dict[str, Faults] = {}
         self.network = Network(loop, self.fork("network"))
         self.is_fetch_failing = False
@@ -233,11 +258,14 @@ class World:
             self.ledger.violated("S11", f"{host.name} ended with {error!r}")
         self.loop.call_later(_RESTART_S, host.start)
 
-    def kill(self, host: Host, restart_after_s: float) -> None:
-        """SIGKILL; its connections are reset; it is started again."""
+    def kill(self, host: Host, restart_after_s: float, *, cuts_power: bool = False) -> None:
+        """SIGKILL, or worse; its connections are reset; it is started again."""
         if not host.is_up:
             return
-        host.kill()
+        if cuts_power:
+            host.cut_power()
+        else:
+            host.kill()
         for client_id in self._client_ids(host):
             self.broker.cut(client_id)
         if host is self.dispatcher:
