@@ -200,7 +200,7 @@ def parse_manifest(data: bytes, digest: str) -> Manifest:
         raise PackageRefused(PackageFault.WRONG_DIGEST, f"the manifest is not that of {digest}")
     try:
         manifest = msgspec.json.decode(data, type=Manifest)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise PackageRefused(PackageFault.BAD_MANIFEST, str(error)) from error
     _check_manifest(manifest)
     if manifest.canonical_bytes() != data:

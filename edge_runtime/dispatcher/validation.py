@@ -48,7 +48,7 @@ def _problem_with_tensors(spec: ModelSpec, item: ItemInput) -> Problem | None:
         _check_tensors(tensors, spec.inputs)
     except BadTensor as bad:
         return Problem(code="wrong_tensor", message=str(bad), status=422, field=f".{bad.field}")
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         message = f"the item is no MessagePack list of tensors: {error}"
         return Problem(code="wrong_tensor", message=message, status=422, field=".data")
     return None

@@ -389,7 +389,7 @@ def _attempts(connection: sqlite3.Connection) -> Iterable[SavedAttempt]:
     for offer, started, next_seq in rows:
         try:
             yield SavedAttempt(_offers.decode(offer), started, next_seq)
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             continue
 
 

@@ -617,5 +617,5 @@ def decode_chunks(bodies: Iterable[bytes]) -> Iterator[tuple[Chunk, bytes]]:
     for body in bodies:
         try:
             yield decoder.decode(body), body
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             continue

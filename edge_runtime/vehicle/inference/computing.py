@@ -245,7 +245,7 @@ def _parameters(data: bytes) -> Any:
         return {}
     try:
         return msgspec.msgpack.decode(data)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
 
 

@@ -15,7 +15,12 @@ from edge_runtime.contract.reasons import ItemError
 from edge_runtime.vehicle.inference.tasks.base import Array, ItemFailure
 
 _PNG_SIGNATURE: Final = b"\x89PNG\r\n\x1a\n"
-_PNG_HEADER: Final = struct.Struct(">4sII")
+_PNG_CHUNK: Final = struct.Struct(">I4s")
+_PNG_SIDES: Final = struct.Struct(">II")
+_PNG_HEADER_KIND: Final = b"IHDR"
+_PNG_HEADER_BYTES: Final = 13
+_PNG_END_KIND: Final = b"IEND"
+_PNG_CHECKSUM_BYTES: Final = 4
 _JPEG_SIGNATURE: Final = b"\xff\xd8\xff"
 _JPEG_START_OF_SCAN: Final = 0xDA
 _JPEG_END: Final = b"\xff\xd9"
@@ -59,20 +64,35 @@ def _check_size(width: int, height: int) -> None:
 
 
 def _png_size(data: bytes) -> tuple[int, int]:
-    start = len(_PNG_SIGNATURE) + 4
-    if len(data) < start + _PNG_HEADER.size or b"IEND" not in data[-64:]:
-        raise ItemFailure(ItemError.UNDECODABLE_INPUT, "the PNG is cut short")
-    kind, width, height = _PNG_HEADER.unpack_from(data, start)
-    if kind != b"IHDR":
-        raise ItemFailure(ItemError.UNDECODABLE_INPUT, "the PNG has no header")
-    return int(width), int(height)
+    """Walk the chunks to the end: OpenCV makes room for what one claims before it reads it."""
+    size: tuple[int, int] | None = None
+    position = len(_PNG_SIGNATURE)
+    for _ in range(limits.IMAGE_PARTS_MAX):
+        if position + _PNG_CHUNK.size > len(data):
+            break
+        length, kind = _PNG_CHUNK.unpack_from(data, position)
+        position += _PNG_CHUNK.size
+        if (kind == _PNG_HEADER_KIND) != (size is None):
+            raise ItemFailure(ItemError.UNDECODABLE_INPUT, "the PNG has no header or two")
+        if length > len(data) - position - _PNG_CHECKSUM_BYTES:
+            break
+        if size is None:
+            if length != _PNG_HEADER_BYTES:
+                break
+            size = _PNG_SIDES.unpack_from(data, position)
+        elif kind == _PNG_END_KIND:
+            return size
+        position += length + _PNG_CHECKSUM_BYTES
+    raise ItemFailure(ItemError.UNDECODABLE_INPUT, "the PNG is damaged or cut short")
 
 
 def _jpeg_size(data: bytes) -> tuple[int, int]:
     """Walk the segments to the frame header, and make sure the scan has an end."""
     size: tuple[int, int] | None = None
     position = 2
-    while position + 4 <= len(data):
+    for _ in range(limits.IMAGE_PARTS_MAX):
+        if position + 4 > len(data):
+            break
         if data[position] != 0xFF:  # noqa: PLR2004 - every marker begins so
             break
         marker = data[position + 1]

@@ -112,7 +112,8 @@ def decode_wav(data: bytes) -> tuple[Array, int]:
             frames = file.getnframes()
             _check_wav(rate_hz, frames)
             raw = file.readframes(frames)
-    except (wave.Error, EOFError) as error:
+    except (wave.Error, EOFError, RuntimeError) as error:
+        # A chunk that reaches past the end of the file is a plain RuntimeError of `wave`.
         raise ItemFailure(ItemError.UNDECODABLE_INPUT, f"not a whole PCM WAV: {error}") from error
     whole = len(raw) - len(raw) % (channels * width)
     samples = _as_float(raw[:whole], width)

@@ -78,7 +78,7 @@ class TensorTask:
             outputs = self._wanted(parse_parameters(parameters, _Parameters))
         try:
             tensors = self._decoder.decode(data)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise ItemFailure(ItemError.UNDECODABLE_INPUT, f"not a list of tensors: {error}") from (
                 error
             )

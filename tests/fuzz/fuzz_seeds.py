@@ -1,0 +1,189 @@
+"""Valid inputs of every target: golden vectors where they fit, small ones of its own elsewhere."""
+
+import io
+import json
+import wave
+from functools import cache
+from pathlib import Path
+from typing import Any, Final
+
+import cv2
+import msgspec
+import numpy as np
+
+from edge_runtime.contract import codec
+from edge_runtime.contract.package import Manifest, PackageFile
+from edge_runtime.contract.tensors import Tensor, from_numpy
+from edge_runtime.vehicle.policy import example_policy
+
+GOLDEN_FOLDER: Final = Path(__file__).parents[2] / "schemas" / "golden"
+CORPUS_FOLDER: Final = Path(__file__).parent / "corpus"
+
+_GOLDEN_OF: Final[dict[str, tuple[str, ...]]] = {
+    "codec_status": ("birth", "birth-empty", "offline"),
+    "codec_state": ("state-full", "state-no-readings", "state-ready"),
+    "codec_acks": ("acks", "acks-largest-ids"),
+    "codec_results": ("results", "results-released"),
+    "codec_work": ("work",),
+    "codec_control": ("control", "control-answer-range", "control-rebirth-now"),
+    "codec_desired": ("desired", "desired-nothing"),
+    "codec_signed": ("signed-work", "signed-control"),
+    "codec_host": ("host-online", "host-offline"),
+    "codec_public": ("job-results", "job-status-done", "job-status-running", "fleet"),
+    "codec_request": ("fetch-since", "fetch-since-start"),
+}
+_INTAKES: Final[dict[str, tuple[str, ...]]] = {
+    "dispatcher_intake": ("codec_status", "codec_state", "codec_acks", "codec_results"),
+    "vehicle_intake": ("codec_work", "codec_control", "codec_desired", "codec_host"),
+}
+
+
+@cache
+def golden(name: str) -> bytes:
+    """The bytes of one golden vector."""
+    return (GOLDEN_FOLDER / f"{name}.msgpack").read_bytes()
+
+
+@cache
+def seeds_of(target: str) -> tuple[bytes, ...]:
+    """Valid inputs of a target, and those on which it once failed."""
+    folder = CORPUS_FOLDER / target
+    kept = tuple(path.read_bytes() for path in sorted(folder.glob("*.bin")))
+    return _valid(target) + kept
+
+
+def _valid(target: str) -> tuple[bytes, ...]:
+    if target in _GOLDEN_OF:
+        return tuple(golden(name) for name in _GOLDEN_OF[target])
+    if target in _INTAKES:
+        return tuple(
+            # Behind the four topics come, for a car, the same four with an envelope made for them.
+            bytes([place + (4 if target == "vehicle_intake" and place < 3 else 0)]) + payload
+            for place, kind in enumerate(_INTAKES[target])
+            for payload in _valid(kind)
+        )
+    return _MADE[target]()
+
+
+def _packed(*values: Any) -> tuple[bytes, ...]:
+    return tuple(codec.encode(value) for value in values)
+
+
+_JOB: Final[dict[str, Any]] = {
+    "model": "fuzzed@1",
+    "items": [{"media_type": "text/plain", "text": "abc"}, {"data": "AAEC"}],
+    "parameters": {"min_score": 0.5, "names": ["a", {"b": None}]},
+    "idempotency_key": "key",
+    "deadline_s": 60.0,
+    "priority": 3,
+    "requirements": {"region": "eu", "vehicles": ["a", "b"]},
+}
+
+
+def _tensor_lists() -> tuple[bytes, ...]:
+    x = from_numpy("x", np.ones((3, 2), np.float32))
+    strings = from_numpy("s", np.array(["a", "bc"], dtype=object))
+    kinds = [from_numpy("k", np.zeros(2, kind)) for kind in ("?", "u1", "<i8", "<f2", "<f8")]
+    return _packed([x, strings], [*kinds, Tensor("e", "INT8", (0, 5), b"")])
+
+
+def _outputs() -> tuple[bytes, ...]:
+    plain = _packed(
+        {"detections": [{"box": [1.5, 2.5, 30.0, 40.0], "score": 0.875, "label": "face"}]},
+        {"lines": [{"text": "N\u00d6TICE", "score": 0.5, "box": [[1.0, 2.0]] * 4}] * 3},
+        {"datatype": "FP32", "shape": [4], "data": bytes(16)},
+        [None, True, -1, 2**63, b"\x00\xff", {"": []}, {1: 2, b"k": "v"}],
+        msgspec.msgpack.Ext(5, b"abc"),
+    )
+    return (*plain, b"\xd6\xff\x00\x00\x00\x01", b"\x81\x91\x01\x02")
+
+
+def _streams() -> tuple[bytes, ...]:
+    status = golden("job-status-done")
+    entry = {"cursor": 1, "item": 0, "at_ms": 5, "output": {"a": [1]}, "vehicle": "car"}
+    failed = {"cursor": 2, "item": 1, "at_ms": 6, "error": {"code": "model_error"}}
+    feed = {"position": 9, "job": "job", "result": entry}
+    problem = {"code": "busy", "message": "later", "status": 503}
+    ends = codec.encode({"status": msgspec.Raw(status)}) + codec.encode({"problem": problem})
+    values = b"\xc0".join(_packed(entry, failed, feed))
+    return (b"\x00" + values + ends, b"\x40" + values, b"\x01" + ends)
+
+
+def _images() -> tuple[bytes, ...]:
+    picture = np.arange(16 * 12 * 3, dtype=np.uint8).reshape(12, 16, 3)
+    encoded = [cv2.imencode(suffix, picture)[1].tobytes() for suffix in (".png", ".jpg")]
+    progressive = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_PROGRESSIVE, 1])[1].tobytes()
+    return (*encoded, progressive)
+
+
+def _wavs() -> tuple[bytes, ...]:
+    made = []
+    for channels, width, rate_hz in ((1, 2, 16_000), (2, 3, 44_100), (1, 1, 8_000), (3, 4, 48_000)):
+        buffer = io.BytesIO()
+        with wave.open(buffer, "wb") as file:
+            file.setparams((channels, width, rate_hz, 0, "NONE", ""))
+            file.writeframes(bytes(range(24)) * width)
+        made.append(buffer.getvalue())
+    return tuple(made)
+
+
+def _field(number: int, content: bytes | int) -> bytes:
+    """A protobuf field under 128 bytes."""
+    if isinstance(content, int):
+        return _varint(number << 3) + _varint(content)
+    return _varint(number << 3 | 2) + _varint(len(content)) + content
+
+
+def _varint(value: int) -> bytes:
+    out = b""
+    while value > 0x7F:
+        out += bytes([value & 0x7F | 0x80])
+        value >>= 7
+    return out + bytes([value])
+
+
+def _onnx_files() -> tuple[bytes, ...]:
+    tensor = _field(1, 4) + _field(2, 1) + _field(8, b"w") + _field(9, bytes(16))
+    attribute = _field(1, b"value") + _field(5, tensor) + _field(20, 4)
+    node = _field(2, b"y") + _field(4, b"Constant") + _field(5, attribute)
+    nested = _field(1, _field(5, _field(6, _field(1, node))))
+    graph = _field(1, node) + _field(5, tensor) + _field(15, _field(1, tensor))
+    outside = _field(7, _field(5, tensor + _field(14, 1)))
+    return (_field(1, 8) + _field(7, graph), _field(7, nested), _field(1, 8) + outside)
+
+
+def _manifests() -> tuple[bytes, ...]:
+    names = ("labels.txt", "model.onnx", "model.toml")
+    files = tuple(PackageFile(name, 7, "a" * 64) for name in names)
+    return (Manifest(files).canonical_bytes(), Manifest(files[2:]).canonical_bytes())
+
+
+def _policies() -> tuple[bytes, ...]:
+    schedule = b'[[schedule]]\nstart = "22:00"\nend = "06:00"\n'
+    short = b"paused = true\nrequire = []\n[consent]\ngiven = true\n" + schedule
+    return (short, example_policy().encode())
+
+
+_BINARY_JOB: Final = {**_JOB, "items": [{"text": "abc"}, {"data": b"\x00\x01"}]}
+_MADE: Final[dict[str, Any]] = {
+    "output": _outputs,
+    "client_stream": _streams,
+    "http_job_json": lambda: (json.dumps(_JOB).encode(), b'{"model":"m","items":[{"text":""}]}'),
+    "http_job_msgpack": lambda: _packed(_BINARY_JOB),
+    "http_jobs_json": lambda: (json.dumps({"jobs": [_JOB, {}]}).encode(),),
+    "http_jobs_msgpack": lambda: _packed({"jobs": [_BINARY_JOB, _BINARY_JOB]}, {"jobs": [1]}),
+    "http_small_json": lambda: (b'{"items":[1,2]}', b'{"on":true}', b'{"name":"a.db"}', b""),
+    "http_small_msgpack": lambda: _packed({"items": [1, 2]}, {"on": True}, {"name": "a.db"}),
+    "tensors_of_an_item": _tensor_lists,
+    "tensors": _tensor_lists,
+    "onnx_file": _onnx_files,
+    "manifest": _manifests,
+    "policy": _policies,
+    "journal_offer": lambda: _packed(_OFFER),
+    "journal_chunk": lambda: _packed(_CHUNK),
+    "run_parameters": lambda: _packed(_JOB["parameters"], {}),
+    "image": _images,
+    "wav": _wavs,
+}
+_OFFER: Final = ["j", 1, [1, 2], "t", "p", "k", "a" * 64, [[0, "", b"x"]], {"a": 1}, 5, 6, 7]
+_CHUNK: Final = ["chunk", "j", 1, [1, 2], "a" * 64, 0, [["ok", 0, {"a": [1]}, 0.5]]]

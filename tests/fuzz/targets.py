@@ -1,0 +1,376 @@
+"""Every decoder of bytes from outside, as one function `bytes -> None` each.
+
+A target lets exactly the refusals that its decoder documents end quietly; anything else that
+comes out is a bug. State that a decoder keeps (counters, decoders) lives as long as the target,
+as it does in a service.
+
+Deliberately absent: whole images and recordings (OpenCV's and numpy's work on pixels, bounded by
+`IMAGE_MAX_PIXELS` and `AUDIO_MAX_S`, takes longer than a fuzzed input may).
+"""
+
+import contextlib
+import hashlib
+import mmap
+import sqlite3
+from collections import Counter
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any, Final
+
+import msgspec
+from fuzz_seeds import seeds_of
+from litestar.connection import Request
+
+from edge_runtime.bus import Message
+from edge_runtime.client.errors import ContractBroken, DispatcherRefused
+from edge_runtime.client.results import (
+    ItemResult,
+    ValueSplitter,
+    decode_feed_result,
+    decode_result,
+)
+from edge_runtime.client.transport import Interrupted
+from edge_runtime.contract import codec, limits, onnx_file, package
+from edge_runtime.contract.errors import Rejected
+from edge_runtime.contract.http import (
+    Backup,
+    FeedEntry,
+    ItemInput,
+    JobRequest,
+    Quarantine,
+    Requeue,
+)
+from edge_runtime.contract.messages import Chunk, ItemDone, ResultEntry
+from edge_runtime.contract.onnx_file import NotOnnx
+from edge_runtime.contract.package import ModelSpec, PackageRefused, TensorSpec
+from edge_runtime.contract.tensors import BadTensor, Tensor, check_tensor, to_numpy
+from edge_runtime.contract.topics import Down, Topics, Up
+from edge_runtime.dispatcher import intake as dispatcher_intake
+from edge_runtime.dispatcher.api.bodies import Body, BodyBudget, TypedBody, read_job, read_jobs
+from edge_runtime.dispatcher.api.wire import MSGPACK, NDJSON, StreamWriter
+from edge_runtime.dispatcher.core.events import ChunkReceived
+from edge_runtime.dispatcher.front import Refusal
+from edge_runtime.dispatcher.validation import problem_with_items
+from edge_runtime.vehicle import intake as vehicle_intake
+from edge_runtime.vehicle import journal
+from edge_runtime.vehicle.core.attempts import finished_item
+from edge_runtime.vehicle.core.work import decode_chunks
+from edge_runtime.vehicle.inference import computing
+from edge_runtime.vehicle.inference.tasks import images
+from edge_runtime.vehicle.inference.tasks.base import ItemFailure
+from edge_runtime.vehicle.inference.tasks.speech import decode_wav
+from edge_runtime.vehicle.policy import PolicyError, parse_policy
+
+Read = Callable[[bytes], object]
+
+PIXELS_MAX: Final = 64 * 64
+"""Pictures that claim more are not unpacked: that work is bounded by pixels, not by bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A decoder: `read` ends quietly, or in one of `refusals`.
+
+    `input_max_bytes` is the longest input that the time bound is asked of. `is_python` says that
+    the decoding is Python of this project, so that coverage can guide a campaign.
+    """
+
+    name: str
+    read: Read
+    refusals: tuple[type[BaseException], ...] = ()
+    input_max_bytes: int = limits.MESSAGE_MAX_BYTES
+    is_python: bool = False
+
+    def __call__(self, data: bytes) -> None:
+        """Read `data`; raises what is a bug."""
+        with contextlib.suppress(*self.refusals):
+            self.read(data)
+
+    @property
+    def seeds(self) -> tuple[bytes, ...]:
+        """Valid inputs."""
+        return seeds_of(self.name)
+
+
+# --- what travels between car and dispatcher ------------------------------------------------
+
+_CAR: Final = "k3Jq8vLw2ZpX7rTn"
+"""The car of the golden vectors."""
+_TOPICS: Final = Topics()
+
+_CODEC: Final[dict[str, Read]] = {
+    "codec_status": codec.status_decoder().decode,
+    "codec_state": codec.state_decoder().decode,
+    "codec_acks": codec.acks_decoder().decode,
+    "codec_results": codec.results_decoder().decode,
+    "codec_work": codec.work_decoder().decode,
+    "codec_control": codec.control_decoder().decode,
+    "codec_desired": codec.desired_decoder().decode,
+    "codec_signed": codec.signed_decoder().decode,
+    "codec_host": codec.host_decoder().decode,
+    "codec_public": codec.decode_public,
+    "codec_request": codec.decode_request,
+}
+
+
+def _dispatcher_intake() -> Read:
+    """The first byte chooses the topic, the rest is the payload; or a topic, a zero, a payload."""
+    intake = dispatcher_intake.Intake(_TOPICS, Counter())
+    topics = [_TOPICS.up(_CAR, kind) for kind in Up]
+
+    def read(data: bytes) -> object:
+        if data[:1] and data[0] < len(topics):
+            topic, payload = topics[data[0]], data[1:]
+        else:
+            head, _, payload = data.partition(b"\x00")
+            topic = head.decode("utf-8", "replace")
+        return intake.events(Message(topic=topic, payload=payload, retain=len(payload) % 2 == 0))
+
+    return read
+
+
+def _vehicle_intake() -> Read:
+    """As the dispatcher's: work, control and desired in an envelope, and a host's status."""
+    hosts = vehicle_intake.Hosts(None)
+    intake = vehicle_intake.Intake(_CAR, _TOPICS, hosts)
+    topics = [*(_TOPICS.down(_CAR, kind) for kind in Down), _TOPICS.host("dispatcher-1")]
+
+    def read(data: bytes) -> object:
+        if data[:1] and data[0] < 2 * len(topics):
+            topic, payload = topics[data[0] % len(topics)], data[1:]
+            if data[0] >= len(topics):
+                # What arrives signed is no less strange inside.
+                payload = b"\x94\xa6signed\xa0\xc4\x00\xc6" + len(payload).to_bytes(4) + payload
+        else:
+            head, _, payload = data.partition(b"\x00")
+            topic = head.decode("utf-8", "replace")
+        event = intake.event(Message(topic=topic, payload=payload, retain=len(payload) % 2 == 0))
+        return event, hosts.urls()
+
+    return read
+
+
+# --- outputs, from the engine to whoever reads the stream ---------------------------------------
+
+_raw: Final = msgspec.msgpack.Decoder(msgspec.Raw)
+
+
+def _output() -> Read:
+    """One output of one item: whatever is kept, no reader's stream may break on it."""
+    intake = dispatcher_intake.Intake(_TOPICS, Counter())
+    topic = _TOPICS.up(_CAR, Up.RESULT)
+    chunk = codec.encode(["chunk", "job", 1, [1, 1], "a" * 64, 0])[1:]
+    results = b"\x94\xa7results" + codec.encode(_CAR) + b"\x01\x91\x97" + chunk
+    item = results + b"\x91\x93\xa2ok\x00"
+    writers = StreamWriter(MSGPACK), StreamWriter(NDJSON)
+
+    def read(data: bytes) -> object:
+        if isinstance(finished_item(0, data, 1.0), ItemDone):
+            _raw.decode(data)
+        for event in intake.events(Message(topic=topic, payload=item + data)):
+            assert isinstance(event, ChunkReceived)
+            for result in event.chunk.items:
+                if isinstance(result, ItemDone):
+                    _followed(writers, result)
+        return None
+
+    return read
+
+
+def _followed(writers: tuple[StreamWriter, StreamWriter], done: ItemDone) -> None:
+    output = msgspec.Raw(bytes(done.output))
+    entry = ResultEntry(cursor=1, item=0, at_ms=1, output=output, vehicle=_CAR)
+    feed = FeedEntry(position=7, job="job", result=entry)
+    binary, text = writers
+    stream = binary.encode(entry) + binary.heartbeat + binary.encode(feed)
+    first, _, second = ValueSplitter().feed(stream)
+    result = decode_result(first)
+    assert isinstance(result, ItemResult)
+    assert result.cursor == 1
+    assert decode_feed_result(second).position == 7
+    for element in (entry, feed):
+        line = text.encode(element)
+        assert line.count(b"\n") == 1
+        msgspec.json.decode(line)
+
+
+_STREAM_ENDS: Final = (ContractBroken, DispatcherRefused, Interrupted)
+
+
+def _client_stream() -> Read:
+    """A stream in pieces: the first byte says how long they are."""
+
+    def read(data: bytes) -> object:
+        splitter = ValueSplitter()
+        size = 16 * (1 + (data[0] if data else 0))
+        values = [
+            value
+            for start in range(1, len(data), size)
+            for value in splitter.feed(data[start : start + size])
+        ]
+        for value in values[:4]:
+            for decode in (decode_result, decode_feed_result):
+                with contextlib.suppress(*_STREAM_ENDS):
+                    decode(value)
+        return values
+
+    return read
+
+
+# --- HTTP bodies --------------------------------------------------------------------------------
+
+_SPEC: Final = ModelSpec(
+    name="fuzzed",
+    version="1",
+    task="tensor",
+    licence="none",
+    source="",
+    files={"model": "model.onnx"},
+    reference_ms=1.0,
+    memory_bytes=0,
+    inputs=(
+        TensorSpec(name="x", datatype="FP32", shape=(-1, 2)),
+        TensorSpec(name="s", datatype="BYTES", shape=(-1,)),
+    ),
+    outputs=(),
+)
+_BUDGET: Final = BodyBudget()
+
+
+def _completed(work: Coroutine[Any, Any, Any]) -> Any:
+    """What a coroutine returns that waits for nothing."""
+    try:
+        work.send(None)
+    except StopIteration as done:
+        return done.value
+    raise AssertionError("a small body was waited for")
+
+
+def _request(data: bytes, content_type: bytes) -> Request[Any, Any, Any]:
+    async def receive() -> Any:
+        return {"type": "http.request", "body": data, "more_body": False}
+
+    headers = [(b"content-type", content_type), (b"content-length", b"%d" % len(data))]
+    scope: Any = {"type": "http", "method": "POST", "path": "/", "headers": headers}
+    return Request(scope, receive)
+
+
+async def _jobs_of(body: Body, *, is_batch: bool) -> list[Any]:
+    async with body:
+        return list(await read_jobs(body)) if is_batch else [await read_job(body)]
+
+
+def _submission(content_type: bytes, *, is_batch: bool) -> Read:
+    def read(data: bytes) -> object:
+        body = Body(_request(data, content_type), _BUDGET, "BODY", limits.JOB_MAX_BODY_BYTES)
+        for job in _completed(_jobs_of(body, is_batch=is_batch)):
+            if isinstance(job, JobRequest):
+                problem_with_items(_SPEC, job.items)
+                codec.encode(job.parameters)
+        return None
+
+    return read
+
+
+def _small_bodies(content_type: bytes) -> Read:
+    kinds = [TypedBody(kind) for kind in (Requeue, Quarantine, Backup)]
+
+    async def decoded(data: bytes, kind: TypedBody) -> object:
+        request = _request(data, content_type)
+        async with Body(request, _BUDGET, "BODY", limits.HTTP_SMALL_BODY_MAX_BYTES) as body:
+            return kind.decode(body)
+
+    def read(data: bytes) -> object:
+        for kind in kinds:
+            with contextlib.suppress(Refusal):
+                _completed(decoded(data, kind))
+        return None
+
+    return read
+
+
+# --- tensors, packages, files --------------------------------------------------------------------
+
+
+def _validated_tensors(data: bytes) -> object:
+    return problem_with_items(_SPEC, [ItemInput(data=data)])
+
+
+_tensor_list: Final = msgspec.msgpack.Decoder(list[Tensor])
+
+
+def _tensors(data: bytes) -> object:
+    for tensor in _tensor_list.decode(data):
+        for read in (check_tensor, to_numpy):
+            with contextlib.suppress(BadTensor):
+                read(tensor)
+    return None
+
+
+def _onnx_file(data: bytes) -> object:
+    if not data:
+        return None
+    with mmap.mmap(-1, len(data)) as mapped:
+        mapped[:] = data
+        return onnx_file._message_has_external_data(mapped, 0, len(data), "ModelProto", 0)
+
+
+def _manifest(data: bytes) -> object:
+    """Under its own digest: whoever made the bytes made the name."""
+    return package.parse_manifest(data, hashlib.sha256(data).hexdigest())
+
+
+def _journal_rows() -> Read:
+    """Rows that a dying disk changed: left out, never raised."""
+    connection = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
+    connection.executescript(journal._SCHEMA)
+
+    def read(data: bytes) -> object:
+        connection.execute(
+            "INSERT OR REPLACE INTO attempt (unit, epoch, counter, offer) VALUES (1, 1, 1, ?)",
+            (data,),
+        )
+        return list(journal._attempts(connection))
+
+    return read
+
+
+def _journal_chunks(data: bytes) -> object:
+    kept = list(decode_chunks([data]))
+    assert all(isinstance(chunk, Chunk) for chunk, _ in kept)
+    return kept
+
+
+def _image(data: bytes) -> object:
+    read_size = images._png_size if data.startswith(images._PNG_SIGNATURE) else images._jpeg_size
+    width, height = read_size(data)
+    images._check_size(width, height)
+    return images.decode_image(data) if width * height <= PIXELS_MAX else None
+
+
+TARGETS: Final[dict[str, Target]] = {
+    target.name: target
+    for target in (
+        *(Target(name, read, (Rejected,)) for name, read in _CODEC.items()),
+        Target("dispatcher_intake", _dispatcher_intake(), is_python=True),
+        Target("vehicle_intake", _vehicle_intake(), is_python=True),
+        Target("output", _output(), is_python=True),
+        Target("client_stream", _client_stream(), _STREAM_ENDS, input_max_bytes=8_192),
+        Target("http_job_json", _submission(b"application/json", is_batch=False), (Refusal,)),
+        Target("http_job_msgpack", _submission(MSGPACK.encode(), is_batch=False), (Refusal,)),
+        Target("http_jobs_json", _submission(b"application/json", is_batch=True), (Refusal,)),
+        Target("http_jobs_msgpack", _submission(MSGPACK.encode(), is_batch=True), (Refusal,)),
+        Target("http_small_json", _small_bodies(b"application/json"), is_python=True),
+        Target("http_small_msgpack", _small_bodies(MSGPACK.encode())),
+        Target("tensors_of_an_item", _validated_tensors, is_python=True),
+        Target("tensors", _tensors, (msgspec.DecodeError, UnicodeDecodeError, RecursionError)),
+        Target("onnx_file", _onnx_file, (NotOnnx,), input_max_bytes=2_048, is_python=True),
+        Target("manifest", _manifest, (PackageRefused,), input_max_bytes=16_384, is_python=True),
+        Target("policy", parse_policy, (PolicyError,), input_max_bytes=1_024, is_python=True),
+        Target("journal_offer", _journal_rows()),
+        Target("journal_chunk", _journal_chunks),
+        Target("run_parameters", computing._parameters, input_max_bytes=8_192),
+        Target("image", _image, (ItemFailure,), limits.ITEM_MAX_BYTES, is_python=True),
+        Target("wav", decode_wav, (ItemFailure,), limits.ITEM_MAX_BYTES, is_python=True),
+    )
+}
