@@ -29,7 +29,7 @@ say = if [ -t 2 ]; then printf '\033[1m==> %s\033[0m\n' $(1) >&2; else printf '=
 apt_install = { apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
   apt-get install -qq --no-install-recommends $(1) >/dev/null; }
 
-.PHONY: help demo test check bench chaos clean setup models mosquitto \
+.PHONY: help demo test check bench chaos fuzz clean setup models mosquitto \
   check-style check-types check-layers check-schemas
 
 help:
@@ -37,6 +37,7 @@ help:
 	@echo 'make test    every test (ARGS="-k contract")'
 	@echo 'make check   style, types, layers, generated schemas; `make -k check` shows all faults'
 	@echo 'make bench   measurements, one JSON line each on stdout'
+	@echo 'make fuzz    every decoder, with damaged inputs (ARGS="--seconds 600 --processes 2")'
 	@echo 'make chaos   faults on real processes, then a verdict (ARGS="--minutes 3 --seed 7")'
 	@echo 'make setup   only the virtual environment, with the tools of a developer'
 	@echo 'make models  only the models and the data of the demo and the tests'
@@ -75,6 +76,10 @@ bench: $(STAMPS)/dev $(STAMPS)/models mosquitto
 	if [ -n "$$failed" ]; then echo "error: failed:$$failed" >&2; exit 1; fi
 
 # Not a test: minutes to hours of faults. One JSON object on stdout.
+fuzz: $(STAMPS)/fuzz
+	@$(call say,'Fuzzing')
+	@$(BIN)/python tests/fuzz/campaign.py $(ARGS)
+
 chaos: $(STAMPS)/dev $(STAMPS)/models mosquitto
 	@$(BIN)/python tests/chaos/run.py $(ARGS)
 
@@ -104,7 +109,7 @@ $(VENV)/pyvenv.cfg:
 	  fi; \
 	fi
 	@$(call say,'Making $(VENV)')
-	@rm -rf $(VENV) $(STAMPS)/demo $(STAMPS)/dev
+	@rm -rf $(VENV) $(STAMPS)/demo $(STAMPS)/dev $(STAMPS)/fuzz
 	@$(PYTHON) -m venv $(VENV)
 
 $(STAMPS)/demo: $(VENV)/pyvenv.cfg pyproject.toml
@@ -116,6 +121,13 @@ $(STAMPS)/dev: $(VENV)/pyvenv.cfg pyproject.toml
 	@$(call say,'Installing edge-runtime and what its developers need (about 170 MB)')
 	@$(PIP) install --editable '.[dev]' >&2
 	@mkdir -p $(STAMPS) && touch $(STAMPS)/demo $@
+
+# Without atheris (it has no wheel for every Python) only its half of the campaign is missing.
+$(STAMPS)/fuzz: $(STAMPS)/dev
+	@$(call say,'Installing atheris')
+	@$(PIP) install --editable '.[fuzz]' --only-binary atheris >&2 || \
+	  echo 'note: atheris could not be installed; inputs are not guided by coverage' >&2
+	@touch $@
 
 # --- models, data, broker -----------------------------------------------------------------------
 
