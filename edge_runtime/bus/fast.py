@@ -59,6 +59,8 @@ from edge_runtime.contract.limits import (
 )
 
 _RECEIVE_MAXIMUM: Final = 65_535
+_BROKEN: Final = (MQTTError, OSError)
+"""How mqttium says that a connection broke: a reset comes out as the plain OSError it was."""
 _TRACEPARENT: Final = "traceparent"
 _CODES_OF_311: Final = {1: 0x84, 2: 0x85, 3: 0x88, 4: 0x86, 5: 0x87}
 """MQTT 3.1.1 connect return code -> MQTT 5 reason code."""
@@ -112,7 +114,7 @@ class MqttiumLink:
             if not self._is_5:
                 code = _CODES_OF_311.get(code, code)
             raise BusRefused("connect", "", code, _name(PacketTypes.CONNACK, code)) from error
-        except MQTTError as error:
+        except _BROKEN as error:
             raise BusUnavailable(f"{endpoint.address}: {error}") from error
         negotiated = self._client.negotiated
         window = negotiated.receive_maximum if self._is_5 else WINDOW_311
@@ -132,7 +134,7 @@ class MqttiumLink:
                 if code >= REFUSED_FROM:
                     reason = _name(PacketTypes.SUBACK, code)
                     raise BusRefused("subscribe", topic_filter, code, reason) from error
-        except MQTTError as error:
+        except _BROKEN as error:
             raise BusUnavailable(f"subscribe: {error}") from error
 
     def send(self, ticket: Ticket) -> None:
@@ -149,7 +151,7 @@ class MqttiumLink:
                 )
             except FlowControlError:
                 self._sender = asyncio.create_task(self._send_waiting(), name="bus sender")
-            except MQTTError as error:
+            except _BROKEN as error:
                 raise BusUnavailable(str(error)) from error
             else:
                 self._follow(ticket, receipt)
@@ -171,7 +173,7 @@ class MqttiumLink:
         if self._sender is not None:
             self._sender.cancel()
             await asyncio.wait([self._sender])
-        with contextlib.suppress(TimeoutError, MQTTError):
+        with contextlib.suppress(*_BROKEN):
             async with asyncio.timeout(BUS_CLOSE_TIMEOUT_S):
                 await self._client.disconnect()
         # mqttium reports the disconnect from a task that it does not wait for.
@@ -206,7 +208,7 @@ class MqttiumLink:
                     retain=message.retain,
                     properties=_properties(message) if self._is_5 else None,
                 )
-            except MQTTError:
+            except _BROKEN:
                 # The connection is going; the outbox fails every ticket when it is gone.
                 break
             self._waiting.popleft()

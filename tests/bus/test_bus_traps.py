@@ -6,6 +6,7 @@ A scripted broker stands in where a real one cannot be made to misbehave on dema
 import asyncio
 import contextlib
 import socket
+import struct
 import sys
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -52,9 +53,11 @@ class ScriptedBroker:
             PINGREQ: lambda _: b"\xd0\x00",
         }
         self.hangs_up_on: set[int] = set()
+        self.resets_on: set[int] = set()
+        """With RST, as a network does; 0 is the moment of accepting."""
         self.got: list[tuple[int, int, bytes]] = []
         """(connection number, packet type, body)."""
-        self._connections = 0
+        self.connections = 0
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._writers: set[asyncio.StreamWriter] = set()
@@ -93,10 +96,11 @@ class ScriptedBroker:
         assert task is not None
         self._tasks.add(task)
         self._writers.add(writer)
-        self._connections += 1
-        number = self._connections
+        self.connections += 1
+        number = self.connections
         with contextlib.suppress(asyncio.IncompleteReadError, OSError):
-            while True:
+            packet = 0
+            while packet not in self.resets_on:
                 packet, body = await _read_packet(reader)
                 self.got.append((number, packet, body))
                 if packet in self.hangs_up_on:
@@ -104,6 +108,12 @@ class ScriptedBroker:
                 answer = self.answers.get(packet)
                 if answer is not None:
                     writer.write(answer(body))
+            else:
+                linger = struct.pack("ii", 1, 0)
+                writer.get_extra_info("socket").setsockopt(
+                    socket.SOL_SOCKET, socket.SO_LINGER, linger
+                )
+                writer.transport.abort()
         self._writers.discard(writer)
         writer.close()
 
@@ -117,6 +127,13 @@ async def _read_packet(reader: asyncio.StreamReader) -> tuple[int, bytes]:
         shift += 7
         if not byte & 0x80:
             return packet, await reader.readexactly(length)
+
+
+def _echo(body: bytes) -> bytes:
+    """The same publish at QoS 0."""
+    topic_length = int.from_bytes(body[:2], "big")
+    rest = body[: 2 + topic_length] + body[4 + topic_length :]
+    return bytes([PUBLISH, len(rest)]) + rest
 
 
 def _publish_id(body: bytes) -> bytes:
@@ -184,6 +201,24 @@ async def test_a_broker_that_hangs_up_on_connect_is_not_waited_for(adapter: Any)
             down = await reader.next(Disconnected, timeout_s=2)
             assert down.refused is None
             broker.hangs_up_on.clear()
+            await reader.up()
+
+
+@pytest.mark.parametrize("moment", [0, CONNECT, SUBSCRIBE, PUBLISH])
+async def test_a_connection_reset_at_any_moment_is_made_again(
+    adapter: Any, moment: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """mqttium lets plain OSErrors out of connect and subscribe, by chance of timing."""
+    monkeypatch.setattr("edge_runtime.bus.reconnecting.BUS_RECONNECT_MAX_S", 0.001)
+    async with ScriptedBroker().running() as broker:
+        broker.resets_on.add(moment)
+        settings = settings_311(broker.url, subscriptions=(("a", 1),), canary_topic="c")
+        broker.answers[SUBSCRIBE] = lambda body: b"\x90\x04" + body[:2] + b"\x01\x01"
+        bus = adapter(settings)
+        async with Reader(bus) as reader:
+            await until(lambda: broker.connections >= 40)
+            broker.resets_on.clear()
+            broker.answers[PUBLISH] = lambda body: b"\x40\x02" + _publish_id(body) + _echo(body)
             await reader.up()
 
 
