@@ -25,9 +25,18 @@ _chunk = msgspec.msgpack.Decoder(Chunk)
 _offer = msgspec.msgpack.Decoder(UnitOffer)
 
 
-def read_notes(path: Path, seed: int, models: Path, **shape: Any) -> tuple[h.RequesterEvent, ...]:
-    """The requester's history; expected answers are computed anew from the plans."""
-    return tuple(_events(path, seed, models, **shape))
+def read_notes(
+    path: Path, seed: int, models: Path, **shape: Any
+) -> tuple[tuple[h.RequesterEvent, ...], tuple[h.Fed, ...]]:
+    """The requester's history and its feed; expected answers are computed from the plans."""
+    return tuple(_events(path, seed, models, **shape)), tuple(_feed(path))
+
+
+def _feed(path: Path) -> Iterator[h.Fed]:
+    for line in path.read_bytes().splitlines():
+        if line.startswith(b'{"event": "fed"'):
+            for position, job, *entry in json.loads(line)["entries"]:
+                yield h.Fed(position, job, h.Entry(*entry))
 
 
 def _events(path: Path, seed: int, models: Path, **shape: Any) -> Iterator[h.RequesterEvent]:

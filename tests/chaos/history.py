@@ -196,6 +196,14 @@ class Published:
     entry: Entry
 
 
+class Fed(NamedTuple):
+    """One result in the feed over all of the tenant's jobs."""
+
+    position: int
+    job: str
+    entry: Entry
+
+
 @dataclass(frozen=True)
 class HoldBegan:
     """The car's log: no work from now on, for this reason."""
@@ -255,6 +263,7 @@ class History:
 
     requester: tuple[RequesterEvent, ...] = ()
     database: Database = field(default_factory=Database)
+    fed: tuple[Fed, ...] = ()
     published: tuple[Published, ...] = ()
     offers: tuple[Issued, ...] = ()
     cars: dict[str, Car] = field(default_factory=dict)
@@ -284,6 +293,7 @@ def check(history: History) -> list[Verdict]:
     verdicts += _check_reader(told)
     verdicts += _check_jobs(told, history.database)
     verdicts += _check_results(told, history.database)
+    verdicts += _check_feed(history)
     verdicts += _check_published(told, history)
     verdicts += _check_issued(told, history)
     for vehicle, car in history.cars.items():
@@ -403,6 +413,25 @@ def _check_results(told: _Told, database: Database) -> Iterator[Verdict]:
 
 def _is_error(entry: Entry) -> bool:
     return entry.digest.startswith("error:")
+
+
+def _check_feed(history: History) -> Iterator[Verdict]:
+    """A reader of all jobs that keeps its position: each result once, and none left out."""
+    before = 0
+    entries: dict[tuple[str, int], Entry] = {}
+    for fed in history.fed:
+        if fed.position <= before:
+            yield Verdict(Fault.CURSOR_REPEAT, f"the feed: {fed.position} after {before}")
+        before = max(before, fed.position)
+        if (fed.job, fed.entry.cursor) in entries:
+            yield Verdict(Fault.DOUBLED, f"the feed: {fed.job} {fed.entry.cursor} came again")
+        entries[fed.job, fed.entry.cursor] = fed.entry
+    for result in history.database.results:
+        entry = entries.get((result.job, result.entry.cursor))
+        if entry is None:
+            yield Verdict(Fault.CURSOR_GAP, f"the feed left out {result.job} {result.entry}")
+        elif entry != result.entry:
+            yield Verdict(Fault.READER_DIFFERS, f"the feed has {entry} of {result.job}")
 
 
 def _check_published(told: _Told, history: History) -> Iterator[Verdict]:

@@ -22,6 +22,9 @@ from world import Service, World
 BEYOND_LEASE_S = 6.5
 """The hurried lease is 5 s."""
 SHORT_PAUSE_S = 3.0
+END_S = 20.0
+ENDED_WELL = frozenset({0, -signal.SIGTERM})
+"""A process that has not come up yet ends by the signal itself."""
 LOOK_S = 0.15
 WATCH_FROM_S = 0.6
 """After a hold was told: the stop itself takes milliseconds, a busy machine takes its time."""
@@ -51,6 +54,8 @@ class Nemeses:
             "car_kill": lambda: self.kill(self.any_car()),
             "engine_kill": self.kill_engine,
             "requester_kill": lambda: self.kill(self.world.requester),
+            "dispatcher_restart": lambda: self.restart(self.world.dispatcher),
+            "car_restart": lambda: self.restart(self.any_car()),
             "dispatcher_pause": lambda: self.pause(self.world.dispatcher),
             "car_pause": lambda: self.pause(self.any_car()),
             "engine_pause": self.pause_engine,
@@ -78,6 +83,17 @@ class Nemeses:
                 return False
             service.kill()
             await asyncio.sleep(self.dice.choice((0.0, 0.0, 0.3, 1.0)))
+            service.start()
+            return True
+
+    async def restart(self, service: Service) -> bool:
+        """As an update does: asked to end, it ends well and soon, whatever else goes on."""
+        async with service.lock:
+            if not service.is_running:
+                return False
+            code = await asyncio.to_thread(service.stop, END_S)
+            if code not in ENDED_WELL and time.monotonic() > service.excused_until_s:
+                service.deaths.append(f"{service.name} was asked to end: code {code}")
             service.start()
             return True
 

@@ -16,10 +16,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from workload import JobPlan, digest_of, plan
+from workload import LAST, JobPlan, digest_of, plan
 
 from edge_runtime.client import EdgeClient
 from edge_runtime.client.errors import DispatcherRefused
+from edge_runtime.client.results import FeedResult
 from edge_runtime.contract.messages import JobStatus
 
 TENANT = "chaos"
@@ -46,6 +47,8 @@ class Notes:
 
     def __init__(self, path: Path) -> None:
         self.jobs: dict[int, Progress] = {}
+        self.position = 0
+        self.jobs_fed: set[str] = set()
         self._by_id: dict[str, Progress] = {}
         whole = path.read_bytes() if path.exists() else b""
         whole = whole[: whole.rfind(b"\n") + 1]
@@ -55,6 +58,7 @@ class Notes:
         os.ftruncate(self._fd, len(whole))
         self._lines: list[str] = []
         self._seen: dict[str, list[tuple[int, int, str]]] = {}
+        self._fed: list[tuple[int, str, int, int, str]] = []
 
     def write(self, event: str, **fields: Any) -> None:
         self._move_seen()
@@ -67,6 +71,13 @@ class Notes:
         self._seen.setdefault(progress.job, []).append((cursor, item, digest))
         progress.cursor = cursor
 
+    def fed(self, result: FeedResult) -> None:
+        inner = result.result
+        digest = digest_of(inner.output, inner.error)
+        self._fed.append((result.position, result.job, inner.cursor, inner.item, digest))
+        self.position = result.position
+        self.jobs_fed.add(result.job)
+
     def flush(self) -> None:
         self._move_seen()
         if self._lines:
@@ -78,6 +89,9 @@ class Notes:
         for job, entries in self._seen.items():
             self._lines.append(json.dumps({"event": "saw", "job": job, "entries": entries}))
         self._seen.clear()
+        if self._fed:
+            self._lines.append(json.dumps({"event": "fed", "entries": self._fed}))
+            self._fed.clear()
 
     def _replay(self, record: dict[str, Any]) -> None:
         match record:
@@ -89,6 +103,9 @@ class Notes:
                 self._by_id[job] = progress
             case {"event": "saw", "job": job, "entries": entries}:
                 self._by_id[job].cursor = max(self._by_id[job].cursor, entries[-1][0])
+            case {"event": "fed", "entries": entries}:
+                self.position = max(self.position, entries[-1][0])
+                self.jobs_fed.update(entry[1] for entry in entries)
             case {"event": "cancelling", "job": job}:
                 self._by_id[job].is_cancelling = True
             case {"event": "ended", "job": job}:
@@ -121,6 +138,7 @@ class Requester:
     async def run(self) -> None:
         self.notes.write("started", pid=os.getpid(), at=time.time())
         flusher = asyncio.create_task(self._flush_often())
+        feeder = asyncio.create_task(self._follow_feed())
         for progress in [p for p in self.notes.jobs.values() if not p.is_over]:
             self._start(progress)
         finish = self.options.folder / "finish"
@@ -134,7 +152,9 @@ class Requester:
         while self.running:
             await asyncio.wait(self.running, return_when=asyncio.FIRST_COMPLETED)
             self._collect()
-        flusher.cancel()
+        await self._await_feed()
+        for task in (flusher, feeder):
+            task.cancel()
         self.notes.write("finished")
         self.notes.flush()
 
@@ -145,6 +165,22 @@ class Requester:
         for task in [task for task in self.running if task.done()]:
             self.running.discard(task)
             task.result()
+
+    async def _follow_feed(self) -> None:
+        """The tenant's results over all jobs, in one stream with one cursor."""
+        async with aclosing(self.client.feed(self.notes.position)) as results:
+            async for result in results:
+                self.notes.fed(result)
+
+    async def _await_feed(self) -> None:
+        """One more job: once the feed has its result, it has everything before."""
+        if LAST not in self.notes.jobs:
+            self.notes.write("intended", number=LAST, key=self.plan(LAST).key)
+        last = self.notes.jobs[LAST]
+        if not last.is_over:
+            await self._follow(last)
+        while last.job not in self.notes.jobs_fed:  # noqa: ASYNC110 - the feed has no such event
+            await asyncio.sleep(FLUSH_S)
 
     async def _flush_often(self) -> None:
         while True:

@@ -49,6 +49,7 @@ LANES = (
     Lane(("car_kill",), 2.0, 5.0),
     Lane(("broker_kill_keeping", "broker_kill_forgetting"), 7.0, 14.0),
     Lane(("engine_kill",), 3.0, 8.0),
+    Lane(("dispatcher_restart", "car_restart"), 5.0, 12.0),
     Lane(("requester_kill",), 6.0, 14.0),
     Lane(
         ("car_pause", "dispatcher_pause", "engine_pause", "broker_pause", "requester_pause"),
@@ -75,6 +76,7 @@ class Campaign:
     began_s: float = field(default_factory=time.monotonic)
     codes: dict[str, int] = field(default_factory=dict)
     watches: int = 0
+    disk_faults: str = ""
 
     async def run(self) -> tuple[h.History, list[str]]:
         """Faults, drain, end; what everybody wrote down, and what took too long."""
@@ -100,6 +102,7 @@ class Campaign:
             finally:
                 reporter.cancel()
         self.watches = len(nemeses.watches)
+        self.disk_faults = ", ".join(sorted({disk.kind for disk in world.disks.values()}))
         return self._collect(world, nemeses, left), late
 
     # --- faults ------------------------------------------------------
@@ -152,8 +155,10 @@ class Campaign:
             kind = first[0] if first else dice.choice(lane.kinds)
             if await does[kind]():
                 self.fired[kind] += 1
-                if first:
-                    first.pop(0)
+                if kind in first:
+                    first.remove(kind)
+            elif first:
+                first.append(first.pop(0))  # nothing to do it to now: the others first
 
     # --- healing -----------------------------------------------------
 
@@ -193,7 +198,7 @@ class Campaign:
 
     def _collect(self, world: World, nemeses: Nemeses, left: list[str]) -> h.History:
         shape = world.shape
-        requester = evidence.read_notes(
+        requester, fed = evidence.read_notes(
             world.notes,
             shape.seed,
             world.models,
@@ -205,6 +210,7 @@ class Campaign:
         deaths += world.observer.unreadable
         return h.History(
             requester=requester,
+            fed=fed,
             database=evidence.read_store(world.store),
             published=tuple(world.observer.published),
             offers=tuple(world.observer.offers),
@@ -261,6 +267,8 @@ class Campaign:
             "attempts": len(history.database.attempts),
             "results_in_store": len(results),
             "published_heard": len(history.published),
+            "fed": len(history.fed),
+            "disk_faults": self.disk_faults,
             "engine_watches": self.watches,
             "verdicts": counts,
             "lost": counts["lost"] + counts["job_missing"] + counts["cursor_gap"],

@@ -15,6 +15,7 @@ from history import (
     EngineWatch,
     Entry,
     Fault,
+    Fed,
     Fence,
     History,
     HoldBegan,
@@ -64,6 +65,12 @@ DATABASE = Database(
     ),
     attempts=(FIRST, AGAIN),
 )
+FEED = (
+    Fed(1, "j1", SEEN[0]),
+    Fed(2, "j3", Entry(1, 0, "f0")),
+    Fed(4, "j1", SEEN[1]),
+    Fed(5, "j1", SEEN[2]),
+)
 LOG: tuple[CarEvent, ...] = (
     HoldBegan(0.0, "sensor_stale"),
     HoldEnded(1.0),
@@ -77,6 +84,7 @@ LOG: tuple[CarEvent, ...] = (
 GOOD = History(
     requester=REQUESTER,
     database=DATABASE,
+    fed=FEED,
     # The raw topics may repeat, and may know a job that was deleted since.
     published=(
         Published("j1", SEEN[0]),
@@ -103,7 +111,11 @@ def instead(event: RequesterEvent, *others: RequesterEvent) -> History:
 
 
 def store(**changes: object) -> History:
-    return replace(GOOD, database=replace(DATABASE, **changes))  # type: ignore[arg-type]  # fields by name
+    """The feed is as the store then has it: its own faults are planted apart."""
+    database = replace(DATABASE, **changes)  # type: ignore[arg-type]  # fields by name
+    results = enumerate(database.results, 1)
+    fed = tuple(Fed(position, result.job, result.entry) for position, result in results)
+    return replace(GOOD, database=database, fed=fed)
 
 
 def car(*log: CarEvent) -> History:
@@ -143,6 +155,12 @@ PLANTED = {
     "an item that was never submitted": (
         instead(REQUESTER[0], Intended("k1", DIGESTS[:2])),
         {"fabricated"},
+    ),
+    "a feed that goes back": (replace(GOOD, fed=(*FEED, FEED[3])), {"cursor_repeat", "doubled"}),
+    "a feed that leaves a result out": (replace(GOOD, fed=FEED[:3]), {"cursor_gap"}),
+    "a feed with another output": (
+        replace(GOOD, fed=(*FEED[:3], Fed(5, "j1", Entry(3, 2, "other")))),
+        {"reader_differs"},
     ),
     "a result published that is not in the store": (
         replace(GOOD, published=(Published("j1", Entry(1, 1, "forged")),)),

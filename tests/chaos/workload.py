@@ -31,6 +31,8 @@ CANCELLED_SHARE = 0.04
 DELETED_SHARE = 0.06
 LARGE_SHARE = 0.08
 HURRIED_SHARE = 0.04
+LAST = -1
+"""The number of a campaign's last job, a plain one."""
 DAY_S = 24 * 3600.0
 ENDLESS = "loop-when-positive"
 ENDLESS_EVERY = 80
@@ -60,6 +62,8 @@ class JobPlan:
 
 def plan(seed: int, number: int, *, has_real_model: bool, large_items: int) -> JobPlan:
     """Job `number` of a campaign; `large_items` is the size of its few large ones."""
+    if number == LAST:
+        return JobPlan(f"seed{seed}-last", "noop", (1,), cancel_after=None, is_deleted=False)
     dice = random.Random(f"{seed}/{number}")
     share = dice.random()
     if number % 12 == 1 or share < LARGE_SHARE:
