@@ -46,6 +46,9 @@ COVERAGE_INPUT_BYTES: Final = 4_096
 MEMORY_BYTES: Final = 8 * 2**30
 """Address space of a worker: an allocation beyond it is a crash, not the end of the machine."""
 NOTE_BYTES: Final = 2**20
+NOTE_NAME: Final = slice(0, 32)
+NOTE_LENGTH: Final = slice(32, 36)
+NOTE_DATA: Final = 36
 _MIB: Final = 2**20
 
 
@@ -91,7 +94,8 @@ class Watch:
     def give(self, target: "Target", data: bytes) -> bool:
         """Whether the target stayed within bounds; what did not is cut down and kept."""
         size = len(data)
-        self._note[: 4 + size] = size.to_bytes(4) + data
+        self._note[NOTE_NAME] = target.name.encode().ljust(NOTE_LENGTH.start)
+        self._note[NOTE_LENGTH.start : NOTE_DATA + size] = size.to_bytes(4) + data
         self.tally.inputs[target.name] += 1
         before = time.thread_time()
         try:
@@ -113,12 +117,13 @@ class Watch:
     def give_all(self, target: "Target", batch: Sequence[bytes]) -> bool:
         """Many at once, measured together; one by one only where that shows something."""
         note = self._note
+        note[NOTE_NAME] = target.name.encode().ljust(NOTE_LENGTH.start)
         data = b""
         before = time.thread_time()
         try:
             for data in batch:
                 size = len(data)
-                note[: 4 + size] = size.to_bytes(4) + data
+                note[NOTE_LENGTH.start : NOTE_DATA + size] = size.to_bytes(4) + data
                 target(data)
         except Exception as error:  # noqa: BLE001 - as in `give`
             return self._keep(target, data, "crash", f"{type(error).__name__}: {error}"[:300])
@@ -299,17 +304,18 @@ class Campaign:
             return Tally(**{**answer, "inputs": Counter(answer["inputs"])})
         if self.total.faults:
             return Tally()
-        return self._corpse(job, note, process.returncode)
+        return _epitaph(note.read_bytes(), process.returncode)
 
-    def _corpse(self, job: dict[str, Any], note: Path, returncode: int) -> Tally:
-        """A worker that died or hung without an answer: its note says on what."""
-        noted = note.read_bytes()
-        data = noted[4 : 4 + int.from_bytes(noted[:4])]
-        target = job["names"][0] if len(job["names"]) == 1 else "unknown"
-        file = keep(target, "died", data)
-        detail = f"the worker ended with {returncode}"
-        fault = {"kind": "died", "target": target, "detail": detail, "file": file}
-        return Tally(faults=[fault])
+
+def _epitaph(note: bytes, returncode: int) -> Tally:
+    """Of a worker that died or hung without an answer; its note says on what."""
+    target = note[NOTE_NAME].decode().strip("\0 ")
+    detail = f"the worker ended with {returncode}"
+    fault = {"kind": "died", "target": target, "detail": detail, "file": ""}
+    if target:  # otherwise it died before its first input
+        data = note[NOTE_DATA : NOTE_DATA + int.from_bytes(note[NOTE_LENGTH])]
+        fault["file"] = keep(target, "died", data)
+    return Tally(faults=[fault])
 
 
 def jobs_of(options: argparse.Namespace) -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ import random
 from collections.abc import Iterator
 
 import pytest
+from campaign import shrunk
 from fuzz_guard import fault_of, peak_bytes_of
 from fuzz_mutation import bombs, mutated
 from fuzz_seeds import CORPUS_FOLDER
@@ -107,3 +108,13 @@ def test_the_guard_sees_a_large_input() -> None:
     fault = fault_of(target, b"x")
     assert fault is not None
     assert fault.kind == "large"
+
+
+def test_a_found_input_is_cut_down_to_what_matters() -> None:
+    def crash(data: bytes) -> object:
+        if b"\xc1" in data and b"\x00" in data:
+            raise KeyError
+        return None
+
+    found = bytes(range(256)) * 3
+    assert sorted(shrunk(Target("crash", crash), found, "crash")) == [0x00, 0xC1]
