@@ -17,12 +17,15 @@ import psutil
 from flood import flood
 from history import EngineWatch
 from wire import Wire
-from world import Service, World
+from world import Service, World, accepts
 
 BEYOND_LEASE_S = 6.5
 """The hurried lease is 5 s."""
 SHORT_PAUSE_S = 3.0
 END_S = 20.0
+UP_FIRST_SHARE = 0.8
+UP_PATIENCE_S = 8.0
+UP_AT_MOST_S = 3.0
 ENDED_WELL = frozenset({0, -signal.SIGTERM})
 """A process that has not come up yet ends by the signal itself."""
 LOOK_S = 0.15
@@ -48,7 +51,7 @@ class Nemeses:
     def kinds(self) -> dict[str, Callable[[], Awaitable[bool]]]:
         """Name -> does it once; False where there was nothing to do it to."""
         return {
-            "dispatcher_kill": lambda: self.kill(self.world.dispatcher),
+            "dispatcher_kill": self.kill_dispatcher,
             "broker_kill_keeping": lambda: self.kill_broker(forgets=False),
             "broker_kill_forgetting": lambda: self.kill_broker(forgets=True),
             "car_kill": lambda: self.kill(self.any_car()),
@@ -85,6 +88,16 @@ class Nemeses:
             await asyncio.sleep(self.dice.choice((0.0, 0.0, 0.3, 1.0)))
             service.start()
             return True
+
+    async def kill_dispatcher(self) -> bool:
+        """Mostly one that has come up: killed only while it starts, it would never do anything."""
+        if self.dice.random() < UP_FIRST_SHARE:
+            with contextlib.suppress(TimeoutError):
+                await self.world.until(
+                    "dispatcher", lambda: accepts(self.world.http_port), UP_PATIENCE_S
+                )
+            await asyncio.sleep(self.dice.uniform(0.0, UP_AT_MOST_S))
+        return await self.kill(self.world.dispatcher)
 
     async def restart(self, service: Service) -> bool:
         """As an update does: asked to end, it ends well and soon, whatever else goes on."""

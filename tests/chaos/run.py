@@ -45,11 +45,11 @@ class Lane:
 
 
 LANES = (
-    Lane(("dispatcher_kill",), 2.0, 5.5),
+    Lane(("dispatcher_kill",), 0.5, 3.0),
     Lane(("car_kill",), 2.0, 5.0),
     Lane(("broker_kill_keeping", "broker_kill_forgetting"), 7.0, 14.0),
     Lane(("engine_kill",), 3.0, 8.0),
-    Lane(("dispatcher_restart", "car_restart"), 5.0, 12.0),
+    Lane(("dispatcher_restart", "car_restart"), 6.0, 15.0),
     Lane(("requester_kill",), 6.0, 14.0),
     Lane(
         ("car_pause", "dispatcher_pause", "engine_pause", "broker_pause", "requester_pause"),
