@@ -29,7 +29,7 @@ say = if [ -t 2 ]; then printf '\033[1m==> %s\033[0m\n' $(1) >&2; else printf '=
 apt_install = { apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
   apt-get install -qq --no-install-recommends $(1) >/dev/null; }
 
-.PHONY: help demo test check bench chaos fuzz clean setup models mosquitto \
+.PHONY: help demo test check bench chaos fuzz planted clean setup models mosquitto \
   check-style check-types check-layers check-schemas
 
 help:
@@ -39,6 +39,7 @@ help:
 	@echo 'make bench   measurements, one JSON line each on stdout'
 	@echo 'make fuzz    every decoder, with damaged inputs (ARGS="--seconds 600 --processes 2")'
 	@echo 'make chaos   faults on real processes, then a verdict (ARGS="--minutes 3 --seed 7")'
+	@echo 'make planted bugs planted in copies of the package, hunted by the simulation'
 	@echo 'make setup   only the virtual environment, with the tools of a developer'
 	@echo 'make models  only the models and the data of the demo and the tests'
 	@echo 'make clean   remove everything that was made'
@@ -82,6 +83,10 @@ fuzz: $(STAMPS)/fuzz
 
 chaos: $(STAMPS)/dev $(STAMPS)/models mosquitto
 	@$(BIN)/python tests/chaos/run.py $(ARGS)
+
+# An hour or two: every mutation of tests/sim/planted, until a seed notices. Writes the table.
+planted: $(STAMPS)/dev
+	@PYTHONPATH=tests/sim $(BIN)/python -m planted.hunt $(ARGS)
 
 setup: $(STAMPS)/dev
 

@@ -1,0 +1,508 @@
+"""Mistakes that somebody could make in the protocol, each as one replaced piece of text.
+
+`old` occurs exactly once in its file: a refactoring that moves a guard must move its mutation
+too. `caught_by` names the invariants that may notice it; see `edge_runtime/sim/invariants.py`.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """`file` is below `edge_runtime/`.
+
+    `needs` are the nemeses without which nobody could notice: seeds without them are passed over.
+    """
+
+    name: str
+    mistake: str
+    caught_by: str
+    file: str
+    old: str
+    new: str
+    needs: tuple[str, ...] = ()
+
+
+_DISPATCHER_CORE = (
+    Mutation(
+        "chunk-of-another-car",
+        "A chunk for a live attempt is taken from any car, not only from the one that holds it.",
+        "S5",
+        "dispatcher/core/machine.py",
+        "if unit.vehicle != vehicle or unit.job.spec.id != chunk.job:",
+        "if unit.job.spec.id != chunk.job:",
+        needs=("liars",),
+    ),
+    Mutation(
+        "late-chunk-of-another-car",
+        "A chunk for an attempt that ended is taken from any car.",
+        "S5",
+        "dispatcher/core/machine.py",
+        "if old.vehicle != vehicle or old.job != chunk.job:",
+        "if old.job != chunk.job:",
+        needs=("liars",),
+    ),
+    Mutation(
+        "items-never-issued",
+        "A late chunk may close items that were never issued to its attempt.",
+        "S5",
+        "dispatcher/core/machine.py",
+        "if result.index in issued and self._settling.take_late(job, result, vehicle, now):",
+        "if self._settling.take_late(job, result, vehicle, now):",
+        needs=("greed",),
+    ),
+    Mutation(
+        "any-item-of-the-job",
+        "A chunk of a live attempt may close any open item of its job.",
+        "S5, S11",
+        "dispatcher/core/machine.py",
+        "            if result.index in unit.open:\n",
+        "            if result.index in job.items:\n",
+        needs=("greed",),
+    ),
+    Mutation(
+        "refused-not-requeued",
+        "The items of a refused offer stay with nobody.",
+        "L1",
+        "dispatcher/core/attempts.py",
+        "                    self.end(unit, AttemptEnd.REFUSED, now)\n"
+        "                    self.requeue(unit)\n",
+        "                    self.end(unit, AttemptEnd.REFUSED, now)\n",
+    ),
+    Mutation(
+        "released-not-requeued",
+        "What a car gives back of a unit stays with nobody.",
+        "L1",
+        "dispatcher/core/machine.py",
+        "            self._attempts.suspect(unit)\n        self._attempts.requeue(unit)\n",
+        "            self._attempts.suspect(unit)\n",
+    ),
+    Mutation(
+        "expired-not-requeued",
+        "When a lease runs out only the item in hand is tried again, not the rest of its unit.",
+        "L1",
+        "dispatcher/core/attempts.py",
+        "            self.suspect(unit)\n        self.requeue(unit)\n",
+        "            self.suspect(unit)\n",
+    ),
+    Mutation(
+        "lease-without-end",
+        "A taken attempt's lease never runs out.",
+        "L1",
+        "dispatcher/core/attempts.py",
+        "unit.lease_until_boot_ms = now.boot_ms + unit.lease_ms\n",
+        "unit.lease_until_boot_ms = now.boot_ms + limits.JOB_RETENTION_MAX_S * 1000\n",
+        needs=("stale_journals",),
+    ),
+    Mutation(
+        "offers-sent-once",
+        "An offer that is not answered is neither sent again nor given up.",
+        "L1",
+        "dispatcher/core/attempts.py",
+        '                    self._state.counters["offers_resent"] += 1\n'
+        "                    self._offer(unit, now)\n",
+        '                    self._state.counters["offers_resent"] += 1\n',
+    ),
+    Mutation(
+        "poison-tried-for-ever",
+        "An item that kills every engine is never given up.",
+        "L1, L2",
+        "dispatcher/core/settling.py",
+        "            distinct >= limits.POISON_DISTINCT_CARS\n"
+        "            or len(struck) >= 2 * limits.POISON_DISTINCT_CARS\n",
+        "            distinct >= limits.FLEET_MAX_CARS\n",
+        needs=("engines",),
+    ),
+    Mutation(
+        "poison-fails-its-unit",
+        "The error of one undecodable item ends every item of its unit.",
+        "S2",
+        "dispatcher/core/settling.py",
+        "                else:\n"
+        "                    self.settle(job, index, vehicle, now, error=error)\n"
+        "        return True\n",
+        "                else:\n"
+        "                    for other in (index, *(unit.open if unit else ())):\n"
+        "                        if unit and other in unit.open:\n"
+        "                            self.leave(unit, other)\n"
+        "                        self.settle(job, other, vehicle, now, error=error)\n"
+        "        return True\n",
+        needs=("engines",),
+    ),
+    Mutation(
+        "duplicate-chunk-is-paid",
+        "A chunk that comes twice counts its computing time twice.",
+        "S5",
+        "dispatcher/core/machine.py",
+        "if chunk.seq not in unit.seqs and len(unit.seqs) < limits.CHUNKS_PER_UNIT_MAX:",
+        "if len(unit.seqs) < limits.CHUNKS_PER_UNIT_MAX:",
+    ),
+    Mutation(
+        "cursor-skipped",
+        "Two cursors are used up for one result.",
+        "L1, L3",
+        "dispatcher/core/settling.py",
+        "        job.cursor += 1\n        if error is None:\n",
+        "        job.cursor += 2\n        if error is None:\n",
+    ),
+    Mutation(
+        "cursor-given-out-again",
+        "After a restart cursors go on from the count of good results: failures had some too.",
+        "S3",
+        "dispatcher/core/machine.py",
+        "            cursor=stored.cursor,\n        )\n        job.written = job.counts\n",
+        "            cursor=stored.done,\n        )\n        job.written = job.counts\n",
+        needs=("engines", "dispatcher_kills"),
+    ),
+    Mutation(
+        "done-too-early",
+        "A job is done while its last item is open.",
+        "S2",
+        "dispatcher/core/settling.py",
+        "        if job.open_count:\n            state.touch(job)\n",
+        "        if job.open_count > 1:\n            state.touch(job)\n",
+    ),
+    Mutation(
+        "loaded-over-attempts",
+        "Items that the store loads are queued although a restored attempt holds them.",
+        "S3, S11",
+        "dispatcher/core/machine.py",
+        "if item.index not in job.closed_ahead and item.index not in job.items\n",
+        "if item.index not in job.closed_ahead\n",
+        needs=("dispatcher_kills",),
+    ),
+    Mutation(
+        "unwanted-chunk-unanswered",
+        "A chunk of a job that is over gets no answer.",
+        "S12",
+        "dispatcher/core/machine.py",
+        "        if job is None or not wanted:\n"
+        "            self._answer(vehicle, chunk, ChunkVerdict.NOT_WANTED)\n"
+        "            return\n",
+        "        if job is None or not wanted:\n            return\n",
+    ),
+    Mutation(
+        "cancel-forgets-its-job",
+        "A cancel is answered, and the job goes on.",
+        "S2",
+        "dispatcher/core/machine.py",
+        "            self._settling.end_job(job, JobState.CANCELLED, now)\n",
+        "            job.status_due = False\n",
+        needs=("operators",),
+    ),
+)
+
+_DISPATCHER_SHELL = (
+    Mutation(
+        "publish-before-commit",
+        "Offers and answers leave before what they say is on disk.",
+        "S1, S6",
+        "dispatcher/service.py",
+        "        if to_store:\n"
+        "            await self._commit(to_store)\n"
+        "            self._tell_committed(to_store)\n"
+        "        for publish in to_publish:\n"
+        "            self._publish_command(publish)\n",
+        "        for publish in to_publish:\n"
+        "            self._publish_command(publish)\n"
+        "        if to_store:\n"
+        "            await self._commit(to_store)\n"
+        "            self._tell_committed(to_store)\n",
+    ),
+    Mutation(
+        "results-before-commit",
+        "Results are told before they are on disk.",
+        "S1, S4",
+        "dispatcher/service.py",
+        "            await self._commit(to_store)\n            self._tell_committed(to_store)\n",
+        "            self._tell_committed(to_store)\n            await self._commit(to_store)\n",
+    ),
+    Mutation(
+        "commit-error-swallowed",
+        "A commit that failed counts as one that succeeded.",
+        "S2, S4, L3",
+        "dispatcher/service.py",
+        "                delay_s = min(2 * delay_s, limits.COMMIT_RETRY_MAX_S)\n",
+        '                self.store_state = "ok"\n                return\n',
+    ),
+    Mutation(
+        "accepted-before-commit",
+        "A requester is told that its job is accepted before it is on disk.",
+        "S1, S8",
+        "dispatcher/desk.py",
+        "asyncio.ensure_future(self._service.commit(events)).add_done_callback(finished)",
+        "committed.set_result(asyncio.ensure_future(self._service.commit(events)) and None)",
+    ),
+    Mutation(
+        "key-ignored",
+        "A repeated idempotency key is not looked up.",
+        "S8, S3",
+        "dispatcher/desk.py",
+        "before = known.get(key) if key else None",
+        "before = None",
+    ),
+    Mutation(
+        "status-read-last",
+        "A stream reads its page before the job's state: it may end before the last results.",
+        "S4",
+        "dispatcher/desk.py",
+        "                status = await self.job(tenant, job)\n"
+        "                page = await self._store.results(job, cursor, limits.FEED_PAGE_ITEMS)\n",
+        "                page = await self._store.results(job, cursor, limits.FEED_PAGE_ITEMS)\n"
+        "                status = await self.job(tenant, job)\n",
+    ),
+    Mutation(
+        "page-skips-one",
+        "A page of results begins one after what follows the cursor.",
+        "S4, L3",
+        "dispatcher/storage/sqlite.py",
+        '" WHERE job_no=(SELECT no FROM job WHERE id=?) AND cursor>?"',
+        '" WHERE job_no=(SELECT no FROM job WHERE id=?) AND cursor>?+1"',
+    ),
+    Mutation(
+        "published-ahead-of-ack",
+        "The published cursor counts what the broker did not acknowledge.",
+        "S4",
+        "dispatcher/publisher.py",
+        "            if not is_done or batch.job in self._behind:\n",
+        "            if batch.job in self._behind:\n",
+    ),
+    Mutation(
+        "no-catching-up",
+        "After a restart what was not yet published is forgotten.",
+        "S4",
+        "dispatcher/service.py",
+        "            self.publisher.catch_up(await self.store.unpublished"
+        "(limits.STATUSES_WAITING_MAX))\n",
+        "",
+        needs=("dispatcher_kills",),
+    ),
+    Mutation(
+        "epoch-reused",
+        "A dispatcher that starts again uses the epoch of the one before.",
+        "S6",
+        "dispatcher/storage/recovery.py",
+        "epoch = max((row[0] if row else 0) + 1, now_utc_s)",
+        "epoch = row[0] if row else now_utc_s",
+        needs=("dispatcher_kills",),
+    ),
+    Mutation(
+        "epoch-by-clock-alone",
+        "The epoch is the time of day, whatever was used before.",
+        "S6",
+        "dispatcher/storage/recovery.py",
+        "epoch = max((row[0] if row else 0) + 1, now_utc_s)",
+        "epoch = now_utc_s",
+        needs=("dispatcher_kills",),
+    ),
+    Mutation(
+        "recovery-opens-closed-items",
+        "Recovery takes up finished items of live attempts as if they were open.",
+        "S3",
+        "dispatcher/storage/rows.py",
+        '" AND NOT EXISTS (SELECT 1 FROM result r WHERE r.item = i.key)"',
+        '""',
+        needs=("dispatcher_kills",),
+    ),
+    Mutation(
+        "loads-closed-items",
+        "Items with a result are read from the store as open ones.",
+        "S3",
+        "dispatcher/storage/sqlite.py",
+        '" AND NOT EXISTS (SELECT 1 FROM result r WHERE r.item = i.key)"\n            " ORDER BY',
+        '" ORDER BY',
+        needs=("dispatcher_kills",),
+    ),
+    Mutation(
+        "attempt-of-anybody",
+        "Looking up an attempt in the store does not ask whose it was.",
+        "S5",
+        "dispatcher/storage/sqlite.py",
+        "a.vehicle=? AND j.id=?",
+        "a.vehicle<>?||'.' AND j.id=?",
+        needs=("liars",),
+    ),
+    Mutation(
+        "store-not-locked",
+        "A second dispatcher may open the store.",
+        "S6",
+        "dispatcher/storage/files.py",
+        "        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)\n",
+        "        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)\n",
+        needs=("second_dispatcher",),
+    ),
+    Mutation(
+        "feed-skips-one",
+        "A page of the newest results begins one after what follows the position.",
+        "S4",
+        "dispatcher/storage/recent.py",
+        "newer = islice(self._entries, position - self._through, None)",
+        "newer = islice(self._entries, position - self._through + 1, None)",
+        needs=("feed_readers",),
+    ),
+)
+
+_CAR = (
+    Mutation(
+        "taken-before-journal",
+        "Taken is said before the journal holds the attempt.",
+        "S1",
+        "vehicle/core/work.py",
+        "        self.ledger.append(WriteAttempt(offer))\n"
+        "        if self.models.want(offer.model):\n",
+        "        self.ledger.append(WriteAttempt(offer))\n"
+        "        self.verdicts.append(Taken(unit=offer.unit, fence=offer.fence))\n"
+        "        if self.models.want(offer.model):\n",
+    ),
+    Mutation(
+        "attempt-not-journalled",
+        "A taken attempt is never written to the journal.",
+        "S1",
+        "vehicle/journal.py",
+        "                execute(_PUT_ATTEMPT, (offer.unit, *offer.fence, _encode(offer)))\n",
+        "                _encode(offer)\n",
+    ),
+    Mutation(
+        "chunk-before-journal",
+        "A chunk is sent before the journal holds it.",
+        "S1",
+        "vehicle/core/work.py",
+        "        self.outbox.add(chunk, body, ended_as)\n",
+        "        self.outbox.add(chunk, body, ended_as)\n"
+        "        self.outbox.committed((chunk.unit, chunk.fence), chunk.seq)\n",
+    ),
+    Mutation(
+        "chunks-dropped-at-start",
+        "A car that starts again throws its unanswered chunks away.",
+        "S1",
+        "vehicle/journal.py",
+        '            _put_meta(connection, "boot", boot)\n',
+        '            _put_meta(connection, "boot", boot)\n'
+        '            connection.execute("DELETE FROM chunk")\n',
+        needs=("car_kills",),
+    ),
+    Mutation(
+        "attempts-forgotten-at-start",
+        "A car that starts again does not give back what it held.",
+        "S12",
+        "vehicle/core/machine.py",
+        "        for saved in snapshot.attempts:\n            work.restore(saved, now)\n",
+        "",
+        needs=("car_kills",),
+    ),
+    Mutation(
+        "chunks-sent-once",
+        "A chunk that is not answered is not sent again.",
+        "S12",
+        "vehicle/core/outbox.py",
+        "            self._schedule(chunk, now.boot_ns + chunk.wait_ms * NS_PER_MS)\n",
+        "",
+    ),
+    Mutation(
+        "answer-covers-what-came-before",
+        "An answer to one chunk is read as an answer to every earlier one.",
+        "S12",
+        "vehicle/core/outbox.py",
+        "            if first_seq <= seq <= through_seq and chunk.is_durable\n",
+        "            if seq <= through_seq and chunk.is_durable\n",
+    ),
+    Mutation(
+        "failed-writes-dropped",
+        "What the journal failed to write is not written again.",
+        "S12, L1",
+        "vehicle/core/ledger.py",
+        "                case _:\n                    self._failed.append(write)\n",
+        "                case _:\n                    pass\n",
+    ),
+    Mutation(
+        "older-fence-adopted",
+        "An offer with an older fence takes over the run of a newer one.",
+        "S6",
+        "vehicle/core/work.py",
+        "        elif seen and offer.fence < max(seen):\n",
+        "        elif seen and offer.fence == max(seen):\n",
+    ),
+    Mutation(
+        "engine-dies-unblamed",
+        "An item that kills the engine is not reported: it is computed again on the same car.",
+        "L1",
+        "vehicle/core/work.py",
+        "        if event.index is not None and event.index in victim.remaining:\n",
+        "        if event.index is None and event.index in victim.remaining:\n",
+        needs=("engines",),
+    ),
+    Mutation(
+        "engine-not-frozen",
+        "When the owner comes the engine runs on until it is killed.",
+        "S9",
+        "vehicle/core/ladder.py",
+        "        work.out.append(FreezeEngine(self._reason.value))\n",
+        "",
+        needs=("owners",),
+    ),
+    Mutation(
+        "grace-without-end",
+        "A stop that was expected to pass keeps the work for as long as it lasts.",
+        "L1",
+        "vehicle/core/ladder.py",
+        "                    self.until_ns = now.boot_ns + limits.THAW_GRACE_MS * NS_PER_MS\n",
+        "                    self.until_ns = None\n",
+        needs=("owners",),
+    ),
+    Mutation(
+        "thawed-never",
+        "When the reason to stop has passed the engine stays frozen.",
+        "L1",
+        "vehicle/core/ladder.py",
+        "            work.out.append(ThawEngine())\n",
+        "            pass\n",
+        needs=("owners",),
+    ),
+    Mutation(
+        "consent-ignored",
+        "The owner's consent is not looked at.",
+        "S9",
+        "vehicle/core/admission.py",
+        "    if not policy.consent.given:\n",
+        "    if not policy.consent.given and policy.consent.version < 0:\n",
+        needs=("owners",),
+    ),
+    Mutation(
+        "occupancy-ignored",
+        "Somebody in the car does not stop it.",
+        "S9",
+        "vehicle/core/admission.py",
+        '    if policy.empty_only and readings.flag("is_occupied", now) is True:\n',
+        '    if policy.empty_only and readings.flag("is_occupied", now) is None:\n',
+        needs=("owners",),
+    ),
+    Mutation(
+        "driving-ignored",
+        "A car that drives goes on computing.",
+        "S9",
+        "vehicle/core/admission.py",
+        '    if policy.parked_only and readings.flag("is_parked", now) is False:\n',
+        '    if policy.parked_only and readings.flag("is_parked", now) is None:\n',
+        needs=("owners",),
+    ),
+    Mutation(
+        "stale-sensor-believed",
+        "A signal that fell silent counts with its last value.",
+        "S9",
+        "vehicle/core/readings.py",
+        "        if not 0 <= now.boot_ns - reading.at_ns <= STALE_NS:\n",
+        "        if not 0 <= now.boot_ns - reading.at_ns:\n",
+        needs=("owners", "broken_sensors"),
+    ),
+    Mutation(
+        "unplugged-ignored",
+        "A car that was unplugged goes on computing on its battery.",
+        "S9",
+        "vehicle/core/admission.py",
+        '    if policy.plugged_only and readings.flag("is_plugged", now) is False:\n',
+        '    if policy.plugged_only and readings.flag("is_plugged", now) is None:\n',
+        needs=("owners",),
+    ),
+)
+
+MUTATIONS = (*_DISPATCHER_CORE, *_DISPATCHER_SHELL, *_CAR)
