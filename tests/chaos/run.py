@@ -33,6 +33,8 @@ PROGRESS_S = 5.0
 DRAIN_S = 240.0
 JOURNAL_S = 60.0
 ODD_LINES_SHOWN = 20
+WATCHED = "engine_watched"
+"""A hold that found an engine to watch: without one, nothing was shown about leave."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,7 @@ class Campaign:
     fired: Counter[str] = field(default_factory=Counter)
     began_s: float = field(default_factory=time.monotonic)
     codes: dict[str, int] = field(default_factory=dict)
-    watches: int = 0
+    watches: list[h.EngineWatch] = field(default_factory=list)
     disk_faults: str = ""
 
     async def run(self) -> tuple[h.History, list[str]]:
@@ -92,7 +94,7 @@ class Campaign:
         world = World(shape)
         late: list[str] = []
         async with world.running():
-            nemeses = Nemeses(world, random.Random(options.seed))
+            nemeses = Nemeses(world, random.Random(options.seed), self.watches)
             reporter = asyncio.create_task(self._report(world))
             try:
                 await self._harm(nemeses)
@@ -101,7 +103,6 @@ class Campaign:
                 left = self._stop_all(world)
             finally:
                 reporter.cancel()
-        self.watches = len(nemeses.watches)
         self.disk_faults = ", ".join(sorted({disk.kind for disk in world.disks.values()}))
         return self._collect(world, nemeses, left), late
 
@@ -109,7 +110,7 @@ class Campaign:
 
     async def _harm(self, nemeses: Nemeses) -> None:
         end_s = time.monotonic() + self.options.minutes * 60
-        latest_s = end_s + self.options.minutes * 60
+        latest_s = end_s + max(60.0, self.options.minutes * 60)
         lanes = [
             asyncio.create_task(self._keep_harming(lane, nemeses, index))
             for index, lane in enumerate(LANES)
@@ -130,11 +131,12 @@ class Campaign:
 
     def _missing(self) -> dict[str, int]:
         """Kinds that have not been done as often as they must, and how often that is."""
-        return {kind: least for kind, least in self.least.items() if self.fired[kind] < least}
+        done = self.fired + Counter({WATCHED: len(self.watches)})
+        return {kind: least for kind, least in self.least.items() if done[kind] < least}
 
     @property
     def least(self) -> dict[str, int]:
-        least = dict.fromkeys(KINDS, 1)
+        least = dict.fromkeys((*KINDS, WATCHED), 1)
         least["dispatcher_kill"] = self.options.least_dispatcher_kills
         least["car_kill"] = self.options.least_car_kills
         half = self.options.least_broker_kills // 2
@@ -269,7 +271,7 @@ class Campaign:
             "published_heard": len(history.published),
             "fed": len(history.fed),
             "disk_faults": self.disk_faults,
-            "engine_watches": self.watches,
+            "engine_watches": len(self.watches),
             "verdicts": counts,
             "lost": counts["lost"] + counts["job_missing"] + counts["cursor_gap"],
             "doubled": counts["doubled"] + counts["cursor_repeat"],

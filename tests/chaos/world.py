@@ -14,9 +14,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
@@ -218,9 +217,6 @@ class World:
     """All of it. Enter `running` before anything else."""
 
     shape: Shape
-    fired: Counter[str] = field(default_factory=Counter)
-    is_wild: bool = True
-    """Whether faults are wanted; False from the drain on."""
 
     def __post_init__(self) -> None:
         folder = self.shape.folder
