@@ -265,7 +265,9 @@ class Campaign:
             "fired": dict(sorted(self.fired.items())),
             "jobs": sum(isinstance(event, h.Accepted) for event in history.requester),
             "items": len(seen),
-            "items_failed": sum(entry.digest.startswith("error:") for entry in seen),
+            "items_failed": Counter(
+                entry.digest for entry in seen if entry.digest.startswith("error:")
+            ),
             "attempts": len(history.database.attempts),
             "results_in_store": len(results),
             "published_heard": len(history.published),
