@@ -82,13 +82,14 @@ def element_count(shape: tuple[int, ...]) -> int:
         raise BadTensor("shape", f"rank {len(shape)}; the limit is {limits.TENSOR_MAX_RANK}")
     if any(dimension < 0 for dimension in shape):
         raise BadTensor("shape", f"{list(shape)} has a negative dimension")
-    count = math.prod(shape)
+    # Of an empty tensor too: numpy refuses sides that would be too many elements without the 0.
+    count = math.prod(dimension or 1 for dimension in shape)
     if count > limits.TENSOR_MAX_ELEMENTS:
         raise BadTensor(
             "shape",
             f"{list(shape)} has {count} elements; the limit is {limits.TENSOR_MAX_ELEMENTS}",
         )
-    return count
+    return 0 if 0 in shape else count
 
 
 def to_numpy(tensor: Tensor) -> "Array":
