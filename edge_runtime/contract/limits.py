@@ -230,6 +230,10 @@ CHUNK_RESEND_SPREAD_MS: Final = 25
 STATE_EDGE_MS: Final = 1_000
 """READY to WORKING and back is told at most this often: it changes with every unit."""
 REFUSAL_RETRY_MS: Final = 500
+REFUSAL_WAIT_MIN_MS: Final = 200
+REFUSED_JOB_MS: Final = 60_000
+"""A car that will not do a job, whatever it is free for, is not asked again for so long."""
+REFUSERS_PER_JOB_MAX: Final = 1_024
 HOLD_RETRY_MS: Final = 5_000
 MODEL_RETRY_MS: Final = 10_000
 MODEL_INVALID_RETRY_MS: Final = 600_000

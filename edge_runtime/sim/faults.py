@@ -14,6 +14,8 @@ import msgspec
 
 from edge_runtime.bus import BusSettings, MemoryBus, Message
 from edge_runtime.bus.memory import Faults, Partition
+from edge_runtime.client import EdgeClient
+from edge_runtime.client.errors import DispatcherRefused, DispatcherUnreachable
 from edge_runtime.contract import codec, limits
 from edge_runtime.contract.messages import Chunk, Fence, ItemDone, Results
 from edge_runtime.contract.topics import Up
@@ -379,7 +381,7 @@ async def broken_sensors(world: World, rng: random.Random) -> None:
 
 async def engines(world: World, rng: random.Random) -> None:
     """Items hang or kill the engine; some do so on every car, some are undecodable."""
-    datas = [data for _, items, _ in world.plan for data in items]
+    datas = [data for _, items, *_ in world.plan for data in items]
     poison = frozenset(rng.sample(datas, min(2, len(datas))))
     broken = frozenset(rng.sample(datas, min(2, len(datas)))) - poison
     hang, crash = rng.choice((0.0, 0.02)), rng.choice((0.0, 0.02, 0.1))
@@ -400,6 +402,49 @@ async def slow_packages(world: World, rng: random.Random) -> None:
         world.is_fetch_failing = False
 
     await _often(world, rng, 40, strike)
+
+
+# --- operators and requesters -----------------------------------------------------------------
+
+
+async def operators(world: World, rng: random.Random) -> None:
+    """People cancel jobs, requeue dead letters, put cars into quarantine and take them out."""
+
+    async def strike() -> None:
+        jobs = sorted(world.ledger.jobs)
+        kind = rng.choice(("cancel", "requeue", "quarantine"))
+        async with world.client("operator") as client:
+            try:
+                if kind == "quarantine":
+                    car = rng.choice(world.cars).name
+                    world.ledger.fault(kind, car)
+                    await client.quarantine(car)
+                    await asyncio.sleep(rng.choice((0.5, 10.0)))
+                    await client.quarantine(car, on=False)
+                elif jobs and kind == "cancel" and rng.random() < _HALF:
+                    job = rng.choice(jobs)
+                    world.ledger.fault(kind, job)
+                    await client.cancel(job)
+                elif jobs and kind == "requeue":
+                    await _requeue(world, client, rng.choice(jobs))
+            except DispatcherUnreachable as error:
+                world.ledger.note(f"operator: {error}")
+            except DispatcherRefused as error:
+                # A car that never connected, a disk that is full: said, not hidden.
+                world.ledger.note(f"operator: {error}")
+
+    await _often(world, rng, 12, strike)
+
+
+async def _requeue(world: World, client: EdgeClient, job: str) -> None:
+    submitted = world.ledger.jobs[job]
+    if not submitted.is_done or not any(not seen.ok for seen in submitted.read):
+        return
+    world.ledger.fault("requeue", job)
+    submitted.was_requeued = True
+    submitted.is_done = False
+    await client.requeue(job)
+    world.requester.run(world.read_again(submitted), "reads again")
 
 
 # --- hostile peers ----------------------------------------------------------------------------
@@ -482,6 +527,7 @@ NEMESES: Final[dict[str, Nemesis]] = {
     "broken_sensors": broken_sensors,
     "engines": engines,
     "slow_packages": slow_packages,
+    "operators": operators,
     "liars": liars,
 }
 
@@ -522,6 +568,9 @@ FAULT_KINDS: Final = (
     "engine_hang",
     "engine_crash",
     "package_server_down",
+    "cancel",
+    "requeue",
+    "quarantine",
     "malformed",
     "oversize",
     "wrong_attempt",

@@ -35,7 +35,7 @@ class Submitted:
     data: list[bytes]
     read: list[Seen] = field(default_factory=list)
     is_done: bool = False
-    is_cancelled: bool = False
+    was_requeued: bool = False
 
 
 class Ledger:

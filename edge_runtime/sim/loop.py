@@ -88,6 +88,19 @@ class _Future(asyncio.Future[Any]):
         return self is other
 
 
+class _Timer(asyncio.TimerHandle):
+    """A timer that goes after those of the same moment that were set before it."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._number = next(_numbers)
+
+    def __lt__(self, other: object) -> bool:
+        if not isinstance(other, _Timer):
+            return NotImplemented
+        return (self.when(), self._number) < (other.when(), other._number)
+
+
 class _Selector:
     """Lets time pass instead of waiting for files."""
 
@@ -134,6 +147,19 @@ class SimLoop(asyncio.BaseEventLoop):
         self._now_s += timeout_s
 
     # --- what asyncio asks of a loop ---
+
+    def call_at(
+        self,
+        when: float,
+        callback: Callable[[*Ts], object],
+        *args: *Ts,
+        context: contextvars.Context | None = None,
+    ) -> asyncio.TimerHandle:
+        """As the base class; timers of one moment go in the order in which they were set."""
+        timer = _Timer(when, callback, args, self, context)
+        heapq.heappush(self._scheduled, timer)
+        timer._scheduled = True  # type: ignore[attr-defined]  # noqa: SLF001 - asyncio's own bookkeeping
+        return timer
 
     def create_future(self) -> asyncio.Future[Any]:
         """A future of this loop."""
@@ -225,11 +251,13 @@ class SimLoop(asyncio.BaseEventLoop):
         """The world has ended: let go of every coroutine without a word about it."""
         self._ready.clear()
         self._scheduled.clear()
-        for tasks in self._tasks.values():
+        while self._tasks:  # a `finally` block may start tasks of its own
+            _, tasks = self._tasks.popitem()
             for task in tasks:
                 task._log_destroy_pending = False  # type: ignore[attr-defined]  # noqa: SLF001 - asyncio's own switch
                 _let_go(task.get_coro())
-        self._tasks.clear()
+        self._ready.clear()
+        self._scheduled.clear()
 
 
 def _let_go(coroutine: Generator[Any, Any, Any] | Coroutine[Any, Any, Any] | None) -> None:

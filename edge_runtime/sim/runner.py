@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import shutil
 import tempfile
 from collections import Counter
@@ -62,6 +63,8 @@ def run_seed(
     folder = Path(tempfile.mkdtemp(prefix="edge-sim-", dir=_MEMORY if _MEMORY.is_dir() else None))
     loop = SimLoop(lambda: 0.001)
     asyncio.set_event_loop(loop)
+    # When garbage is found depends on the process; a generator's end is a step of the loop.
+    gc.disable()
     try:
         world = World(loop, seed, folder, ground, scale or Scale())
         loop.on_time = lambda now_s: setattr(world.ledger, "now_s", now_s)
@@ -80,6 +83,7 @@ def run_seed(
             host.close_files()
         asyncio.set_event_loop(None)
         loop.close()
+        gc.enable()
         shutil.rmtree(folder, ignore_errors=True)
 
 

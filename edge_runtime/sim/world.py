@@ -38,6 +38,7 @@ TENANT: Final = "sim"
 _RESTART_S: Final = 2.0
 _POLICY: Final = "dwell_s = 1\n[consent]\ngiven = {consent}\nversion = 1\n"
 _STOP_BOUND_S: Final = 5.0
+_DAY_S: Final = 86_400.0
 
 
 @dataclass(frozen=True)
@@ -228,7 +229,7 @@ class World:
         """How long a commit takes."""
         return self._disk_rng.uniform(0.0005, 0.01)
 
-    def _plan(self) -> "Iterator[tuple[str, list[bytes], float]]":
+    def _plan(self) -> "Iterator[tuple[str, list[bytes], float, float]]":
         rng = self.fork("plan")
         number = 0
         for job in range(self.scale.jobs):
@@ -236,7 +237,8 @@ class World:
             for _ in range(rng.randint(1, self.scale.items_max)):
                 number += 1
                 data.append(tensor_item(number))
-            yield f"key{job}", data, rng.uniform(0, self.scale.faults_s / 2)
+            deadline_s = rng.choice((20.0, _DAY_S, _DAY_S, _DAY_S))
+            yield f"key{job}", data, rng.uniform(0, self.scale.faults_s / 2), deadline_s
 
     # --- life ---
 
@@ -311,12 +313,12 @@ class World:
             await asyncio.gather(*(self._follow(client, *job) for job in self.plan))
 
     async def _follow(
-        self, client: EdgeClient, key: str, data: list[bytes], after_s: float
+        self, client: EdgeClient, key: str, data: list[bytes], after_s: float, deadline_s: float
     ) -> None:
         """Submit a job and read it to its end, over as many failures as there are."""
         await asyncio.sleep(after_s)
         while True:
-            handle = client.submit("noop", data, idempotency_key=key)
+            handle = client.submit("noop", data, idempotency_key=key, deadline_s=deadline_s)
             try:
                 status = await handle
                 break
@@ -331,6 +333,11 @@ class World:
         submitted = self.ledger.jobs.setdefault(status.job, Submitted(status.job, key, data))
         self.ledger.note(f"requester: {key} accepted as {status.job}")
         await self._read(client, submitted)
+
+    async def read_again(self, submitted: Submitted) -> None:
+        """Read on after dead letters were requeued."""
+        async with self.client("reads again") as client:
+            await self._read(client, submitted)
 
     async def _read(self, client: EdgeClient, submitted: Submitted) -> None:
         while not submitted.is_done:

@@ -35,11 +35,23 @@ from edge_runtime.contract.messages import (
     UnitOffer,
     Verdict,
 )
-from edge_runtime.contract.reasons import CancelReason, JobState
+from edge_runtime.contract.reasons import CancelReason, JobState, RefusalReason
 from edge_runtime.dispatcher.core.commands import BeginAttempt, EndAttempt
 from edge_runtime.dispatcher.core.events import StoredAttempt
 from edge_runtime.dispatcher.core.jobs import Job, Unit, UnitState
 from edge_runtime.dispatcher.core.state import State
+
+_NOT_THIS_JOB = (
+    RefusalReason.EXPIRED,
+    RefusalReason.TOO_LARGE,
+    RefusalReason.TENANT_NOT_ALLOWED,
+    RefusalReason.PURPOSE_NOT_ALLOWED,
+    RefusalReason.MODEL_NOT_ALLOWED,
+    RefusalReason.MODEL_INVALID,
+    RefusalReason.TASK_UNKNOWN,
+    RefusalReason.UNKNOWN,
+)
+"""What a car that is free for other work says of a job: asking it again is in vain."""
 
 
 class Attempts:
@@ -187,7 +199,13 @@ class Attempts:
             case Refused():
                 if is_current and unit is not None:
                     state.counters[f"refused_{verdict.reason.value}"] += 1
-                    self._wait(unit.row, verdict.retry_after_ms, now)
+                    wait_ms = verdict.retry_after_ms
+                    if verdict.reason in _NOT_THIS_JOB:
+                        unit.job.refuse(vehicle, now.boot_ms)
+                    else:
+                        # "Busy, ask at once" would be asked a thousand times a second.
+                        wait_ms = max(wait_ms, limits.REFUSAL_WAIT_MIN_MS)
+                    self._wait(unit.row, wait_ms, now)
                     self.end(unit, AttemptEnd.REFUSED, now)
                     self.requeue(unit)
             case Cancelled():

@@ -64,8 +64,9 @@ class Job:
 
     `in_flight` counts items out on cars. `strikes` and `expiries` name the cars on which an item
     failed, or that fell silent with it. `withdrawn` has the cursor at which a dead letter was
-    requeued: what was read from the store before that is not news. `written` is what the store
-    has.
+    requeued: what was read from the store before that is not news. `refused_by` has the cars that
+    will not do this job, and until what boot time (ms) they are not asked again. `written` is
+    what the store has.
     """
 
     no: int
@@ -83,6 +84,7 @@ class Job:
     expiries: dict[int, list[str]] = field(default_factory=dict)
     withdrawn: dict[int, int] = field(default_factory=dict)
     in_flight: int = 0
+    refused_by: dict[str, int] = field(default_factory=dict)
     written: tuple[JobState, int, int, int, int] | None = None
     loaded_through: int = -1
     is_loading: bool = False
@@ -105,6 +107,21 @@ class Job:
     def has_work(self) -> bool:
         """Whether something of it could be offered, now or after a load."""
         return bool(self.alone or self.requeued or self.pending) or not self.is_fully_loaded
+
+    def refuse(self, vehicle: str, now_ms: int) -> None:
+        """A car will not do this job: do not ask it again for a while."""
+        if len(self.refused_by) >= limits.REFUSERS_PER_JOB_MAX:
+            del self.refused_by[next(iter(self.refused_by))]
+        self.refused_by.pop(vehicle, None)
+        self.refused_by[vehicle] = now_ms + limits.REFUSED_JOB_MS
+
+    def refusers(self, now_ms: int) -> frozenset[str]:
+        """The cars that are not to be asked now."""
+        for vehicle, until_ms in list(self.refused_by.items()):
+            if until_ms > now_ms:
+                break  # the first is the oldest
+            del self.refused_by[vehicle]
+        return frozenset(self.refused_by)
 
     def holder(self, index: int) -> Unit | None:
         """The unit that has an open item, on a car or waiting; None for one that is queued."""

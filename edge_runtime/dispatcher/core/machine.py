@@ -568,9 +568,11 @@ class DispatcherCore:
             if job.is_fully_loaded:
                 return _Placing.NOTHING
         requirement = job.spec.requirement
-        row = self._state.placement.choose(requirement, now.boot_ms)
+        refusers = job.refusers(now.boot_ms) if job.refused_by else frozenset()
+        row = self._state.placement.choose(requirement, now.boot_ms, refusers)
         if row is None:
-            return _Placing.NO_CAR
+            # Where cars only refuse this job, others of its requirement may have their turn.
+            return _Placing.NOTHING if refusers else _Placing.NO_CAR
         item_ms = self._state.pace.expect_ms(requirement.model, job.spec.reference_ms, row)
         unit: Unit | None
         if job.requeued:
@@ -612,9 +614,11 @@ class DispatcherCore:
     def _choose_other(self, job: Job, avoid: frozenset[str], now: Now) -> int | None:
         """A free car outside `avoid`; any free car where no other one is alive."""
         placement, requirement = self._state.placement, job.spec.requirement
+        refusers = job.refusers(now.boot_ms)
+        avoid |= refusers
         row = placement.choose(requirement, now.boot_ms, avoid)
         if row is None and avoid and not placement.others_live(requirement, avoid, now.boot_ms):
-            row = placement.choose(requirement, now.boot_ms)
+            row = placement.choose(requirement, now.boot_ms, refusers)
         return row
 
     def _cut(self, job: Job, item_ms: float) -> Unit | None:
@@ -645,6 +649,8 @@ class DispatcherCore:
     def explain(self, job: Job, now: Now) -> Explanation:
         """Why a job is waiting, from the data that placement decides on."""
         eligible, excluded = self._state.placement.excluded(job.spec.requirement, now.boot_ms)
+        if job.refused_by:
+            excluded["refused_this_job"] = len(job.refused_by)
         waiting = job.open_count - job.in_flight
         if not waiting:
             summary = "nothing waits: every open item is out on a car"
