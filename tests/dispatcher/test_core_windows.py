@@ -325,6 +325,7 @@ def test_fences_grow_over_restarts_and_over_a_clock_that_went_back(world: World)
             car.refuse()
             assert key
         world.settle()
+        world.live(limits.REFUSAL_WAIT_MIN_MS + 100)
         fences.append(max(key[1] for key in car.offers))
     assert fences == sorted(set(fences))
 
