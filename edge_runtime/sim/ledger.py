@@ -36,6 +36,7 @@ class Submitted:
     read: list[Seen] = field(default_factory=list)
     is_done: bool = False
     was_requeued: bool = False
+    readers: int = 0
 
 
 class Ledger:

@@ -340,10 +340,15 @@ class World:
             await self._read(client, submitted)
 
     async def _read(self, client: EdgeClient, submitted: Submitted) -> None:
+        """Read a job to its end from where it was left; of two readers the newer goes on."""
+        submitted.readers += 1
+        reader = submitted.readers
         while not submitted.is_done:
             cursor = submitted.read[-1].cursor if submitted.read else 0
             try:
                 async for result in client.results(submitted.job, cursor):
+                    if submitted.readers != reader:
+                        return
                     submitted.read.append(
                         Seen(result.cursor, result.item, result.ok, _packed(result.output))
                     )
