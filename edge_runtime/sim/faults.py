@@ -7,6 +7,7 @@ the world is honest, connected and eligible, and must drain.
 
 import asyncio
 import random
+import shutil
 from collections.abc import Awaitable, Callable
 from typing import Final
 
@@ -20,7 +21,7 @@ from edge_runtime.contract import codec, limits
 from edge_runtime.contract.messages import Chunk, Fence, ItemDone, Results
 from edge_runtime.contract.topics import Up
 from edge_runtime.dispatcher.storage import StoreBusy, StoreDamaged
-from edge_runtime.sim.hosts import Host, copy_files
+from edge_runtime.sim.hosts import Host, copy_files, cursors_in
 from edge_runtime.sim.world import Car, World
 
 Nemesis = Callable[[World, random.Random], Awaitable[None]]
@@ -325,6 +326,25 @@ async def stale_journals(world: World, rng: random.Random) -> None:
     await _often(world, rng, 40, strike)
 
 
+async def restored_backups(world: World, rng: random.Random) -> None:
+    """The dispatcher's store is replaced by an older backup of it; once is enough for a world."""
+    await asyncio.sleep(rng.uniform(5, world.scale.faults_s / 2))
+    host = world.dispatcher
+    backup = world.folder / "dispatcher.backup"
+    copy_files(host.folder, backup)
+    await asyncio.sleep(rng.uniform(1, world.scale.faults_s / 3))
+    if world.is_healed or not host.is_up:
+        return
+    world.ledger.fault("restored_backup")
+    world.kill(host, rng.choice((0.5, 10.0)))
+    shutil.rmtree(host.folder)
+    copy_files(backup, host.folder)
+    world.requester.kill()
+    kept = cursors_in(host.folder / "dispatcher.db")
+    world.ledger.restored(kept)
+    world.loop.call_later(rng.choice((0.1, 20.0)), world.requester.start)
+
+
 # --- owners and hardware ----------------------------------------------------------------------
 
 
@@ -523,6 +543,7 @@ NEMESES: Final[dict[str, Nemesis]] = {
     "failing_disks": failing_disks,
     "power_cuts": power_cuts,
     "stale_journals": stale_journals,
+    "restored_backups": restored_backups,
     "owners": owners,
     "broken_sensors": broken_sensors,
     "engines": engines,
@@ -559,6 +580,7 @@ FAULT_KINDS: Final = (
     "disk_error",
     "power_cut",
     "stale_journal",
+    "restored_backup",
     "owner_returns",
     "thermal_trip",
     "unplug",

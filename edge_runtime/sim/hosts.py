@@ -196,6 +196,17 @@ def copy_files(source: Path, target: Path) -> None:
             shutil.copyfile(file, target / file.name)
 
 
+def cursors_in(store: Path) -> dict[str, int]:
+    """Each job of a store that nobody holds, and its newest cursor; nothing where it is new."""
+    db = sqlite3.connect(store)
+    try:
+        return dict(db.execute("SELECT id, cursor FROM job").fetchall())
+    except sqlite3.OperationalError:
+        return {}  # not even a table yet
+    finally:
+        db.close()
+
+
 class SimStore(SqliteStore):
     """The production store on a host's disk."""
 

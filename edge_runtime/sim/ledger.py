@@ -79,6 +79,21 @@ class Ledger:
         self.fired[kind] += 1
         self.note(f"fault {kind} {what}")
 
+    def restored(self, kept: dict[str, int]) -> None:
+        """An operator put an older store back: what came after it is given up, knowingly.
+
+        `kept` has the newest cursor of each job that the older store knows.
+        """
+        for job in [job for job in self.jobs if job not in kept]:
+            del self.keys[self.jobs[job].key]
+            del self.jobs[job]
+        for job, submitted in self.jobs.items():
+            submitted.read = [seen for seen in submitted.read if seen.cursor <= kept[job]]
+            submitted.is_done = False
+        for job, told in self.published.items():
+            newest = kept.get(job, 0)
+            self.published[job] = {c: entry for c, entry in told.items() if c <= newest}
+
     # --- the wire, as the broker takes it -------------------------------------------------
 
     def published_message(self, sender: str, message: Message) -> None:
