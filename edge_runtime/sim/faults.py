@@ -6,6 +6,7 @@ the world is honest, connected and eligible, and must drain.
 """
 
 import asyncio
+import contextlib
 import random
 import shutil
 from collections.abc import Awaitable, Callable
@@ -18,10 +19,11 @@ from edge_runtime.bus.memory import Faults, Partition
 from edge_runtime.client import EdgeClient
 from edge_runtime.client.errors import DispatcherRefused, DispatcherUnreachable
 from edge_runtime.contract import codec, limits
-from edge_runtime.contract.messages import Chunk, Fence, ItemDone, Results
+from edge_runtime.contract.errors import Rejected, RemoteError
+from edge_runtime.contract.messages import Chunk, Fence, ItemDone, Results, UnitOffer
 from edge_runtime.contract.topics import Up
-from edge_runtime.dispatcher.storage import StoreBusy, StoreDamaged
-from edge_runtime.sim.hosts import Host, copy_files, cursors_in
+from edge_runtime.dispatcher.storage import Store, StoreBusy, StoreDamaged
+from edge_runtime.sim.hosts import Host, SimStore, copy_files, cursors_in
 from edge_runtime.sim.world import Car, World
 
 Nemesis = Callable[[World, random.Random], Awaitable[None]]
@@ -216,22 +218,30 @@ async def pauses(world: World, rng: random.Random) -> None:
 
 async def second_dispatcher(world: World, rng: random.Random) -> None:
     """Another dispatcher is started on the same store: it must give up."""
-    from edge_runtime.sim.hosts import SimStore  # noqa: PLC0415 - only here
 
     async def strike() -> None:
         if not world.dispatcher.is_up or world.service is None:
             return
+        first = world.service.store
         store = SimStore(world.dispatcher)
+        is_held = _holds(first, store)
         try:
             await store.open(world.dispatcher.now().utc_ms // 1000)
         except StoreBusy:
             world.ledger.fault("second_dispatcher")
         else:
+            if is_held and _holds(first, store):
+                world.ledger.violated("S6", "two dispatchers hold one store")
             await store.close()
             # It may have come between two lives of the first.
             world.ledger.rare["store_was_free"] += 1
 
     await _often(world, rng, 30, strike)
+
+
+def _holds(first: Store, second: SimStore) -> bool:
+    """Whether the first has open what the second wants."""
+    return isinstance(first, SimStore) and first.is_open and first.path == second.path
 
 
 async def clock_jumps(world: World, rng: random.Random) -> None:
@@ -358,7 +368,7 @@ async def owners(world: World, rng: random.Random) -> None:
         signals = car.truth.signals
         match kind:
             case "owner_returns":
-                change: dict[str, object] = {"is_occupied": True, "is_parked": False}
+                change: dict[str, object] = dict(rng.choice(_OWNER_IS_THERE))
             case "thermal_trip":
                 change = {"compute_temperature_c": 95.0}
             case "unplug":
@@ -444,7 +454,8 @@ async def operators(world: World, rng: random.Random) -> None:
                 elif jobs and kind == "cancel" and rng.random() < _HALF:
                     job = rng.choice(jobs)
                     world.ledger.fault(kind, job)
-                    await client.cancel(job)
+                    status = await client.cancel(job)
+                    world.ledger.cancelled.setdefault(job, status.last_cursor)
                 elif jobs and kind == "requeue":
                     await _requeue(world, client, rng.choice(jobs))
             except DispatcherUnreachable as error:
@@ -480,6 +491,7 @@ async def liars(world: World, rng: random.Random) -> None:
         kind, message = _lie(world, rng, car)
         world.ledger.fault(kind, car.name)
         if bus.is_connected:
+            world.ledger.lies.add(message.payload)
             bus.publish_soon(message)
 
     async with bus:
@@ -521,6 +533,88 @@ def _false_result(world: World, rng: random.Random, vehicle: str, kind: str) -> 
     return codec.encode(Results(vehicle=vehicle, boot=1, chunks=(chunk,)))
 
 
+async def eavesdroppers(world: World, rng: random.Random) -> None:
+    """Who hears every offer answers for other cars, and for items that were not in it."""
+    faults = Faults(rng)
+    settings = BusSettings("memory://sim", "ear", subscriptions=(("er/1/+/v/+/dn/work", 1),))
+    offers: dict[tuple[int, Fence], tuple[str, UnitOffer]] = {}
+    signed, decoder = codec.signed_decoder(), codec.work_decoder()
+
+    async def listen() -> None:
+        async for event in bus.events():
+            if isinstance(event, Message):
+                with contextlib.suppress(Rejected):
+                    work = decoder.decode(signed.decode(event.payload).body)
+                    offers.update({(x.unit, x.fence): (work.vehicle, x) for x in work.units})
+
+    async def strike() -> None:
+        if not offers or not bus.is_connected:
+            return
+        known = [offers[key] for key in sorted(offers)]
+        vehicle, offer = rng.choice(known)
+        items = {item.index for item in offer.items}
+        kind = rng.choice(("wrong_attempt", "foreign_item"))
+        if kind == "wrong_attempt":
+            vehicle = rng.choice([car.name for car in world.cars if car.name != vehicle] or [""])
+        else:
+            ours = (other for _, other in known if other.job == offer.job)
+            items = {item.index for other in ours for item in other.items} - items
+        if vehicle and items:
+            world.ledger.fault(kind, vehicle)
+            payload = _stolen(vehicle, offer, items)
+            world.ledger.lies.add(payload)
+            bus.publish_soon(Message(world.topics.up(vehicle, Up.RESULT), payload))
+
+    bus = MemoryBus(settings, world.broker, faults, rng=rng)
+    async with bus:
+        listening = asyncio.ensure_future(listen())
+        try:
+            await _often(world, rng, 2, strike)
+        finally:
+            listening.cancel()
+
+
+def _stolen(vehicle: str, offer: UnitOffer, items: set[int]) -> bytes:
+    """False results of an attempt, in a chunk whose number no true one has."""
+    chunk = Chunk(
+        job=offer.job,
+        unit=offer.unit,
+        fence=offer.fence,
+        model=offer.model,
+        seq=_SEQ_OF_NOBODY,
+        items=tuple(ItemDone(index=index, output=_LIE) for index in sorted(items)),
+    )
+    return codec.encode(Results(vehicle=vehicle, boot=1, chunks=(chunk,)))
+
+
+# --- readers ------------------------------------------------------------------------------------
+
+
+async def feed_readers(world: World, rng: random.Random) -> None:
+    """Somebody reads the feed of all jobs, from its beginning, with pauses and in new streams."""
+    ledger = world.ledger
+
+    async def read() -> None:
+        async with world.client("feed reader") as client:
+            while True:
+                position = ledger.feed[-1][0] if ledger.feed else 0
+                try:
+                    async with asyncio.timeout(rng.choice((1.0, 10.0, 60.0))):
+                        async for entry in client.feed(position):
+                            ledger.feed.append((entry.position, entry.job, entry.result.cursor))
+                except (RemoteError, TimeoutError) as error:
+                    ledger.note(f"feed: {error!r}")
+
+    # It reads on when faults have stopped.
+    ledger.readers.append(asyncio.ensure_future(read()))
+
+
+_OWNER_IS_THERE: Final = (
+    {"is_occupied": True, "is_parked": False},
+    {"is_occupied": True},
+    {"is_parked": False},
+)
+_SEQ_OF_NOBODY: Final = 900
 _LIE: Final = msgspec.Raw(msgspec.msgpack.encode("a lie"))
 
 NEMESES: Final[dict[str, Nemesis]] = {
@@ -550,6 +644,8 @@ NEMESES: Final[dict[str, Nemesis]] = {
     "slow_packages": slow_packages,
     "operators": operators,
     "liars": liars,
+    "eavesdroppers": eavesdroppers,
+    "feed_readers": feed_readers,
 }
 
 FAULT_KINDS: Final = (
@@ -598,6 +694,7 @@ FAULT_KINDS: Final = (
     "wrong_attempt",
     "old_fence",
     "other_car",
+    "foreign_item",
 )
 """Every kind that a campaign must have seen fire."""
 

@@ -77,6 +77,8 @@ class Host:
     ends: list[BaseException | None] = field(default_factory=list)
     open_files: list[Callable[[], None]] = field(default_factory=list)
     image: Path | None = None
+    has_held: set[tuple[int, ...]] = field(default_factory=set)
+    let_go: set[tuple[int, ...]] = field(default_factory=set)
     on_end: Callable[["Host"], None] | None = None
 
     def __post_init__(self) -> None:
@@ -224,6 +226,11 @@ class SimStore(SqliteStore):
         self._host.synced(self._db)
         return before
 
+    @property
+    def is_open(self) -> bool:
+        """Whether it was opened and not closed."""
+        return self._lock_fd is not None
+
     def free_bytes(self) -> int:
         """Nothing on a full disk."""
         return 0 if self._disk.is_full else super().free_bytes()
@@ -240,6 +247,7 @@ class SimJournal(Journal):
     def __init__(self, path: Path, host: Host, commit_delay_s: Callable[[], float]) -> None:
         super().__init__(path)
         self._host = host
+        self._held = self._keys("SELECT unit, epoch, counter, seq FROM chunk")
         self._disk = host.disk
         self._loop = host.loop
         self._commit_delay_s = commit_delay_s
@@ -279,7 +287,19 @@ class SimJournal(Journal):
         self._connection.execute(f"PRAGMA max_page_count={pages}").fetchall()
         done = super()._commit(batch)
         self._host.synced(self._connection)
+        self._look()
         return done
+
+    def _look(self) -> None:
+        """Note what the file holds, and which chunks it no longer does."""
+        chunks = self._keys("SELECT unit, epoch, counter, seq FROM chunk")
+        self._host.has_held |= chunks
+        self._host.has_held |= self._keys("SELECT unit, epoch, counter FROM attempt")
+        self._host.let_go |= self._held - chunks
+        self._held = chunks
+
+    def _keys(self, statement: str) -> set[tuple[int, ...]]:
+        return set(self._connection.execute(statement))
 
     def _apply(self, write: Write) -> None:
         self._disk.check()

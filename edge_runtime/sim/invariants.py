@@ -9,9 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
+import msgspec
+
 from edge_runtime.contract.limits import SIM_ATTEMPTS_PER_UNIT_MAX
-from edge_runtime.contract.messages import Item
-from edge_runtime.contract.reasons import JobState
+from edge_runtime.contract.messages import Fence, Item, ResultError
+from edge_runtime.contract.reasons import ItemError, JobState
+from edge_runtime.dispatcher.storage import StoreDamaged
 from edge_runtime.sim.car import answer
 from edge_runtime.sim.ledger import Submitted
 from edge_runtime.sim.world import World
@@ -19,6 +22,8 @@ from edge_runtime.sim.world import World
 _ENDED: Final = frozenset(
     state.value for state in JobState if state not in {JobState.ACCEPTED, JobState.RUNNING}
 )
+_error: Final = msgspec.msgpack.Decoder(ResultError)
+_issued: Final = msgspec.msgpack.Decoder(tuple[int, ...])
 
 
 def check_end(world: World, store: Path) -> None:
@@ -82,6 +87,72 @@ def s4_exactly_once(world: World, db: sqlite3.Connection) -> None:
                 world.ledger.violated("S4", f"{submitted.job} published another cursor {cursor}")
 
 
+def s2_failures_have_causes(world: World, db: sqlite3.Connection) -> None:
+    """S2. An item is called undecodable only if it is."""
+    rows = db.execute(
+        "SELECT j.id, r.item & 1048575, r.error FROM result r JOIN job j ON j.no=r.job_no"
+        " WHERE r.error IS NOT NULL"
+    )
+    broken = world.cars[0].script.broken
+    for job, item, blob in rows:
+        code = _error.decode(blob).code
+        submitted = world.ledger.jobs.get(job)
+        is_blamed = code is ItemError.UNDECODABLE_INPUT
+        if is_blamed and submitted is not None and submitted.data[item] not in broken:
+            world.ledger.violated("S2", f"{job} item {item} failed as {code.value} without cause")
+
+
+def s2_cancelled_jobs_rest(world: World, db: sqlite3.Connection) -> None:
+    """S2. What the answer to a cancel said of a job stays true: nothing is added to it."""
+    for job, cursor in world.ledger.cancelled.items():
+        if world.ledger.was_requeued(job) or world.ledger.has_gone_back:
+            continue
+        row = db.execute("SELECT state, cursor FROM job WHERE id=?", (job,)).fetchone()
+        if row is None or row[0] not in _ENDED or row[1] != cursor:
+            world.ledger.violated("S2", f"{job} was over at {cursor} results, and is {row}")
+
+
+def s3_memory_and_store_agree(world: World, db: sqlite3.Connection) -> None:
+    """S3. The dispatcher never writes what its store cannot hold: a second end, a used cursor."""
+    del db
+    for error in world.dispatcher.ends:
+        if isinstance(error, StoreDamaged) and isinstance(error.__cause__, sqlite3.IntegrityError):
+            world.ledger.violated("S3", f"the dispatcher contradicts its store: {error.__cause__}")
+
+
+def s4_topics_skip_nothing(world: World, db: sqlite3.Connection) -> None:
+    """S4. Raw topics may repeat and never skip, where the broker loses and refuses nothing."""
+    fired = world.dispatcher_faults.fired
+    if fired["loss"] or fired["refused"]:
+        return
+    for job, cursor in db.execute(
+        "SELECT j.id, r.cursor FROM result r JOIN job j ON j.no=r.job_no ORDER BY r.position"
+    ):
+        if cursor not in world.ledger.published.get(job, {}):
+            world.ledger.violated("S4", f"{job} cursor {cursor} was never published")
+
+
+def s4_feeds_are_whole(world: World, db: sqlite3.Connection) -> None:
+    """S4. Who reads the feed of all jobs reads each result once, in order of commit."""
+    if not world.ledger.readers or world.ledger.has_gone_back:
+        return
+    stored = db.execute(
+        "SELECT r.position, j.id, r.cursor FROM result r JOIN job j ON j.no=r.job_no"
+        " ORDER BY r.position"
+    ).fetchall()
+    known = set(stored)
+    read = [
+        entry
+        for entry in world.ledger.feed
+        # A dead letter that was requeued is a result no more.
+        if entry in known or not world.ledger.was_requeued(entry[1])
+    ]
+    if read != stored:
+        pairs = zip([*read, None], [*stored, None], strict=False)
+        differs = next((pair for pair in pairs if pair[0] != pair[1]), None)
+        world.ledger.violated("S4", f"the feed was read as (read, stored): {differs}")
+
+
 def s5_no_fabrication(world: World, db: sqlite3.Connection) -> None:
     """S5. Every output is the answer to its item, and came from a car that was offered it."""
     for submitted in world.ledger.jobs.values():
@@ -97,6 +168,19 @@ def s5_no_fabrication(world: World, db: sqlite3.Connection) -> None:
         world.ledger.violated("S5", f"{job} item {item} from {vehicle}, who never had it")
 
 
+def s5_work_is_counted_once(world: World, db: sqlite3.Connection) -> None:
+    """S5. An attempt is credited no more time than computing its unit's items takes."""
+    item_ms = {car.name: car.script.item_s * 1000 for car in world.cars}
+    rows = db.execute("SELECT unit, vehicle, issued, busy_ms FROM attempt").fetchall()
+    items: dict[int, set[int]] = {}
+    for unit, _, issued, _ in rows:
+        items.setdefault(unit, set()).update(_issued.decode(issued))
+    for unit, vehicle, _, busy_ms in rows:
+        most_ms = len(items[unit]) * item_ms[vehicle]
+        if busy_ms > most_ms + 1:
+            world.ledger.violated("S5", f"unit {unit}: {vehicle} has {busy_ms} of {most_ms} ms")
+
+
 def s6_fences(world: World, db: sqlite3.Connection) -> None:
     """S6. No fence of a unit was given out twice, and each belongs to one car."""
     rows = db.execute(
@@ -104,6 +188,12 @@ def s6_fences(world: World, db: sqlite3.Connection) -> None:
     )
     for epoch, counter, count in rows:
         world.ledger.violated("S6", f"fence {epoch}.{counter} was given out {count} times")
+    last = Fence(0, 0)
+    for epoch, counter in db.execute("SELECT epoch, counter FROM attempt ORDER BY no"):
+        fence = Fence(epoch, counter)
+        if fence <= last:
+            world.ledger.violated("S6", f"fence {fence} was given out after {last}")
+        last = fence
 
 
 def l1_everything_ends(world: World, db: sqlite3.Connection) -> None:
@@ -151,6 +241,16 @@ def journals_are_empty(world: World, db: sqlite3.Connection) -> None:
             journal.close()
 
 
+def s12_chunks_wait_for_answers(world: World, db: sqlite3.Connection) -> None:
+    """S12. A car lets go of a chunk only when the dispatcher has answered it."""
+    del db
+    for car in world.cars:
+        for unit, epoch, counter, seq in sorted(car.host.let_go):
+            key = (car.name, unit, Fence(epoch, counter), seq)
+            if key not in world.ledger.answered:
+                world.ledger.violated("S12", f"{key} was dropped unanswered")
+
+
 def _right(submitted: Submitted, index: int) -> bytes:
     return answer(Item(index=index, media_type="", data=submitted.data[index]))
 
@@ -158,11 +258,18 @@ def _right(submitted: Submitted, index: int) -> bytes:
 CHECKS: Final[tuple[Callable[[World, sqlite3.Connection], None], ...]] = (
     s1_durable_accept,
     s2_conservation,
+    s2_failures_have_causes,
+    s2_cancelled_jobs_rest,
+    s3_memory_and_store_agree,
     s4_exactly_once,
+    s4_topics_skip_nothing,
+    s4_feeds_are_whole,
     s5_no_fabrication,
+    s5_work_is_counted_once,
     s6_fences,
     l1_everything_ends,
     l2_attempts_are_bounded,
     l3_requesters_get_everything,
     journals_are_empty,
+    s12_chunks_wait_for_answers,
 )

@@ -6,6 +6,7 @@ of it, which is the trace that two runs of a seed must share.
 
 import hashlib
 from collections import Counter, deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from edge_runtime.bus import Message
@@ -56,6 +57,12 @@ class Ledger:
         self.fences: dict[int, dict[Fence, str]] = {}
         self.newest_fence: dict[int, Fence] = {}
         self.published: dict[str, dict[int, tuple[int, bool, bytes]]] = {}
+        self.answered: set[tuple[str, int, Fence, int]] = set()
+        self.cancelled: dict[str, int] = {}
+        self.feed: list[tuple[int, str, int]] = []
+        self.readers: list[object] = []
+        self.lies: set[bytes] = set()
+        self.witnesses: list[Callable[[Message], None]] = []
         self.now_s = 0.0
 
     @property
@@ -73,6 +80,16 @@ class Ledger:
         """A promise was broken."""
         self.violations.append(f"{invariant}: {what}")
         self.note(f"VIOLATION {invariant}: {what}")
+
+    @property
+    def has_gone_back(self) -> bool:
+        """Whether an older store was put back: what was told after it is given up, knowingly."""
+        return self.fired["restored_backup"] > 0
+
+    def was_requeued(self, job: str) -> bool:
+        """Whether ends of the job's items may have been withdrawn."""
+        submitted = self.jobs.get(job)
+        return submitted is not None and submitted.was_requeued
 
     def fault(self, kind: str, what: str = "") -> None:
         """A nemesis struck."""
@@ -104,6 +121,8 @@ class Ledger:
             self._offered(message)
         elif message.topic.endswith("/results"):
             self._results(message)
+        for heard in self.witnesses:
+            heard(message)
 
     def _offered(self, message: Message) -> None:
         try:

@@ -32,6 +32,7 @@ from edge_runtime.sim.hosts import Host, SimJournal, SimStore
 from edge_runtime.sim.ledger import Ledger, Seen, Submitted
 from edge_runtime.sim.loop import SimLoop
 from edge_runtime.sim.web import Network, SimTransport
+from edge_runtime.sim.witness import Witness
 from edge_runtime.vehicle.agent import VehicleAgent, VehicleSettings
 
 TENANT: Final = "sim"
@@ -209,6 +210,10 @@ class World:
         self.dispatcher.on_end = self.came_to_an_end
         self.service: DispatcherService | None = None
         self.cars = [Car(self, f"car{n}", folder) for n in range(scale.cars)]
+        witness = Witness(self.ledger, self.topics, self.dispatcher)
+        witness.watch([car.host for car in self.cars])
+        self.ledger.witnesses.append(witness.heard)
+        self.dispatcher.open_files.append(witness.close)
         self.requester = Host("requester", loop, folder, self._request)
         self.requester.on_end = self.came_to_an_end
         self.expected_ends: tuple[type[BaseException], ...] = ()

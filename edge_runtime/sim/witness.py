@@ -1,0 +1,172 @@
+"""Told means on disk: what reaches the broker is compared with what its sender has kept.
+
+Invariants
+- S1: an offer, a result and a `stored` are in the dispatcher's store before anybody can read
+  them; a Taken and a chunk have been in the car's journal before.
+- S12: a car lets go of a chunk only after the dispatcher's answer to it.
+
+The witness reads the files themselves: a program that only believes to have written is caught.
+Deliberately absent: what liars send, which nobody wrote down; what a dispatcher says after an
+older store was put back, since words from before may still be under way.
+"""
+
+import sqlite3
+from collections.abc import Iterable, Sequence
+
+from edge_runtime.bus import Message
+from edge_runtime.contract import codec
+from edge_runtime.contract.errors import Rejected
+from edge_runtime.contract.messages import Chunk, ChunkAnswer, Fence, JobResults, Taken
+from edge_runtime.contract.reasons import ChunkVerdict
+from edge_runtime.contract.topics import Down, Topics, Up
+from edge_runtime.sim.hosts import Host
+from edge_runtime.sim.ledger import Ledger
+
+_ChunkKey = tuple[str, int, Fence, int]
+
+
+class Witness:
+    """See the module. `heard` takes every message that the broker takes."""
+
+    def __init__(self, ledger: Ledger, topics: Topics, dispatcher: Host) -> None:
+        self._ledger = ledger
+        self._topics = topics
+        self._dispatcher = dispatcher
+        self._cars: dict[str, Host] = {}
+        self._signed = codec.signed_decoder()
+        self._work = codec.work_decoder()
+        self._control = codec.control_decoder()
+        self._acks = codec.acks_decoder()
+        self._results = codec.results_decoder()
+        self._chunks: dict[_ChunkKey, Chunk] = {}
+        self._proven: set[tuple[str | int, ...]] = set()
+        self._db: sqlite3.Connection | None = None
+        self._db_inode = -1
+
+    def watch(self, cars: Sequence[Host]) -> None:
+        """These hosts are the cars."""
+        self._cars = {host.name: host for host in cars}
+
+    def heard(self, message: Message) -> None:
+        """A message reached the broker."""
+        if message.payload in self._ledger.lies:
+            return
+        kind = message.topic.rpartition("/")[2]
+        try:
+            match kind:
+                case Down.WORK.value if "/dn/" in message.topic:
+                    self._offers(message)
+                case Down.CONTROL.value if "/dn/" in message.topic:
+                    self._answers(message)
+                case Up.ACK.value if "/up/" in message.topic:
+                    self._taken(message)
+                case Up.RESULT.value if "/up/" in message.topic:
+                    self._sent(message)
+                case "results":
+                    self._published(message)
+                case _:
+                    pass
+        except Rejected:
+            return  # garbage; whoever reads it counts it
+
+    def close(self) -> None:
+        """Let go of the store."""
+        if self._db is not None:
+            self._db.close()
+            self._db = None
+
+    # --- the dispatcher -------------------------------------------------------------------
+
+    def _offers(self, message: Message) -> None:
+        work = self._work.decode(self._signed.decode(message.payload).body)
+        for unit in work.units:
+            self._require_stored(
+                ("offer", unit.unit, *unit.fence, work.vehicle),
+                "SELECT 1 FROM attempt WHERE unit=? AND epoch=? AND counter=? AND vehicle=?",
+            )
+
+    def _answers(self, message: Message) -> None:
+        control = self._control.decode(self._signed.decode(message.payload).body)
+        for order in control.orders:
+            if not isinstance(order, ChunkAnswer):
+                continue
+            for seq in range(order.first_seq, order.through_seq + 1):
+                key = (control.vehicle, order.unit, order.fence, seq)
+                self._ledger.answered.add(key)
+                chunk = self._chunks.get(key)
+                if chunk is not None and order.verdict is ChunkVerdict.STORED:
+                    self._require_any_stored(chunk)
+
+    def _require_any_stored(self, chunk: Chunk) -> None:
+        """`stored` says that one item at least was settled or struck."""
+        key = ("stored", chunk.job, chunk.unit, *chunk.fence, chunk.seq)
+        if (
+            key in self._proven
+            or self._ledger.was_requeued(chunk.job)
+            or self._ledger.has_gone_back
+        ):
+            return
+        self._proven.add(key)
+        marks = ",".join("?" * len(chunk.items))
+        found = self._store().execute(
+            "SELECT 1 FROM job j WHERE j.id=?1 AND (EXISTS (SELECT 1 FROM result r"  # noqa: S608 - only question marks
+            f" WHERE r.job_no=j.no AND r.item & 1048575 IN ({marks})) OR EXISTS"
+            " (SELECT 1 FROM strike s WHERE s.job_no=j.no))",
+            (chunk.job, *(item.index for item in chunk.items)),
+        )
+        if found.fetchone() is None:
+            self._ledger.violated("S1", f"{_words(key)} was said before it was on disk")
+
+    def _published(self, message: Message) -> None:
+        results = codec.decode_public(message.payload)
+        if isinstance(results, JobResults) and not self._ledger.was_requeued(results.job):
+            for entry in results.results:
+                self._require_stored(
+                    ("result", results.job, entry.cursor),
+                    "SELECT 1 FROM result r JOIN job j ON j.no=r.job_no"
+                    " WHERE j.id=? AND r.cursor=?",
+                )
+
+    def _require_stored(self, key: tuple[str | int, ...], statement: str) -> None:
+        """`key` without its first word is what the statement asks for."""
+        if key in self._proven or self._ledger.has_gone_back:
+            return
+        self._proven.add(key)
+        if self._store().execute(statement, key[1:]).fetchone() is None:
+            self._ledger.violated("S1", f"{_words(key)} was told before it was on disk")
+
+    def _store(self) -> sqlite3.Connection:
+        """The dispatcher's file as it is now; another one after each of its deaths."""
+        path = self._dispatcher.folder / "dispatcher.db"
+        inode = path.stat().st_ino
+        if self._db is None or inode != self._db_inode:
+            self.close()
+            self._db = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
+            self._db_inode = inode
+        return self._db
+
+    # --- cars -----------------------------------------------------------------------------
+
+    def _taken(self, message: Message) -> None:
+        acks = self._acks.decode(message.payload)
+        for verdict in acks.verdicts:
+            if isinstance(verdict, Taken):
+                self._require_held(acks.vehicle, (verdict.unit, *verdict.fence))
+
+    def _sent(self, message: Message) -> None:
+        results = self._results.decode(message.payload)
+        for chunk in results.chunks:
+            self._chunks[results.vehicle, chunk.unit, chunk.fence, chunk.seq] = chunk
+            self._require_held(results.vehicle, (chunk.unit, *chunk.fence, chunk.seq))
+
+    def _require_held(self, vehicle: str, key: tuple[int, ...]) -> None:
+        car = self._cars.get(vehicle)
+        if car is not None and key not in car.has_held and (vehicle, *key) not in self._proven:
+            self._proven.add((vehicle, *key))
+            self._ledger.violated(
+                "S1", f"{vehicle} told of {_words(key)} before its journal held it"
+            )
+
+
+def _words(key: Iterable[str | int]) -> str:
+    return " ".join(str(part) for part in key)
