@@ -85,11 +85,14 @@ class Truth:
 
     def may_compute(self) -> bool:
         """Whether the owner's policy, on the true signals, lets work that runs go on."""
+        return self.has_consent and self.do_signals_allow()
+
+    def do_signals_allow(self) -> bool:
+        """As `may_compute`, consent aside: that is in a file, which is read once a second."""
         signals = self.signals
         charge, heat = signals["charge_percent"], signals["compute_temperature_c"]
         return bool(
-            self.has_consent
-            and signals["is_plugged"]
+            signals["is_plugged"]
             and signals["is_parked"]
             and not signals["is_occupied"]
             and charge is not None

@@ -23,6 +23,7 @@ from edge_runtime.contract.errors import Rejected, RemoteError
 from edge_runtime.contract.messages import Chunk, Fence, ItemDone, Results, UnitOffer
 from edge_runtime.contract.topics import Up
 from edge_runtime.dispatcher.storage import Store, StoreBusy, StoreDamaged
+from edge_runtime.sim.car import good_signals
 from edge_runtime.sim.hosts import Host, SimStore, copy_files, cursors_in
 from edge_runtime.sim.world import Car, World
 
@@ -377,7 +378,7 @@ async def owners(world: World, rng: random.Random) -> None:
                 change = {}
                 car.truth.has_consent = False
                 car.write_policy()
-        before = {name: signals[name] for name in change}
+        before = {name: good_signals()[name] for name in change}
         signals.update(change)  # type: ignore[arg-type] # values of the same kinds
         car.changed()
         await asyncio.sleep(rng.choice((0.3, 2.0, 20.0)))
@@ -399,12 +400,17 @@ async def broken_sensors(world: World, rng: random.Random) -> None:
         if rng.random() < _HALF or name == "is_parked":
             world.ledger.fault("sensor_stale", f"{car.name} {name}")
             car.sensors.mute.add(name)
+            if rng.random() < _HALF:
+                car.truth.signals[name] = _BEHIND_A_DEAD_SENSOR[name]
+                car.changed(tell=False)
         else:
             world.ledger.fault("sensor_absurd", f"{car.name} {name}")
             car.sensors.absurd[name] = rng.choice((-1e9, 1e9, float("nan"), float("inf")))
         await asyncio.sleep(rng.choice((2.0, 12.0)))
         car.sensors.mute.clear()
         car.sensors.absurd.clear()
+        car.truth.signals[name] = good_signals()[name]
+        car.changed()
 
     await _often(world, rng, 20, strike)
 
@@ -609,6 +615,11 @@ async def feed_readers(world: World, rng: random.Random) -> None:
     ledger.readers.append(asyncio.ensure_future(read()))
 
 
+_BEHIND_A_DEAD_SENSOR: Final[dict[str, float | bool]] = {
+    "charge_percent": 10.0,
+    "is_parked": False,
+    "compute_temperature_c": 95.0,
+}
 _OWNER_IS_THERE: Final = (
     {"is_occupied": True, "is_parked": False},
     {"is_occupied": True},

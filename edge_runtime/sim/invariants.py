@@ -206,6 +206,14 @@ def l1_everything_ends(world: World, db: sqlite3.Connection) -> None:
             world.ledger.violated("L1", f"{key} was never accepted")
 
 
+def l1_engines_are_free(world: World, db: sqlite3.Connection) -> None:
+    """L1. Long after the last reason to stop has passed no engine is frozen."""
+    del db
+    for car in world.cars:
+        if car.engine is not None and car.engine.is_frozen:
+            world.ledger.violated("L1", f"{car.name} keeps its engine frozen")
+
+
 def l2_attempts_are_bounded(world: World, db: sqlite3.Connection) -> None:
     """L2. Nothing is tried for ever."""
     rows = db.execute(
@@ -268,6 +276,7 @@ CHECKS: Final[tuple[Callable[[World, sqlite3.Connection], None], ...]] = (
     s5_work_is_counted_once,
     s6_fences,
     l1_everything_ends,
+    l1_engines_are_free,
     l2_attempts_are_bounded,
     l3_requesters_get_everything,
     journals_are_empty,

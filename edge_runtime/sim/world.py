@@ -28,7 +28,7 @@ from edge_runtime.dispatcher.chores import Chores
 from edge_runtime.dispatcher.desk import FrontDesk
 from edge_runtime.dispatcher.service import DispatcherService, DispatcherSettings
 from edge_runtime.sim.car import EngineScript, SimEngine, SimPackages, SimSensors, Truth
-from edge_runtime.sim.hosts import Host, SimJournal, SimStore
+from edge_runtime.sim.hosts import Host, OneLife, SimJournal, SimStore
 from edge_runtime.sim.ledger import Ledger, Seen, Submitted
 from edge_runtime.sim.loop import SimLoop
 from edge_runtime.sim.web import Network, SimTransport
@@ -113,6 +113,7 @@ class Car:
         self.host.on_end = world.came_to_an_end
         self.sensors = SimSensors(self.truth, lambda: self.host.now().boot_ns)
         self.engine: SimEngine | None = None
+        self._engine_life: OneLife | None = None
         self.policy = folder / f"{name}.toml"
         self._policies = 0
         self.write_policy()
@@ -133,6 +134,15 @@ class Car:
             self.world.loop.call_later(_STOP_BOUND_S, self._must_have_stopped)
         if tell and self.host.is_up:
             self.sensors.tell()
+            self._must_stand_still()
+
+    def _must_stand_still(self) -> None:
+        """What a sensor tells stops the engine in the same call."""
+        life, is_told = self.host.life, not (self.sensors.mute or self.sensors.absurd)
+        is_watched = life is not None and not life.is_paused and life is self._engine_life
+        is_computing = self.engine is not None and self.engine.is_computing
+        if is_watched and is_told and is_computing and not self.truth.do_signals_allow():
+            self.world.ledger.violated("S9", f"{self.name} computes on when its sensors have told")
 
     def _must_have_stopped(self) -> None:
         since_s = self.truth.wrong_since_s
@@ -156,6 +166,7 @@ class Car:
 
     def _make_engine(self, emit: Any) -> SimEngine:
         world = self.world
+        self._engine_life = self.host.life
         self.engine = SimEngine(emit, world.loop, self.script, self.rng, self._started)
         return self.engine
 
