@@ -31,7 +31,7 @@ _DISPATCHER_CORE = (
         "dispatcher/core/machine.py",
         "if unit.vehicle != vehicle or unit.job.spec.id != chunk.job:",
         "if unit.job.spec.id != chunk.job:",
-        needs=("liars",),
+        needs=("eavesdroppers",),
     ),
     Mutation(
         "late-chunk-of-another-car",
@@ -40,7 +40,7 @@ _DISPATCHER_CORE = (
         "dispatcher/core/machine.py",
         "if old.vehicle != vehicle or old.job != chunk.job:",
         "if old.job != chunk.job:",
-        needs=("liars",),
+        needs=("eavesdroppers",),
     ),
     Mutation(
         "items-never-issued",
@@ -49,7 +49,7 @@ _DISPATCHER_CORE = (
         "dispatcher/core/machine.py",
         "if result.index in issued and self._settling.take_late(job, result, vehicle, now):",
         "if self._settling.take_late(job, result, vehicle, now):",
-        needs=("greed",),
+        needs=("eavesdroppers",),
     ),
     Mutation(
         "any-item-of-the-job",
@@ -58,7 +58,7 @@ _DISPATCHER_CORE = (
         "dispatcher/core/machine.py",
         "            if result.index in unit.open:\n",
         "            if result.index in job.items:\n",
-        needs=("greed",),
+        needs=("eavesdroppers",),
     ),
     Mutation(
         "refused-not-requeued",
@@ -232,6 +232,7 @@ _DISPATCHER_SHELL = (
         "dispatcher/desk.py",
         "asyncio.ensure_future(self._service.commit(events)).add_done_callback(finished)",
         "committed.set_result(asyncio.ensure_future(self._service.commit(events)) and None)",
+        needs=("dispatcher_kills", "failing_disks"),
     ),
     Mutation(
         "key-ignored",
@@ -320,7 +321,7 @@ _DISPATCHER_SHELL = (
         "dispatcher/storage/sqlite.py",
         "a.vehicle=? AND j.id=?",
         "a.vehicle<>?||'.' AND j.id=?",
-        needs=("liars",),
+        needs=("eavesdroppers", "dispatcher_kills"),
     ),
     Mutation(
         "store-not-locked",
@@ -441,15 +442,6 @@ _CAR = (
         needs=("owners",),
     ),
     Mutation(
-        "grace-without-end",
-        "A stop that was expected to pass keeps the work for as long as it lasts.",
-        "L1",
-        "vehicle/core/ladder.py",
-        "                    self.until_ns = now.boot_ns + limits.THAW_GRACE_MS * NS_PER_MS\n",
-        "                    self.until_ns = None\n",
-        needs=("owners",),
-    ),
-    Mutation(
         "thawed-never",
         "When the reason to stop has passed the engine stays frozen.",
         "L1",
@@ -492,7 +484,7 @@ _CAR = (
         "vehicle/core/readings.py",
         "        if not 0 <= now.boot_ns - reading.at_ns <= STALE_NS:\n",
         "        if not 0 <= now.boot_ns - reading.at_ns:\n",
-        needs=("owners", "broken_sensors"),
+        needs=("broken_sensors",),
     ),
     Mutation(
         "unplugged-ignored",
