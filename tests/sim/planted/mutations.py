@@ -416,14 +416,6 @@ _CAR = (
         "                case _:\n                    pass\n",
     ),
     Mutation(
-        "older-fence-adopted",
-        "An offer with an older fence takes over the run of a newer one.",
-        "S6",
-        "vehicle/core/work.py",
-        "        elif seen and offer.fence < max(seen):\n",
-        "        elif seen and offer.fence == max(seen):\n",
-    ),
-    Mutation(
         "engine-dies-unblamed",
         "An item that kills the engine is not reported: it is computed again on the same car.",
         "L1",
