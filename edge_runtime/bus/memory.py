@@ -173,7 +173,8 @@ class MemoryBroker:
         client_id = link.settings.client_id
         session = self._sessions.get(client_id)
         if session is not None and session.link is not None:
-            self._end(session, session.link, "session taken over", publish_will=True)
+            # Mosquitto sends no Will then: who took over is there.
+            self._end(session, session.link, "session taken over", publish_will=False)
         expires_at_s = None if session is None else session.expires_at_s
         if session is not None and (
             link.settings.session_expiry_s == 0

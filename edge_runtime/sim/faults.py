@@ -479,9 +479,14 @@ async def _requeue(world: World, client: EdgeClient, job: str) -> None:
         return
     world.ledger.fault("requeue", job)
     submitted.was_requeued = True
-    submitted.is_done = False
-    await client.requeue(job)
-    world.requester.run(world.read_again(submitted), "reads again")
+    try:
+        await client.requeue(job)
+    finally:  # it may have come to pass although nobody heard
+        submitted.is_done = False
+        if world.requester.is_up:
+            world.requester.run(world.read_again(submitted), "reads again")
+        else:
+            world.requester.start()
 
 
 # --- hostile peers ----------------------------------------------------------------------------

@@ -91,7 +91,8 @@ def _draw(world: World) -> tuple[str, ...]:
     """Each nemesis takes part in half of the seeds: few at a time find what many hide."""
     rng = world.fork("nemeses")
     share = rng.choice((0.15, 0.3, 0.6))
-    return tuple(name for name in NEMESES if rng.random() < share)
+    # Each by a draw of its own: a new one leaves the worlds without it as they were.
+    return tuple(name for name in NEMESES if world.fork(f"takes part/{name}").random() < share)
 
 
 async def _live(world: World, chosen: tuple[str, ...]) -> None:

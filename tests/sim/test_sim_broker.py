@@ -64,13 +64,14 @@ async def history(rig: Rig) -> list[str]:
                 await hear("away", again, 5)
                 await sender.bus.publish(Message(rig.topic("q"), b"after"))
                 await hear("away", again, 1)
-            # A client id that is taken over leaves its Will.
+            # A client id that is taken over leaves no Will.
             async with Reader(rig.bus("will/+")) as w:
                 await w.up()
                 async with Reader(rig.bus(client_id="c", will=will)) as c:
                     await c.up()
                     async with Reader(rig.bus(client_id="c")) as thief:
                         await thief.up()
+                        await sender.bus.publish(Message(rig.topic("will/d"), b"not a will"))
                         await hear("w", w, 1)
     return lines
 
