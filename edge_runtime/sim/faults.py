@@ -483,10 +483,6 @@ async def _requeue(world: World, client: EdgeClient, job: str) -> None:
         await client.requeue(job)
     finally:  # it may have come to pass although nobody heard
         submitted.is_done = False
-        if world.requester.is_up:
-            world.requester.run(world.read_again(submitted), "reads again")
-        else:
-            world.requester.start()
 
 
 # --- hostile peers ----------------------------------------------------------------------------

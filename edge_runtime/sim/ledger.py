@@ -37,7 +37,6 @@ class Submitted:
     read: list[Seen] = field(default_factory=list)
     is_done: bool = False
     was_requeued: bool = False
-    readers: int = 0
 
 
 class Ledger:

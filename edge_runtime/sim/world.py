@@ -40,6 +40,7 @@ _RESTART_S: Final = 2.0
 _POLICY: Final = "dwell_s = 1\n[consent]\ngiven = {consent}\nversion = 1\n"
 _STOP_BOUND_S: Final = 5.0
 _DAY_S: Final = 86_400.0
+_LOOK_S: Final = 2.0
 
 
 @dataclass(frozen=True)
@@ -270,8 +271,6 @@ class World:
         self.ledger.rare["ended_by_itself"] += 1
         if host is self.dispatcher:
             self.network.server_died()
-        if host is self.requester and error is None:
-            return  # it has read everything
         if error is not None and not isinstance(error, EdgeError):
             self.ledger.violated("S11", f"{host.name} ended with {error!r}")
         self.loop.call_later(_RESTART_S, host.start)
@@ -348,23 +347,16 @@ class World:
             self.ledger.violated("S8", f"{key} is two jobs: {known}, {status.job}")
         submitted = self.ledger.jobs.setdefault(status.job, Submitted(status.job, key, data))
         self.ledger.note(f"requester: {key} accepted as {status.job}")
-        await self._read(client, submitted)
-
-    async def read_again(self, submitted: Submitted) -> None:
-        """Read on after dead letters were requeued."""
-        async with self.client("reads again") as client:
+        while True:  # a dead letter may be requeued long after its job's end
             await self._read(client, submitted)
+            await asyncio.sleep(_LOOK_S)
 
     async def _read(self, client: EdgeClient, submitted: Submitted) -> None:
-        """Read a job to its end from where it was left; of two readers the newer goes on."""
-        submitted.readers += 1
-        reader = submitted.readers
+        """Read a job to its end from where it was left."""
         while not submitted.is_done:
             cursor = submitted.read[-1].cursor if submitted.read else 0
             try:
                 async for result in client.results(submitted.job, cursor):
-                    if submitted.readers != reader:
-                        return
                     submitted.read.append(
                         Seen(result.cursor, result.item, result.ok, _packed(result.output))
                     )
