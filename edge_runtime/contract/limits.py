@@ -318,6 +318,8 @@ PUBLISHED_FLUSH_S: Final = 0.5
 SWEEP_INTERVAL_S: Final = 30.0
 SWEEP_JOBS: Final = 500
 FLEET_AGGREGATE_INTERVAL_S: Final = 10.0
+HOST_ANNOUNCE_AGAIN_S: Final = 30.0
+"""Every car hears it: so often at most, and only when a car could not find the packages."""
 STREAM_HEARTBEAT_S: Final = 15.0
 OPEN_JOBS_COUNT_REFRESH_S: Final = 5.0
 

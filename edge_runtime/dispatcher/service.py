@@ -33,6 +33,7 @@ from edge_runtime.contract import codec, limits
 from edge_runtime.contract.clock import Now
 from edge_runtime.contract.errors import Rejected, RejectionReason
 from edge_runtime.contract.messages import Control, HostStatus, JobStatus, WorkOffer
+from edge_runtime.contract.reasons import ReleaseReason
 from edge_runtime.contract.topics import DEFAULT_NAMESPACE, Down, Topics, require_id
 from edge_runtime.dispatcher.core.commands import (
     AddResult,
@@ -105,6 +106,7 @@ class DispatcherService:
         self.shelf = Shelf(settings.models_dir)
         self.store_state = "opening"
         self.models_url = ""
+        self._announce_again_at_s = 0.0
         self.committed = Committed()
         self.ended_jobs = asyncio.Lock()
         """Held while an ended job is deleted, or read and run again: never both."""
@@ -241,6 +243,13 @@ class DispatcherService:
         """Cars fetch packages here from now on."""
         self.models_url = models_url
         if self.bus.is_connected:
+            self.publish(self._host_message(online=True))
+
+    def _announce_again(self) -> None:
+        """A car did not know where packages are: the broker may have lost what it was told."""
+        now_s = asyncio.get_running_loop().time()
+        if now_s >= self._announce_again_at_s and self.bus.is_connected:
+            self._announce_again_at_s = now_s + limits.HOST_ANNOUNCE_AGAIN_S
             self.publish(self._host_message(online=True))
 
     async def _read_bus(self) -> None:
@@ -416,6 +425,8 @@ class DispatcherService:
                 self._failed_in_bulk(command)
             elif isinstance(command, EndAttempt):
                 _log_unit(self._lines, command)
+                if command.release_reason is ReleaseReason.MODEL_UNAVAILABLE:
+                    self._announce_again()
 
     def _failed_in_bulk(self, command: FailRemaining) -> None:
         self.publisher.fall_behind(command.tenant, command.job)
