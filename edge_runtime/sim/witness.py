@@ -1,8 +1,8 @@
 """Told means on disk: what reaches the broker is compared with what its sender has kept.
 
 Invariants
-- S1: an offer, a result and a `stored` are in the dispatcher's store before anybody can read
-  them; a Taken and a chunk have been in the car's journal before.
+- S1: an accepted job, an offer, a result and a `stored` are in the dispatcher's store before
+  anybody can read them; a Taken and a chunk have been in the car's journal before.
 - S12: a car lets go of a chunk only after the dispatcher's answer to it.
 
 The witness reads the files themselves: a program that only believes to have written is caught.
@@ -68,6 +68,10 @@ class Witness:
                     pass
         except Rejected:
             return  # garbage; whoever reads it counts it
+
+    def accepted(self, job: str) -> None:
+        """A requester has just been told that its job is accepted."""
+        self._require_stored(("job", job), "SELECT 1 FROM job WHERE id=?")
 
     def close(self) -> None:
         """Let go of the store."""

@@ -222,10 +222,10 @@ class World:
         self.dispatcher.on_end = self.came_to_an_end
         self.service: DispatcherService | None = None
         self.cars = [Car(self, f"car{n}", folder) for n in range(scale.cars)]
-        witness = Witness(self.ledger, self.topics, self.dispatcher)
-        witness.watch([car.host for car in self.cars])
-        self.ledger.witnesses.append(witness.heard)
-        self.dispatcher.open_files.append(witness.close)
+        self.witness = Witness(self.ledger, self.topics, self.dispatcher)
+        self.witness.watch([car.host for car in self.cars])
+        self.ledger.witnesses.append(self.witness.heard)
+        self.dispatcher.open_files.append(self.witness.close)
         self.requester = Host("requester", loop, folder, self._request)
         self.requester.on_end = self.came_to_an_end
         self.expected_ends: tuple[type[BaseException], ...] = ()
@@ -347,6 +347,7 @@ class World:
             self.ledger.violated("S8", f"{key} is two jobs: {known}, {status.job}")
         submitted = self.ledger.jobs.setdefault(status.job, Submitted(status.job, key, data))
         self.ledger.note(f"requester: {key} accepted as {status.job}")
+        self.witness.accepted(status.job)
         while True:  # a dead letter may be requeued long after its job's end
             await self._read(client, submitted)
             await asyncio.sleep(_LOOK_S)

@@ -232,7 +232,6 @@ _DISPATCHER_SHELL = (
         "dispatcher/desk.py",
         "asyncio.ensure_future(self._service.commit(events)).add_done_callback(finished)",
         "committed.set_result(asyncio.ensure_future(self._service.commit(events)) and None)",
-        needs=("dispatcher_kills", "failing_disks"),
     ),
     Mutation(
         "key-ignored",
