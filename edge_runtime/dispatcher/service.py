@@ -59,6 +59,9 @@ from edge_runtime.dispatcher.storage import Recovered, Store, StoreDamaged, Stor
 _log = structlog.get_logger(__name__)
 _MSGPACK = "application/x-msgpack"
 _COMMIT_RETRY_FIRST_S = 0.05
+_EPOCHS_FROM = 1_767_225_600
+"""1 January 2026 in UTC seconds, which epochs are: no dispatcher is older."""
+_UNIT_BITS_PER_EPOCH = 22
 
 
 def system_clock() -> Now:
@@ -86,6 +89,15 @@ class _Tick:
 
     events: Sequence[Event]
     done: asyncio.Future[None] | None = None
+
+
+def _first_unit(epoch: int) -> int:
+    """The first unit number of an epoch, beyond every one of earlier epochs.
+
+    A store that is put back from a backup does not know the units given out since; a car that
+    still runs one of them would take a new unit of that number for it.
+    """
+    return max(0, epoch - _EPOCHS_FROM) << _UNIT_BITS_PER_EPOCH
 
 
 class DispatcherService:
@@ -197,7 +209,7 @@ class DispatcherService:
         core = DispatcherCore(
             epoch=recovered.epoch,
             next_job_no=recovered.next_job_no,
-            next_unit=recovered.next_unit,
+            next_unit=max(recovered.next_unit, _first_unit(recovered.epoch)),
         )
         fleet = core.fleet
         for birth in recovered.births:
