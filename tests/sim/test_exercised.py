@@ -20,7 +20,8 @@ from edge_runtime.sim.runner import make_ground
 from edge_runtime.vehicle.agent import VehicleAgent
 from edge_runtime.vehicle.core import commands as vehicle_commands
 
-SEEDS = 60
+SEEDS = 40
+SEEDS_OF_PEOPLE = 15
 
 NOT_YET: dict[str, str] = {
     "desired": "no dispatcher publishes it before models are prefetched",
@@ -93,6 +94,8 @@ def exercised() -> dict[str, set[str]]:
     with make_ground() as ground:
         for seed in range(SEEDS):
             Scenario().run(seed, ground)
+        for seed in range(SEEDS_OF_PEOPLE):
+            Scenario(nemeses=("engines", "operators"), faults_s=180).run(seed, ground)
     patch.undo()
     structlog.configure(**before)
     return seen
