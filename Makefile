@@ -84,7 +84,7 @@ fuzz: $(STAMPS)/fuzz
 chaos: $(STAMPS)/dev $(STAMPS)/models mosquitto
 	@$(BIN)/python tests/chaos/run.py $(ARGS)
 
-# An hour or two: every mutation of tests/sim/planted, until a seed notices. Writes the table.
+# About ten minutes: every mutation of tests/sim/planted, until a seed notices. Writes the table.
 planted: $(STAMPS)/dev
 	@PYTHONPATH=tests/sim $(BIN)/python -m planted.hunt $(ARGS)
 

@@ -197,7 +197,7 @@ def s6_fences(world: World, db: sqlite3.Connection) -> None:
 
 
 def l1_everything_ends(world: World, db: sqlite3.Connection) -> None:
-    """L1. Once faults have stopped, every accepted job ends, and no attempt stays open."""
+    """L1. Once faults have stopped, every accepted job ends."""
     for job, state in db.execute("SELECT id, state FROM job"):
         if state not in _ENDED:
             world.ledger.violated("L1", f"{job} is still {state}")

@@ -20,8 +20,8 @@ from edge_runtime.sim.runner import make_ground
 from edge_runtime.vehicle.agent import VehicleAgent
 from edge_runtime.vehicle.core import commands as vehicle_commands
 
-SEEDS = 40
-SEEDS_OF_PEOPLE = 15
+SEEDS = 60
+SEEDS_OF_PEOPLE = 20
 
 NOT_YET: dict[str, str] = {
     "desired": "no dispatcher publishes it before models are prefetched",
