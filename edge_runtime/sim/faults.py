@@ -545,6 +545,8 @@ async def eavesdroppers(world: World, rng: random.Random) -> None:
     faults = Faults(rng)
     settings = BusSettings("memory://sim", "ear", subscriptions=(("er/1/+/v/+/dn/work", 1),))
     offers: dict[tuple[int, Fence], tuple[str, UnitOffer]] = {}
+    # Of an attempt that is offered again only what is still open is named; all of it was issued.
+    issued: dict[tuple[int, Fence], set[int]] = {}
     signed, decoder = codec.signed_decoder(), codec.work_decoder()
 
     async def listen() -> None:
@@ -553,6 +555,8 @@ async def eavesdroppers(world: World, rng: random.Random) -> None:
                 with contextlib.suppress(Rejected):
                     work = decoder.decode(signed.decode(event.payload).body)
                     offers.update({(x.unit, x.fence): (work.vehicle, x) for x in work.units})
+                    for x in work.units:
+                        issued.setdefault((x.unit, x.fence), set()).update(i.index for i in x.items)
 
     async def strike() -> None:
         if not offers or not bus.is_connected:
@@ -565,7 +569,8 @@ async def eavesdroppers(world: World, rng: random.Random) -> None:
             vehicle = rng.choice([car.name for car in world.cars if car.name != vehicle] or [""])
         else:
             ours = (other for _, other in known if other.job == offer.job)
-            items = {item.index for other in ours for item in other.items} - items
+            items = {item.index for other in ours for item in other.items}
+            items -= issued[offer.unit, offer.fence]
         if vehicle and items:
             world.ledger.fault(kind, vehicle)
             payload = _stolen(vehicle, offer, items)

@@ -7,18 +7,19 @@ Invariants
 """
 
 import asyncio
+import contextlib
 import contextvars
 import errno
 import shutil
 import sqlite3
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 from edge_runtime.contract.clock import Now
 from edge_runtime.dispatcher.core.commands import StoreCommand
-from edge_runtime.dispatcher.storage import SqliteStore
+from edge_runtime.dispatcher.storage import Recovered, SqliteStore
 from edge_runtime.sim.loop import SimLoop, current_life
 from edge_runtime.vehicle.core.commands import Persist, Write
 from edge_runtime.vehicle.core.events import WritesCommitted, WritesFailed
@@ -222,9 +223,18 @@ class SimStore(SqliteStore):
         self._disk.check()
         pages = 1 if self._disk.is_full else _NO_LIMIT
         self._db.execute(f"PRAGMA max_page_count={pages}").fetchall()
-        before = super()._commit(commands)
+        return super()._commit(commands)
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        with super()._transaction() as db:
+            yield db
+        self._host.synced(db)
+
+    def _open(self, now_utc_s: int) -> Recovered:
+        recovered = super()._open(now_utc_s)
         self._host.synced(self._db)
-        return before
+        return recovered
 
     @property
     def is_open(self) -> bool:
