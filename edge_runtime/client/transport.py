@@ -31,7 +31,7 @@ T = TypeVar("T")
 MSGPACK: Final = "application/x-msgpack"
 LATER: Final = frozenset({429, 502, 503, 504, 507})
 """Statuses that a later try may not get; 507 is a store that is full or locked."""
-_FIRST_ERROR: Final = 400
+FIRST_ERROR: Final = 400
 _BYTES_AS_FILE: Final = 1024 * 1024
 """aiohttp wants larger bodies as a file, so that sending them does not hold the loop."""
 _problem: Final = msgspec.msgpack.Decoder(Problem)
@@ -48,10 +48,6 @@ class Interrupted(Exception):  # noqa: N818 - named for what happened; never lea
 
 # Not structlog, which without its set-up would print to the stdout of whose program this is.
 _log = logging.getLogger(__name__)
-
-
-def _reason(cut: Interrupted) -> str:
-    return cut.cause if cut.problem is None else cut.problem.message
 
 
 class Patience:
@@ -75,8 +71,7 @@ class Patience:
         if self._failing_since_s is None:
             self._failing_since_s = now_s
             if self._limit_s > limits.CLIENT_SILENT_WAIT_S:
-                reason = _reason(cut)
-                _log.warning("%s: %s; trying again for %g s", self._url, reason, self._limit_s)
+                _log.warning("%s: %s; trying again for %g s", self._url, cut.cause, self._limit_s)
         waited_s = now_s - self._failing_since_s
         if waited_s >= self._limit_s:
             if cut.problem is not None:
@@ -182,7 +177,7 @@ class Transport:
                 content = await response.read()
         except (aiohttp.ClientError, OSError) as error:
             raise Interrupted(_words(error)) from None
-        if response.status >= _FIRST_ERROR:
+        if response.status >= FIRST_ERROR:
             raise refused(response.status, content)
         return content
 
@@ -204,7 +199,7 @@ class Transport:
                 headers={"X-Tenant": self._tenant},
                 timeout=timeout,
             ) as response:
-                if response.status >= _FIRST_ERROR:
+                if response.status >= FIRST_ERROR:
                     raise refused(response.status, await response.read())
                 yield response
         except (aiohttp.ClientError, OSError) as error:

@@ -7,6 +7,8 @@ UTC may jump and may be wrong: deadlines, schedules and certificates use it.
 from typing import NamedTuple
 
 NS_PER_MS = 1_000_000
+PLAUSIBLE_UTC_MS = 1_767_225_600_000
+"""1 January 2026: this program is younger, so a clock that shows less was never set."""
 
 
 class Now(NamedTuple):

@@ -30,7 +30,7 @@ from edge_runtime.bus import (
     Message,
 )
 from edge_runtime.contract import codec, limits
-from edge_runtime.contract.clock import Now
+from edge_runtime.contract.clock import PLAUSIBLE_UTC_MS, Now
 from edge_runtime.contract.errors import Rejected, RejectionReason
 from edge_runtime.contract.messages import Control, HostStatus, JobStatus, WorkOffer
 from edge_runtime.contract.reasons import ReleaseReason
@@ -59,8 +59,6 @@ from edge_runtime.dispatcher.storage import Recovered, Store, StoreDamaged, Stor
 _log = structlog.get_logger(__name__)
 _MSGPACK = "application/x-msgpack"
 _COMMIT_RETRY_FIRST_S = 0.05
-_EPOCHS_FROM = 1_767_225_600
-"""1 January 2026 in UTC seconds, which epochs are: no dispatcher is older."""
 _UNIT_BITS_PER_EPOCH = 22
 
 
@@ -92,12 +90,12 @@ class _Tick:
 
 
 def _first_unit(epoch: int) -> int:
-    """The first unit number of an epoch, beyond every one of earlier epochs.
+    """The first unit number of an epoch (in UTC seconds), beyond those of all earlier ones.
 
     A store that is put back from a backup does not know the units given out since; a car that
     still runs one of them would take a new unit of that number for it.
     """
-    return max(0, epoch - _EPOCHS_FROM) << _UNIT_BITS_PER_EPOCH
+    return max(0, epoch - PLAUSIBLE_UTC_MS // 1000) << _UNIT_BITS_PER_EPOCH
 
 
 class DispatcherService:

@@ -22,7 +22,7 @@ from edge_runtime.contract import codec, limits
 from edge_runtime.contract.errors import Rejected, RemoteError
 from edge_runtime.contract.messages import Chunk, Fence, ItemDone, Results, UnitOffer
 from edge_runtime.contract.topics import Up
-from edge_runtime.dispatcher.storage import Store, StoreBusy, StoreDamaged
+from edge_runtime.dispatcher.storage import Store, StoreBusy
 from edge_runtime.sim.car import good_signals
 from edge_runtime.sim.hosts import Host, SimStore, copy_files, cursors_in
 from edge_runtime.sim.world import Car, World
@@ -104,7 +104,7 @@ async def takeovers(world: World, rng: random.Random) -> None:
     """Somebody else connects under a host's client id."""
 
     async def strike() -> None:
-        victim = rng.choice(("er-dispatcher-dispatcher", *(f"er-{c.name}" for c in world.cars)))
+        victim = world.client_id(rng.choice(_hosts(world)))
         world.ledger.fault("takeover", victim)
         async with MemoryBus(BusSettings("memory://sim", victim), world.broker, rng=rng) as bus:
             await asyncio.sleep(0.2)
@@ -133,7 +133,7 @@ async def expiries(world: World, rng: random.Random) -> None:
     """The broker forgets a session, queued messages and all."""
 
     async def strike() -> None:
-        victim = rng.choice(("er-dispatcher-dispatcher", *(f"er-{c.name}" for c in world.cars)))
+        victim = world.client_id(rng.choice(_hosts(world)))
         if world.broker.expire(victim):
             world.ledger.fault("session_expiry", victim)
 
@@ -714,8 +714,6 @@ FAULT_KINDS: Final = (
     "foreign_item",
 )
 """Every kind that a campaign must have seen fire."""
-
-EXPECTED_ENDS: Final = (StoreDamaged, StoreBusy)
 
 
 def heal(world: World) -> None:

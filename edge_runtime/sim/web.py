@@ -13,34 +13,29 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 from urllib.parse import urlencode
 
-from edge_runtime.client.transport import MSGPACK, Interrupted, Transport, refused
+from edge_runtime.client.transport import FIRST_ERROR, MSGPACK, Interrupted, Transport, refused
 from edge_runtime.contract.limits import SIM_STREAM_PIECES_MAX
 from edge_runtime.sim.hosts import Host
-from edge_runtime.sim.loop import SimLoop
 
-_FIRST_ERROR: Final = 400
 _NOTHING_S: Final = 45.0
 
 
 @dataclass
 class Network:
-    """The way between clients and the dispatcher. `server` is the application that listens."""
+    """The way between clients and the dispatcher, whose application is `app` while it listens."""
 
-    loop: SimLoop
     rng: random.Random
     delay_max_s: float = 0.0
     cut_probability: float = 0.0
     is_cut: bool = False
     host: Host | None = None
     app: Any = None
-    exchanges: set["_Exchange"] = field(default_factory=set)
-    fired: int = 0
+    exchanges: "dict[_Exchange, None]" = field(default_factory=dict)
 
     async def cross(self) -> None:
         """One way over the network. Raises `Interrupted`."""
         await asyncio.sleep(self.rng.uniform(0.0005, 0.001 + self.delay_max_s))
         if self.is_cut or self.rng.random() < self.cut_probability:
-            self.fired += 1
             raise Interrupted("connection reset")
 
     def listen(self, host: Host, app: Any) -> None:
@@ -50,25 +45,20 @@ class Network:
     def server_died(self) -> None:
         """Every open connection is reset."""
         self.app = None
-        for exchange in sorted(self.exchanges, key=lambda one: one.number):
+        for exchange in list(self.exchanges):
             exchange.reset()
 
 
 class _Exchange:
     """One request and its answer."""
 
-    _count = 0
-
     def __init__(self, network: Network) -> None:
-        _Exchange._count += 1
-        self.number = _Exchange._count
         self.network = network
         self.status = 0
         self.headers: dict[str, str] = {}
         self.pieces: deque[bytes] = deque()
         self.is_whole = False
         self.is_reset = False
-        self.is_left = False
         self.news = asyncio.Event()
         self.room = asyncio.Event()
         self.left = asyncio.Event()
@@ -136,7 +126,7 @@ class _Exchange:
                 if not self.is_whole:
                     self.reset()
 
-        network.exchanges.add(self)
+        network.exchanges[self] = None
         network.host.run(serve(), "request")
 
     async def piece(self) -> bytes:
@@ -161,6 +151,13 @@ class _Exchange:
         except TimeoutError:
             raise Interrupted("nothing came for too long") from None
 
+    async def started(self) -> None:
+        """Until the head of the answer has come, which the first piece proves."""
+        while not self.pieces and not self.is_whole:
+            if self.is_reset:
+                raise Interrupted("connection reset")
+            await self.hear()
+
     async def body(self) -> bytes:
         """The whole body."""
         parts = []
@@ -170,7 +167,7 @@ class _Exchange:
 
     def leave(self) -> None:
         """The client is done with it."""
-        self.network.exchanges.discard(self)
+        self.network.exchanges.pop(self, None)
         self.left.set()
         self.reset()
 
@@ -231,7 +228,7 @@ class SimTransport(Transport):
             content = await exchange.body()
         finally:
             exchange.leave()
-        if exchange.status >= _FIRST_ERROR:
+        if exchange.status >= FIRST_ERROR:
             raise refused(exchange.status, content)
         return content
 
@@ -242,17 +239,9 @@ class SimTransport(Transport):
         try:
             await self._network.cross()
             exchange.begin("GET", path, query, None, {"x-tenant": self._tenant})
-            await _started(exchange)
-            if exchange.status >= _FIRST_ERROR:
+            await exchange.started()
+            if exchange.status >= FIRST_ERROR:
                 raise refused(exchange.status, await exchange.body())
             yield _Response(exchange)
         finally:
             exchange.leave()
-
-
-async def _started(exchange: _Exchange) -> None:
-    """Until the head of the answer has come, which the first piece proves."""
-    while not exchange.pieces and not exchange.is_whole:
-        if exchange.is_reset:
-            raise Interrupted("connection reset")
-        await exchange.hear()

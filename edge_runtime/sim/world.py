@@ -211,7 +211,7 @@ class World:
         queue_max = self.fork("broker").choice((3, 30, 200))
         self.broker = WatchedBroker(self.ledger, session_queue_max_messages=queue_max)
         self.all_faults: dict[str, Faults] = {}
-        self.network = Network(loop, self.fork("network"))
+        self.network = Network(self.fork("network"))
         self.is_fetch_failing = False
         self.is_healed = False
         self._disk_rng = self.fork("disk")
@@ -228,7 +228,6 @@ class World:
         self.dispatcher.open_files.append(self.witness.close)
         self.requester = Host("requester", loop, folder, self._request)
         self.requester.on_end = self.came_to_an_end
-        self.expected_ends: tuple[type[BaseException], ...] = ()
         self.plan = list(self._plan())
 
     # --- seeds ---
@@ -283,14 +282,14 @@ class World:
             host.cut_power()
         else:
             host.kill()
-        for client_id in self._client_ids(host):
-            self.broker.cut(client_id)
+        self.broker.cut(self.client_id(host))
         if host is self.dispatcher:
             self.network.server_died()
         self.loop.call_later(restart_after_s, host.start)
 
-    def _client_ids(self, host: Host) -> list[str]:
-        return ["er-dispatcher-dispatcher" if host is self.dispatcher else f"er-{host.name}"]
+    def client_id(self, host: Host) -> str:
+        """Under which name a host is known to the broker."""
+        return "er-dispatcher-dispatcher" if host is self.dispatcher else f"er-{host.name}"
 
     async def fetch(self) -> None:
         """Download a package."""

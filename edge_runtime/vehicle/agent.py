@@ -37,11 +37,11 @@ from edge_runtime.bus import (
     Message,
 )
 from edge_runtime.contract import limits
-from edge_runtime.contract.clock import NS_PER_MS, Now
+from edge_runtime.contract.clock import NS_PER_MS, PLAUSIBLE_UTC_MS, Now
 from edge_runtime.contract.errors import ConfigError, RejectionReason
 from edge_runtime.contract.package import KNOWN_TASKS, Package, PackageRefused
 from edge_runtime.contract.topics import DEFAULT_NAMESPACE, Topics, require_id
-from edge_runtime.vehicle.clock import PLAUSIBLE_UTC_MS, read_clock
+from edge_runtime.vehicle.clock import read_clock
 from edge_runtime.vehicle.core import commands as do
 from edge_runtime.vehicle.core.events import (
     BusConnected,

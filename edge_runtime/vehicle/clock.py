@@ -1,12 +1,8 @@
 """The only reader of clocks in the car: boot time and UTC."""
 
 import time
-from typing import Final
 
 from edge_runtime.contract.clock import Now
-
-PLAUSIBLE_UTC_MS: Final = 1_767_225_600_000
-"""1 January 2026: this program is younger, so a clock that shows less was never set."""
 
 
 def boot_ns() -> int:

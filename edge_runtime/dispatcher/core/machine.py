@@ -568,7 +568,7 @@ class DispatcherCore:
             if job.is_fully_loaded:
                 return _Placing.NOTHING
         requirement = job.spec.requirement
-        refusers = job.refusers(now.boot_ms) if job.refused_by else frozenset()
+        refusers = job.refusers(now.boot_ms)
         row = self._state.placement.choose(requirement, now.boot_ms, refusers)
         if row is None:
             # Where cars only refuse this job, others of its requirement may have their turn.
