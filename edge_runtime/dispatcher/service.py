@@ -473,7 +473,8 @@ class Committed:
     """Tells waiting readers that something new is in the store; they read it there."""
 
     def __init__(self) -> None:
-        self._waiting: dict[str, set[asyncio.Event]] = {}
+        # In order of their coming, so that who waits longest is told first.
+        self._waiting: dict[str, dict[asyncio.Event, None]] = {}
         self._requests: asyncio.Queue[Message] = asyncio.Queue(limits.FEED_SUBSCRIBERS_MAX)
         self.is_closed = False
 
@@ -481,21 +482,21 @@ class Committed:
     def listen(self, key: str) -> Iterator[asyncio.Event]:
         """An event that is set whenever there is news of `key` (a job, or `tenant:` + name)."""
         event = asyncio.Event()
-        self._waiting.setdefault(key, set()).add(event)
+        self._waiting.setdefault(key, {})[event] = None
         try:
             yield event
         finally:
             listeners = self._waiting[key]
-            listeners.discard(event)
+            del listeners[event]
             if not listeners:
                 del self._waiting[key]
 
     def results(self, commands: Sequence[AddResult]) -> None:
         """Results were committed."""
         if self._waiting:
-            for key in {command.job for command in commands}:
+            for key in dict.fromkeys(command.job for command in commands):
                 self._set(key)
-            for tenant in {command.tenant for command in commands}:
+            for tenant in dict.fromkeys(command.tenant for command in commands):
                 self._set(f"tenant:{tenant}")
 
     def job(self, tenant: str, job: str) -> None:

@@ -88,19 +88,6 @@ class _Future(asyncio.Future[Any]):
         return self is other
 
 
-class _Timer(asyncio.TimerHandle):
-    """A timer that goes after those of the same moment that were set before it."""
-
-    def __init__(self, *arguments: Any) -> None:
-        super().__init__(*arguments)
-        self._number = next(_numbers)
-
-    def __lt__(self, other: object) -> bool:
-        if not isinstance(other, _Timer):
-            return NotImplemented
-        return (self.when(), self._number) < (other.when(), other._number)
-
-
 class _Selector:
     """Lets time pass instead of waiting for files."""
 
@@ -156,8 +143,8 @@ class SimLoop(asyncio.BaseEventLoop):
         context: contextvars.Context | None = None,
     ) -> asyncio.TimerHandle:
         """As the base class; timers of one moment go in the order in which they were set."""
-        timer = _Timer(when, callback, args, self, context)
-        heapq.heappush(self._scheduled, timer)
+        timer = asyncio.TimerHandle(when, callback, args, self, context)
+        heapq.heappush(self._scheduled, (when, next(_numbers), timer))
         timer._scheduled = True  # type: ignore[attr-defined]  # noqa: SLF001 - asyncio's own bookkeeping
         return timer
 
@@ -209,21 +196,21 @@ class SimLoop(asyncio.BaseEventLoop):
 
     def _run_once(self) -> None:
         """As the base class, but callbacks of the dead are dropped and every step is counted."""
-        while self._scheduled and self._scheduled[0].cancelled():
+        while self._scheduled and self._scheduled[0][2].cancelled():
             heapq.heappop(self._scheduled)
         if self._ready:
             timeout: float | None = 0.0
         elif self._scheduled:
-            timeout = max(0.0, self._scheduled[0].when() - self._now_s)
+            timeout = max(0.0, self._scheduled[0][0] - self._now_s)
         else:
             timeout = None
         if not self._stopping or self._ready:
             self._selector.select(timeout)
         # Exactly at its time: adding a difference may fall short of it by a rounding.
-        while self._scheduled and self._scheduled[0].when() <= self._now_s + 1e-12:
-            handle = heapq.heappop(self._scheduled)
+        while self._scheduled and self._scheduled[0][0] <= self._now_s + 1e-12:
+            when, _, handle = heapq.heappop(self._scheduled)
             handle._scheduled = False  # noqa: SLF001 - this is asyncio's own bookkeeping
-            self._now_s = max(self._now_s, handle.when())
+            self._now_s = max(self._now_s, when)
             self._ready.append(handle)
         if self.on_time is not None:
             self.on_time(self._now_s)

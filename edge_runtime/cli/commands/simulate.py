@@ -81,6 +81,7 @@ def simulate(
         "seeds": tally.seeds,
         "violations": len(tally.failures),
         "run_twice": tally.twice,
+        "trace": f"{tally.trace:016x}",
         "faults": dict(sorted(tally.fired.items())),
         "rare_paths": dict(sorted(tally.rare.items())),
         "never_fired": list(idle),

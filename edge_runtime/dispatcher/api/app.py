@@ -6,9 +6,11 @@ under a host name that is not this machine's (DNS rebinding), unless the server 
 remote callers.
 """
 
+import functools
+from collections.abc import Awaitable, Callable
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 from urllib.parse import urlsplit
 
 from litestar import Litestar
@@ -26,6 +28,8 @@ from edge_runtime.dispatcher.api.wire import JSON, Answer, encode_body
 from edge_runtime.dispatcher.front import Front
 
 LOOPBACK_HOSTS: Final = frozenset({"localhost", "127.0.0.1", "::1"})
+_ROUTES: Final = "edge_runtime.routes"
+"""Where a request's scope has the handlers of the API that took it."""
 
 
 class Api:
@@ -35,8 +39,9 @@ class Api:
     that a server can close.
     """
 
-    def __init__(self, app: Litestar, streams: OpenStreams) -> None:
-        self._app = app
+    def __init__(self, routes: Routes, streams: OpenStreams) -> None:
+        self._router = _router()
+        self._routes = routes
         self._streams = streams
         self.is_remote = False
 
@@ -53,7 +58,7 @@ class Api:
         """Serve one HTTP request; there is no lifespan and no websocket."""
         problem = _guard(scope, check_host=not self.is_remote)
         if problem is None:
-            await self._app(scope, receive, send)
+            await self._router(cast("Scope", {**scope, _ROUTES: self._routes}), receive, send)
         else:
             await Answer(encode_body(problem, JSON), JSON, problem.status)(scope, receive, send)
 
@@ -86,23 +91,38 @@ def _forbidden(field: str, message: str) -> Problem:
 def build_app(front: Front, *, backup_dir: Path | None = None) -> Api:
     """The API over `front`. Backups are written into `backup_dir`, and refused without one."""
     streams = OpenStreams()
-    routes = Routes(front, streams, backup_dir)
+    return Api(Routes(front, streams, backup_dir), streams)
+
+
+@functools.cache
+def _router() -> Litestar:
+    """Finds the route of a request, in whose scope the API has put its handlers.
+
+    One for all APIs of a process: to build it takes some 20 ms, and it remembers nothing.
+    """
     handlers = [
         HTTPRouteHandler(
             _litestar_path(operation.path),
             http_method=operation.method,  # type: ignore[arg-type]  # a literal type; the table holds str
             status_code=int(HTTPStatus.OK),
-        )(getattr(routes, operation.handler))
+        )(_handler(operation.handler))
         for operation in OPERATIONS
     ]
-    app = Litestar(
+    return Litestar(
         [*handlers, HTTPRouteHandler("/openapi.json", http_method="GET")(_openapi)],
         openapi_config=None,
         logging_config=None,
         request_max_body_size=None,  # bodies.py bounds them, with a Problem
         exception_handlers={Exception: answer_exception},
     )
-    return Api(app, streams)
+
+
+def _handler(name: str) -> Callable[[Request[Any, Any, Any]], Awaitable[ASGIApp]]:
+    async def handle(request: Request[Any, Any, Any]) -> ASGIApp:
+        routes = cast("dict[str, Any]", request.scope)[_ROUTES]
+        return cast("ASGIApp", await getattr(routes, name)(request))
+
+    return handle
 
 
 def _litestar_path(path: str) -> str:
