@@ -41,7 +41,7 @@ from edge_runtime.contract.messages import (
     VehicleState,
     WorkOffer,
 )
-from edge_runtime.contract.signals import SIGNALS, Signals
+from edge_runtime.contract.signals import WIRE_SIGNALS, Signals
 from edge_runtime.contract.topics import ID_PATTERN, Down, Topics, Up, shard_of
 
 Json = dict[str, Any]
@@ -343,7 +343,7 @@ def _titled(name: str, schema: Json) -> Json:
         pairs = zip(names, schema["prefixItems"], strict=True)
         schema["prefixItems"] = [{"title": title, **element} for title, element in pairs]
     if name == Signals.__name__:
-        for element, signal in zip(schema["prefixItems"], SIGNALS, strict=True):
+        for element, signal in zip(schema["prefixItems"], WIRE_SIGNALS, strict=True):
             element["x-vss-path"] = signal.path
             if signal.unit:
                 element["x-unit"] = signal.unit

@@ -1,8 +1,14 @@
 """The signals a car reports, each bound to its VSS 6.0 path, unit and valid range.
 
 Names and units are those of the COVESA Vehicle Signal Specification 6.0: percent is 0 to 100,
-temperatures are Celsius. `Signals` is the wire form: one field per signal, None where the car
-has no such reading. The order of its fields is the wire order and is append-only.
+temperatures are Celsius. `Signals` is the wire form: one field per signal that travels, None where
+the car has no such reading. The order of its fields is the wire order and is append-only.
+
+Invariants
+- A local signal (`is_local`) decides on the car and never leaves it: when somebody drives off and
+  how warm the cabin is say more about people than about a computer.
+- `datatype` is that of a reading here. Where VSS has another (a list of words, a point in time),
+  the source translates; `docs/reference/signals.md` says how.
 """
 
 from dataclasses import dataclass
@@ -10,16 +16,22 @@ from typing import Annotated, Final, Literal
 
 import msgspec
 
+from edge_runtime.contract.clock import PLAUSIBLE_UTC_MS
+
 _TB = "Vehicle.Powertrain.TractionBattery"
 _HEALTH = "Vehicle.ControlUnit.Central.Health.Resources"
 
 Uint8 = Annotated[int, msgspec.Meta(ge=0, le=255)]
-VssDatatype = Literal["float", "boolean", "uint8"]
+VssDatatype = Literal["float", "boolean", "uint8", "uint32"]
 
 
 @dataclass(frozen=True, slots=True)
 class VssSignal:
-    """One row of the binding table; `minimum` and `maximum` bound a plausible reading."""
+    """One row of the binding table; `minimum` and `maximum` bound a plausible reading.
+
+    `is_local`: it never leaves the car. `is_overlay`: VSS 6.0 has no such signal, the path is this
+    project's own, under the branch that VSS leaves to everybody.
+    """
 
     name: str
     path: str
@@ -27,6 +39,8 @@ class VssSignal:
     unit: str
     minimum: float
     maximum: float
+    is_local: bool = False
+    is_overlay: bool = False
 
 
 class Signals(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
@@ -77,4 +91,66 @@ SIGNALS: Final[tuple[VssSignal, ...]] = (
     VssSignal("compute_load_percent", f"{_HEALTH}.Utilization.CPU", "float", "percent", 0, 100),
     VssSignal("low_voltage_v", "Vehicle.LowVoltageBattery.CurrentVoltage", "float", "V", 0, 60),
     VssSignal("power_saving_level", "Vehicle.PowerOptimizeLevel", "uint8", "", 0, 10),
+    VssSignal(
+        "departure_utc_s",
+        f"{_TB}.Charging.Timer.Time",
+        "uint32",
+        "s",
+        PLAUSIBLE_UTC_MS // 1000,
+        2**32 - 1,
+        is_local=True,
+    ),
+    VssSignal(
+        "cabin_temperature_c",
+        "Vehicle.Cabin.HVAC.AmbientAirTemperature",
+        "float",
+        "Celsius",
+        -90,
+        110,
+        is_local=True,
+    ),
+    VssSignal(
+        "battery_energy_kwh",
+        f"{_TB}.StateOfCharge.CurrentEnergy",
+        "float",
+        "kWh",
+        0,
+        2_000,
+        is_local=True,
+    ),
+    VssSignal(
+        "battery_health_percent",
+        f"{_TB}.StateOfHealth",
+        "float",
+        "percent",
+        0,
+        100,
+        is_local=True,
+    ),
+    VssSignal(
+        "is_conditioning",
+        f"{_TB}.BatteryConditioning.IsOngoing",
+        "boolean",
+        "",
+        0,
+        1,
+        is_local=True,
+    ),
+    VssSignal(
+        "is_network_metered",
+        "Vehicle.Private.EdgeRuntime.IsNetworkMetered",
+        "boolean",
+        "",
+        0,
+        1,
+        is_local=True,
+        is_overlay=True,
+    ),
 )
+"""Wire signals first, in the order of the fields of `Signals`; then the local ones.
+
+`departure_utc_s` is when the owner has told the charging timer to be ready, whole seconds UTC; it
+may lie in the past, and there is none unless the timer's mode is END_TIME."""
+
+WIRE_SIGNALS: Final = tuple(signal for signal in SIGNALS if not signal.is_local)
+"""The signals that a car reports: the fields of `Signals`, in order."""

@@ -6,7 +6,7 @@ from edge_runtime.contract import reasons
 from edge_runtime.contract.clock import Now
 from edge_runtime.contract.errors import EdgeError, LocalError, Rejected, RejectionReason
 from edge_runtime.contract.reasons import ItemError, JobState, WireEnum
-from edge_runtime.contract.signals import SIGNALS, Signals
+from edge_runtime.contract.signals import SIGNALS, WIRE_SIGNALS, Signals
 
 LISTS = [
     kind
@@ -33,10 +33,28 @@ def test_only_strings_can_be_unknown_reasons(kind: type[WireEnum]) -> None:
 
 
 def test_signals_and_their_bindings_are_in_the_same_order() -> None:
-    assert tuple(signal.name for signal in SIGNALS) == Signals.__struct_fields__
+    assert tuple(signal.name for signal in WIRE_SIGNALS) == Signals.__struct_fields__
+    assert SIGNALS[: len(WIRE_SIGNALS)] == WIRE_SIGNALS
+    assert len({signal.name for signal in SIGNALS}) == len(SIGNALS)
     assert all(signal.minimum < signal.maximum for signal in SIGNALS)
     assert all(signal.path.startswith("Vehicle.") for signal in SIGNALS)
     assert len({signal.path for signal in SIGNALS}) == len(SIGNALS)
+
+
+def test_what_says_something_about_people_stays_in_the_car() -> None:
+    assert {signal.name for signal in SIGNALS if signal.is_local} == {
+        "departure_utc_s",
+        "cabin_temperature_c",
+        "battery_energy_kwh",
+        "battery_health_percent",
+        "is_conditioning",
+        "is_network_metered",
+    }
+
+
+def test_only_overlays_have_a_path_of_their_own() -> None:
+    for signal in SIGNALS:
+        assert signal.path.startswith("Vehicle.Private.EdgeRuntime.") is signal.is_overlay
 
 
 def test_signals_default_to_no_reading() -> None:

@@ -3,6 +3,7 @@
 Invariants
 - A reading is usable only while it is younger than `SENSOR_STALE_MS`, of the right type, finite
   and inside the range of its VSS signal. Nothing else is ever used or published.
+- Local signals are never published, however good they are.
 """
 
 from collections.abc import Mapping
@@ -13,7 +14,7 @@ from typing import Any, Final
 
 from edge_runtime.contract import limits
 from edge_runtime.contract.clock import NS_PER_MS, Now
-from edge_runtime.contract.signals import SIGNALS, Signals, VssSignal
+from edge_runtime.contract.signals import SIGNALS, WIRE_SIGNALS, Signals, VssSignal
 
 STALE_NS: Final = limits.SENSOR_STALE_MS * NS_PER_MS
 
@@ -78,8 +79,8 @@ class Readings:
         return self._by_name[name].value
 
     def signals(self, now: Now) -> Signals:
-        """The wire form: what is usable, None for the rest."""
-        usable: dict[str, Any] = {name: self._usable(name, now) for name in self._by_name}
+        """The wire form: what is usable and may leave the car, None for the rest."""
+        usable: dict[str, Any] = {s.name: self._usable(s.name, now) for s in WIRE_SIGNALS}
         return Signals(**usable)
 
     def next_stale_ns(self, now: Now) -> int | None:
@@ -99,6 +100,6 @@ def _is_possible(signal: VssSignal, value: float) -> bool:
         return isinstance(value, bool)
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
-    if signal.datatype == "uint8" and not isinstance(value, int):
+    if signal.datatype != "float" and not isinstance(value, int):
         return False
     return isfinite(value) and signal.minimum <= value <= signal.maximum
