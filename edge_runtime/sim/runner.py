@@ -20,7 +20,8 @@ from edge_runtime.sim.world import Ground, Scale, World
 from edge_runtime.vehicle.models.importers.synthetic import write_synthetic
 
 _DRAIN_STEP_S: Final = 5.0
-_SETTLE_S: Final = 30.0
+_SETTLE_S: Final = 60.0
+"""Longer than any wait between two sendings of a chunk: what nobody wants must go."""
 _MEMORY: Final = Path("/dev/shm")  # noqa: S108 - the kernel's memory file system, where there is one
 
 
