@@ -12,6 +12,7 @@ from typing import Final
 
 import msgspec
 
+from edge_runtime.contract.limits import CHUNK_RESEND_MAX_MS
 from edge_runtime.contract.package import read_package
 from edge_runtime.sim.faults import NEMESES, heal
 from edge_runtime.sim.invariants import check_end
@@ -20,7 +21,7 @@ from edge_runtime.sim.world import Ground, Scale, World
 from edge_runtime.vehicle.models.importers.synthetic import write_synthetic
 
 _DRAIN_STEP_S: Final = 5.0
-_SETTLE_S: Final = 60.0
+_SETTLE_S: Final = CHUNK_RESEND_MAX_MS / 1000 + 5.0
 """Longer than any wait between two sendings of a chunk: what nobody wants must go."""
 _MEMORY: Final = Path("/dev/shm")  # noqa: S108 - the kernel's memory file system, where there is one
 
