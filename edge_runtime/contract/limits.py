@@ -146,7 +146,32 @@ PACKAGE_TENSORS_MAX: Final = 64
 ONNX_NESTING_MAX: Final = 64
 """Subgraphs inside subgraphs of an ONNX file before it is refused unread."""
 FETCH_TIMEOUT_S: Final = 30.0
-"""Longest silence of a package server in the middle of a download."""
+"""Longest silence of a package server in the middle of a download, and longest until it answers."""
+FETCH_RATE_MIN_BYTES_PER_S: Final = 4_096
+"""A package server that sends slower than this over a whole window is given up."""
+FETCH_RATE_WINDOW_S: Final = 30.0
+FETCH_ANSWER_MAX_BYTES: Final = 4 * 1024 * 1024
+"""What the downloading process may tell the car in one line: a manifest and its proof."""
+PARTIAL_DOWNLOADS_MAX: Final = 4
+"""Broken downloads that are kept to go on later; of more, the oldest go."""
+PACKAGES_CHECK_S: Final = 6 * 3600
+"""How often a car asks whether the packages that it holds are still published."""
+
+# --- signed model repositories ---------------------------------------------------------
+ROOT_METADATA_MAX_BYTES: Final = 256 * 1024
+TIMESTAMP_METADATA_MAX_BYTES: Final = 16 * 1024
+SNAPSHOT_METADATA_MAX_BYTES: Final = 256 * 1024
+TARGETS_METADATA_MAX_BYTES: Final = 4 * 1024 * 1024
+"""Of the list of publishers, and of one publisher's list of packages: about 8,000 of them."""
+ROOT_ROTATIONS_MAX: Final = 256
+"""New versions of the root that a car follows in one go; a longer absence takes several."""
+PUBLISHERS_MAX: Final = 64
+ROLE_KEYS_MAX: Final = 16
+KEY_FILE_MAX_BYTES: Final = 16 * 1024
+REPOSITORY_LOCK_WAIT_S: Final = 30.0
+"""A writer waits for another one so long; publishing takes well under a second but for copying."""
+REPOSITORY_CHECK_S: Final = 60.0
+"""How often a dispatcher looks whether its repository's online metadata must be signed again."""
 IMAGE_MAX_PIXELS: Final = 40_000_000
 IMAGE_MAX_SIDE: Final = 16_384
 IMAGE_PARTS_MAX: Final = 4_096
@@ -222,6 +247,20 @@ PUBLISH_IN_FLIGHT_MAX: Final = 64
 POLICY_FILE_MAX_BYTES: Final = 64 * 1024
 POLICY_WINDOWS_MAX: Final = 64
 POLICY_NAMES_MAX: Final = 256
+POLICY_AHEAD_MAX_MIN: Final = 7 * 24 * 60
+"""How long before, or after, a departure a rule may count."""
+POLICY_BUDGET_MAX_WH: Final = 1e6
+POLICY_BUDGET_MAX_MB: Final = 1e7
+POLICY_PRICE_MAX: Final = 1e6
+POLICY_CYCLES_PER_YEAR_MAX: Final = 10_000
+POLICY_CYCLES_PER_DAY_MAX: Final = 10_000
+OWNER_DECISIONS_MAX_BYTES: Final = 4 * 1024
+OWNER_REQUEST_MAX_BYTES: Final = 4 * 1024
+OWNER_ANSWER_MAX_BYTES: Final = 256 * 1024
+OWNER_CLIENTS_MAX: Final = 16
+"""Owner's commands, or readers of the owner's page, that are answered at once."""
+OWNER_TALK_MAX_S: Final = 5.0
+"""Longest that a request or an answer of an owner's command, or of the page, may take."""
 DWELL_MAX_S: Final = 24 * 3600
 STOP_REPORT_WAIT_MS: Final = 50
 """A release waits this long for the measured stop; then it goes without."""
@@ -258,6 +297,11 @@ CAR_TIMER_MAX_MS: Final = 5_000
 CAR_BUS_TURN_MS: Final = 2
 """Messages are taken for this long before a sensor, the engine and the journal have a turn."""
 CAR_FAREWELL_MS: Final = 300
+ENGINE_SILENCE_MAX_S: Final = 300.0
+"""An engine with work that says nothing for so long has escaped its own watchdog: the car's
+watchdog is not fed. An item may honestly take it only where its model's reference time is 15 s."""
+STORE_SILENCE_MAX_S: Final = 30.0
+"""A commit of the dispatcher that neither ends nor fails for so long starves its watchdog."""
 MODELS_URL_WAIT_MS: Final = 5_000
 """A dispatcher that is only about to say where it serves packages is waited for this long."""
 ITEM_TIME_MAX_MS: Final = 3_600_000
@@ -322,6 +366,20 @@ HOST_ANNOUNCE_AGAIN_S: Final = 30.0
 """Every car hears it: so often at most, and only when a car could not find the packages."""
 STREAM_HEARTBEAT_S: Final = 15.0
 OPEN_JOBS_COUNT_REFRESH_S: Final = 5.0
+
+# --- identity ---------------------------------------------------------------------------
+PKI_FILE_MAX_BYTES: Final = 64 * 1024
+"""Largest key, certificate, request or answer that is read."""
+TRUSTED_KEYS_MAX: Final = 8
+"""Public keys a car trusts at once; a change of the dispatcher's key needs two."""
+CERTIFICATE_DAYS_MAX: Final = 3_650
+RENEWAL_CHECK_S: Final = 24 * 3_600.0
+"""A car looks this often whether two thirds of its certificate's life have passed."""
+RENEWAL_RETRY_FIRST_S: Final = 600.0
+"""Upper end of the first delay after a failed renewal; it doubles up to the next bound."""
+RENEWAL_RETRY_MAX_S: Final = 6 * 3_600.0
+RENEWAL_RUN_MAX_S: Final = 120.0
+"""A renewal command that takes longer is killed; that renewal has failed."""
 
 # --- the simulation -------------------------------------------------------------------
 SIM_STEPS_MAX: Final = 300_000

@@ -60,6 +60,10 @@ class HoldReason(WireEnum):
     ENGINE_UNHEALTHY = "engine_unhealthy"
     DRAINING = "draining"
     DWELL = "dwell"
+    AMBIENT_OUT_OF_RANGE = "ambient_out_of_range"
+    CABIN_OUT_OF_RANGE = "cabin_out_of_range"
+    JURISDICTION_NOT_ALLOWED = "jurisdiction_not_allowed"
+    CYCLES_SPENT = "cycles_spent"
     UNKNOWN = "unknown"
 
 
