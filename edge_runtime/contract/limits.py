@@ -331,6 +331,8 @@ HTTP_FILE_CHUNK_BYTES: Final = 256 * 1024
 HTTP_SHUTDOWN_S: Final = 5
 
 # --- the Python client ------------------------------------------------------------------
+CAR_ASLEEP_AWAKE_MAX_S: Final = 60.0
+"""A car that was told of a sleep, and sees so much time pass awake, takes up its work again."""
 CLIENT_BACKOFF_FIRST_S: Final = 0.05
 CLIENT_BACKOFF_MAX_S: Final = 5.0
 CLIENT_UNREACHABLE_S: Final = 60.0

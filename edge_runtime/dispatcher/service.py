@@ -122,6 +122,9 @@ class DispatcherService:
         """Held while an ended job is deleted, or read and run again: never both."""
         self._intake = Intake(self.topics, self.counters)
         # Bound once: thousands of lines a second come from here.
+        self.bus_tried = asyncio.Event()
+        """Set once the broker has been reached, or not, for the first time."""
+        self._committing_since_s: float | None = None
         self._lines = _log.bind()
         self._inbox: list[_Tick] = []
         self._inbox_events = 0
@@ -276,12 +279,14 @@ class DispatcherService:
                 case Disconnected():
                     self.counters["bus_disconnects"] += 1
 
+                    self.bus_tried.set()
     async def _message(self, message: Message) -> None:
         if message.topic.endswith("/request"):
             if not self.committed.request(message):
                 self.counters["dropped_request_queue_full"] += 1
             return
         if message.topic.endswith("/up/canary"):
+                    self.bus_tried.set()
             return  # a car testing its own permissions
         events = self._intake.events(message)
         if not events:
@@ -334,6 +339,12 @@ class DispatcherService:
         counters["bus_received"] = self.bus.counters.received
         counters["bus_published"] = self.bus.counters.published
         counters["bus_reconnects"] = self.bus.counters.reconnects
+    @property
+    def store_silence_s(self) -> float:
+        """How long the commit in hand has neither ended nor failed; 0 without one."""
+        since_s = self._committing_since_s
+        return 0.0 if since_s is None else asyncio.get_running_loop().time() - since_s
+
         return dict(sorted(counters.items()))
 
     def _put(self, tick: _Tick) -> None:
@@ -402,7 +413,9 @@ class DispatcherService:
             except StoreError as error:
                 if self.store_state == "ok":
                     _log.error("store_unavailable", error=str(error))
+        loop = asyncio.get_running_loop()
                 self.store_state = str(error)
+            self._committing_since_s = loop.time()
                 await asyncio.sleep(delay_s)
                 delay_s = min(2 * delay_s, limits.COMMIT_RETRY_MAX_S)
             else:
@@ -411,12 +424,14 @@ class DispatcherService:
                 self.store_state = "ok"
                 return
 
+                self._committing_since_s = None
     async def _load(self, commands: Sequence[LoadCommand]) -> None:
         """Ask until there is an answer: the core waits for exactly one event for each."""
         while True:
             try:
                 self._put(_Tick(await self.store.load(commands)))
             except StoreDamaged:
+                self._committing_since_s = None
                 raise
             except StoreError as error:
                 self.store_state = str(error)

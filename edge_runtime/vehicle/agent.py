@@ -40,6 +40,7 @@ from edge_runtime.contract import limits
 from edge_runtime.contract.clock import NS_PER_MS, PLAUSIBLE_UTC_MS, Now
 from edge_runtime.contract.errors import ConfigError, RejectionReason
 from edge_runtime.contract.package import KNOWN_TASKS, Package, PackageRefused
+from edge_runtime.contract.reasons import HoldReason
 from edge_runtime.contract.topics import DEFAULT_NAMESPACE, Topics, require_id
 from edge_runtime.vehicle.clock import read_clock
 from edge_runtime.vehicle.core import commands as do
@@ -61,7 +62,6 @@ from edge_runtime.vehicle.core.snapshot import CarFacts
 from edge_runtime.vehicle.engine_room import EngineRoom
 from edge_runtime.vehicle.intake import Hosts, Intake
 from edge_runtime.vehicle.journal import Journal
-from edge_runtime.vehicle.notify import notify, watchdog_period_s
 from edge_runtime.vehicle.outgoing import Outgoing
 from edge_runtime.vehicle.policy_file import PolicyFile
 from edge_runtime.vehicle.ports import EmitEvent, Engine, PackageStore, Sensors
@@ -150,6 +150,11 @@ class VehicleAgent:
         self._farewell: Message | None = None
         self.overflows = 0
         # Bound once: a line is written for every unit.
+        self.leaves_for = HoldReason.DRAINING
+        """What the dispatcher is told when this agent leaves."""
+        self.bus_tried = asyncio.Event()
+        """Set once the broker has been reached, or not, for the first time."""
+        self._engine_heard_s = 0.0
         self._lines = _log.bind(vehicle=settings.vehicle)
         self.core: VehicleCore
         self.boot = 0
@@ -176,6 +181,20 @@ class VehicleAgent:
         self._loop = asyncio.get_running_loop()
         self._ended = self._loop.create_future()
         try:
+    @property
+    def is_connected(self) -> bool:
+        """Whether there is a connection to the broker."""
+        return self._bus.is_connected
+
+    @property
+    def engine_silence_s(self) -> float:
+        """How long an engine that has work, and may do it, has said nothing; else 0.
+
+        The engine's own watchdog ends a hung item long before this is large: when it grows, that
+        watchdog does not work.
+        """
+        return self._loop.time() - self._engine_heard_s if self._is_busy else 0.0
+
             self._recover()
             self._room = EngineRoom(self._make_engine, self.packages, self._computed, self._spawn)
             self._stack.push_async_callback(self._room.close)
@@ -189,9 +208,6 @@ class VehicleAgent:
         self._spawn(self._read_bus(), "read bus")
         self._spawn(self._sensors.run(self._sensed), "sensors")
         self._spawn(self._look_around(), "look around")
-        if (period_s := watchdog_period_s()) is not None:
-            self._spawn(_feed_watchdog(period_s), "watchdog")
-        notify("READY=1")
         return self
 
     def _recover(self) -> None:
@@ -228,7 +244,6 @@ class VehicleAgent:
         await asyncio.shield(self._ended)
 
     async def __aexit__(self, *exc: object) -> None:
-        notify("STOPPING=1")
         try:
             if not self._ended.done():
                 await self._leave()
@@ -245,7 +260,7 @@ class VehicleAgent:
 
     async def _leave(self) -> None:
         """Give everything back and say goodbye, within the time that a shutdown allows."""
-        self.tell(ShutdownRequested())
+        self.tell(ShutdownRequested(self.leaves_for))
         try:
             async with asyncio.timeout(limits.CAR_CLOSE_MAX_S / 2 + _FAREWELL_S):
                 await self._has_left.wait()
@@ -290,6 +305,7 @@ class VehicleAgent:
             self._loop.call_soon(self._drain_soon)
 
     def _drain_soon(self) -> None:
+        self._engine_heard_s = self._loop.time()
         self._drain_asked = False
         if not self._is_handling:
             self._drain()
@@ -326,6 +342,7 @@ class VehicleAgent:
             self._loop.call_soon(self._set_timer)
 
     def _set_timer(self) -> None:
+            self._engine_heard_s = self._loop.time()
         """Wake when the core wants to be; asked once per turn of the loop."""
         self._timer_asked = False
         now = self._clock()
@@ -453,8 +470,10 @@ class VehicleAgent:
                 turn_ends_s = self._loop.time() + turn_s
 
     def _received(self, message: Message) -> None:
+                    self.bus_tried.set()
         event = self._intake.event(message)
         if event is not None:
+                    self.bus_tried.set()
             self.tell(event)
         elif self._hosts.urls():
             self._host_news.set()
@@ -463,10 +482,14 @@ class VehicleAgent:
         """Once a second: look whether the owner changed the policy, and at the clock."""
         while True:
             await asyncio.sleep(limits.SENSOR_PERIOD_MS / 1000)
-            policy = self._policy.changed()
-            if policy is not None:
-                self.tell(PolicyChanged(policy))
-            self._judge_clock()
+            self.look_again()
+
+    def look_again(self) -> None:
+        """Obey the owner's policy as it is on disk now, and judge the clock."""
+        policy = self._policy.changed()
+        if policy is not None:
+            self.tell(PolicyChanged(policy))
+        self._judge_clock()
 
     def _judge_clock(self) -> None:
         """A clock before this program was written, or before this boot was numbered, is wrong."""
@@ -475,12 +498,6 @@ class VehicleAgent:
         if is_trusted is not self.core.work.is_clock_trusted:
             _log.info("clock_judged", is_trusted=is_trusted)
             self.tell(ClockJudged(is_trusted))
-
-
-async def _feed_watchdog(period_s: float) -> None:
-    while True:
-        notify("WATCHDOG=1")
-        await asyncio.sleep(period_s)
 
 
 def _fields(record: do.LogUnit | do.LogState) -> dict[str, Any]:

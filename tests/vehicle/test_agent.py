@@ -3,7 +3,6 @@
 import asyncio
 import os
 import signal
-import socket
 import sqlite3
 import subprocess
 import sys
@@ -487,18 +486,3 @@ async def test_a_desired_model_is_there_before_it_is_needed(
         birth = peer.statuses[-1]
         assert isinstance(birth, Birth)
         assert birth.resident == (noop.digest,)
-
-
-async def test_systemd_is_told(garage: Garage, monkeypatch: pytest.MonkeyPatch) -> None:
-    address = garage.folder / "notify"
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
-        systemd.bind(str(address))
-        systemd.settimeout(20)
-        monkeypatch.setenv("NOTIFY_SOCKET", str(address))
-        monkeypatch.setenv("WATCHDOG_USEC", "100000")
-        monkeypatch.setenv("WATCHDOG_PID", str(os.getpid()))
-        async with garage.car():
-            heard = {await asyncio.to_thread(systemd.recv, 100) for _ in range(4)}
-        assert heard == {b"READY=1", b"WATCHDOG=1"}
-        while systemd.recv(100) != b"STOPPING=1":
-            pass

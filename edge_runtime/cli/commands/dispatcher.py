@@ -1,11 +1,14 @@
 """`edge-runtime dispatcher`: compose store, bus, service and HTTP API, and run until stopped."""
 
+import asyncio
+import contextlib
 import functools
 from pathlib import Path
-from typing import Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 from cyclopts import Parameter
 
+from edge_runtime.cli import systemd
 from edge_runtime.cli.lifecycle import run_service, settle_memory
 from edge_runtime.cli.options import (
     DEFAULT_BROKER,
@@ -20,8 +23,12 @@ from edge_runtime.cli.options import (
     parse_address,
     readable_folder,
 )
+from edge_runtime.contract import limits
 from edge_runtime.contract.errors import ConfigError
 from edge_runtime.contract.topics import DEFAULT_NAMESPACE, require_id
+
+if TYPE_CHECKING:
+    from edge_runtime.dispatcher.service import DispatcherService
 
 _DEFAULT_STORE: Final = Path("dispatcher.db")
 
@@ -75,15 +82,43 @@ def dispatcher(
             protocol=protocol,
         )
         open_fast = functools.partial(open_bus, fast=True)
-        async with DispatcherService(settings, SqliteStore(store), open_fast) as service:
-            app = build_app(FrontDesk(service), backup_dir=backups)
-            server = await serve(app, host, port, allow_remote=allow_remote)
-            try:
+        service = DispatcherService(settings, SqliteStore(store), open_fast)
+        async with contextlib.AsyncExitStack() as stack:
+            async with systemd.more_time():
+                await stack.enter_async_context(service)
+                app = build_app(FrontDesk(service), backup_dir=backups)
+                server = await serve(app, host, port, allow_remote=allow_remote)
+                stack.push_async_callback(server.close)
                 service.announce(models_url or server.url)
                 Chores(service).start()
-                settle_memory()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(limits.BUS_CONNECT_TIMEOUT_S):
+                        await service.bus_tried.wait()
+            settle_memory()
+            await stack.enter_async_context(systemd.reported(_report(service)))
+            systemd.notify("READY=1")
+            try:
                 await service.wait_failed()
             finally:
-                await server.close()
+                systemd.notify("STOPPING=1", "STATUS=stopping")
 
     return run_service(run)
+
+
+def _report(service: "DispatcherService") -> systemd.Report:
+    """What systemd is told of a dispatcher."""
+
+    def status() -> str:
+        state = service.core.state
+        line = f"{len(state.jobs)} open jobs, {len(service.core.fleet)} cars"
+        if service.store_state != "ok":
+            line += f"; store: {service.store_state}"
+        return line if service.bus.is_connected else f"{line}; no broker"
+
+    def why_stuck() -> str | None:
+        silence_s = service.store_silence_s
+        if silence_s <= limits.STORE_SILENCE_MAX_S:
+            return None
+        return f"a commit has neither ended nor failed for {silence_s:.0f} s"
+
+    return systemd.Report(status, why_stuck)

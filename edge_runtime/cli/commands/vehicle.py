@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 from cyclopts import Parameter
 
-from edge_runtime.cli.lifecycle import run_service, settle_memory
+from edge_runtime.cli.car_life import live
+from edge_runtime.cli.lifecycle import run_service
 from edge_runtime.cli.options import (
     DEFAULT_BROKER,
     BrokerUrl,
@@ -141,15 +142,15 @@ def vehicle(options: VehicleOptions) -> int:
         )
         engine = _engine_options(options)
         packages = PackageStore(options.state_dir / "packages", options.model_quota_bytes)
-        async with VehicleAgent(
-            settings,
-            open_bus=open_bus,
-            make_engine=lambda emit: SupervisedEngine(engine, emit),
-            packages=packages,
-            sensors=sensors,
-        ) as agent:
-            settle_memory()
-            await agent.wait_ended()
+        await live(
+            lambda: VehicleAgent(
+                settings,
+                open_bus=open_bus,
+                make_engine=lambda emit: SupervisedEngine(engine, emit),
+                packages=packages,
+                sensors=sensors,
+            )
+        )
 
     return run_service(run)
 

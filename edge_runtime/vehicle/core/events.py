@@ -54,7 +54,9 @@ class ClockJudged(_Event, frozen=True):
 
 
 class ShutdownRequested(_Event, frozen=True):
-    """The process is asked to end: give everything back and say goodbye."""
+    """The agent is asked to end: give everything back, for this reason, and say goodbye."""
+
+    hold: HoldReason = HoldReason.DRAINING
 
 
 # --- the bus --------------------------------------------------------------------------

@@ -117,6 +117,7 @@ class VehicleCore:
         self._is_draining = False
         self._leave_ns: int | None = None
         self._has_left = False
+        self._leave_hold = HoldReason.DRAINING
         self._desired: tuple[str, ...] = ()
         self.corrupt_chunks = 0
         self._restore(snapshot, now)
@@ -219,6 +220,7 @@ class VehicleCore:
                     wait_ms = round(limits.CAR_CLOSE_MAX_S * 500)
                     self._leave_ns = now.boot_ns + wait_ms * NS_PER_MS
             case _:
+                    self._leave_hold = event.hold
                 assert_never(event)
         self._reconsider(now)
 
@@ -328,7 +330,7 @@ class VehicleCore:
     def _own_hold(self) -> Hold | None:
         """Holds that come from this computer, not from the owner or the car."""
         if self._leave_ns is not None:
-            return Hold(HoldReason.DRAINING, stop=True)
+            return Hold(self._leave_hold, stop=True)
         if self._work.health.unhealthy_until_ns is not None:
             return Hold(HoldReason.ENGINE_UNHEALTHY, stop=False)
         if self._work.ledger.trouble is not None:
@@ -462,6 +464,11 @@ class VehicleCore:
     @property
     def is_computing(self) -> bool:
         """Whether the engine has work and is not stopped."""
+    @property
+    def hold(self) -> HoldReason | None:
+        """Why the car takes no work now, where it takes none."""
+        return self._hold()
+
         return bool(self._work.runs) and self._ladder.is_going
 
     @property
