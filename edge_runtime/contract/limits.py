@@ -300,6 +300,8 @@ CAR_FAREWELL_MS: Final = 300
 ENGINE_SILENCE_MAX_S: Final = 300.0
 """An engine with work that says nothing for so long has escaped its own watchdog: the car's
 watchdog is not fed. An item may honestly take it only where its model's reference time is 15 s."""
+CAR_ASLEEP_AWAKE_MAX_S: Final = 60.0
+"""A car that was told of a sleep, and sees so much time pass awake, takes up its work again."""
 STORE_SILENCE_MAX_S: Final = 30.0
 """A commit of the dispatcher that neither ends nor fails for so long starves its watchdog."""
 MODELS_URL_WAIT_MS: Final = 5_000
@@ -331,8 +333,6 @@ HTTP_FILE_CHUNK_BYTES: Final = 256 * 1024
 HTTP_SHUTDOWN_S: Final = 5
 
 # --- the Python client ------------------------------------------------------------------
-CAR_ASLEEP_AWAKE_MAX_S: Final = 60.0
-"""A car that was told of a sleep, and sees so much time pass awake, takes up its work again."""
 CLIENT_BACKOFF_FIRST_S: Final = 0.05
 CLIENT_BACKOFF_MAX_S: Final = 5.0
 CLIENT_UNREACHABLE_S: Final = 60.0

@@ -116,15 +116,15 @@ class DispatcherService:
         self.shelf = Shelf(settings.models_dir)
         self.store_state = "opening"
         self.models_url = ""
+        self.bus_tried = asyncio.Event()
+        """Set once the broker has been reached, or not, for the first time."""
+        self._committing_since_s: float | None = None
         self._announce_again_at_s = 0.0
         self.committed = Committed()
         self.ended_jobs = asyncio.Lock()
         """Held while an ended job is deleted, or read and run again: never both."""
         self._intake = Intake(self.topics, self.counters)
         # Bound once: thousands of lines a second come from here.
-        self.bus_tried = asyncio.Event()
-        """Set once the broker has been reached, or not, for the first time."""
-        self._committing_since_s: float | None = None
         self._lines = _log.bind()
         self._inbox: list[_Tick] = []
         self._inbox_events = 0
@@ -271,22 +271,22 @@ class DispatcherService:
                 case Message():
                     await self._message(event)
                 case Connected(session_present=session_present):
+                    self.bus_tried.set()
                     self.publish(self._host_message(online=True))
                     self.core.ask_who_is_there(self.clock())
                     self._wake.set()
                     if not session_present:
                         await self._publish_retained_again()
                 case Disconnected():
+                    self.bus_tried.set()
                     self.counters["bus_disconnects"] += 1
 
-                    self.bus_tried.set()
     async def _message(self, message: Message) -> None:
         if message.topic.endswith("/request"):
             if not self.committed.request(message):
                 self.counters["dropped_request_queue_full"] += 1
             return
         if message.topic.endswith("/up/canary"):
-                    self.bus_tried.set()
             return  # a car testing its own permissions
         events = self._intake.events(message)
         if not events:
@@ -331,6 +331,12 @@ class DispatcherService:
             self.core.restore_job(event.job, in_order=False)
             self._wake.set()
 
+    @property
+    def store_silence_s(self) -> float:
+        """How long the commit in hand has neither ended nor failed; 0 without one."""
+        since_s = self._committing_since_s
+        return 0.0 if since_s is None else asyncio.get_running_loop().time() - since_s
+
     def all_counters(self) -> dict[str, int]:
         """Every counter of this process, for people and monitoring."""
         counters = self.counters + self.core.state.counters
@@ -339,12 +345,6 @@ class DispatcherService:
         counters["bus_received"] = self.bus.counters.received
         counters["bus_published"] = self.bus.counters.published
         counters["bus_reconnects"] = self.bus.counters.reconnects
-    @property
-    def store_silence_s(self) -> float:
-        """How long the commit in hand has neither ended nor failed; 0 without one."""
-        since_s = self._committing_since_s
-        return 0.0 if since_s is None else asyncio.get_running_loop().time() - since_s
-
         return dict(sorted(counters.items()))
 
     def _put(self, tick: _Tick) -> None:
@@ -405,7 +405,9 @@ class DispatcherService:
     async def _commit(self, commands: Sequence[StoreCommand]) -> None:
         """Commit, however long it takes: the core has decided and cannot take it back."""
         delay_s = _COMMIT_RETRY_FIRST_S
+        loop = asyncio.get_running_loop()
         while True:
+            self._committing_since_s = loop.time()
             try:
                 await self.store.commit(commands)
             except StoreDamaged:
@@ -413,25 +415,23 @@ class DispatcherService:
             except StoreError as error:
                 if self.store_state == "ok":
                     _log.error("store_unavailable", error=str(error))
-        loop = asyncio.get_running_loop()
                 self.store_state = str(error)
-            self._committing_since_s = loop.time()
+                self._committing_since_s = None
                 await asyncio.sleep(delay_s)
                 delay_s = min(2 * delay_s, limits.COMMIT_RETRY_MAX_S)
             else:
                 if self.store_state != "ok":
                     _log.info("store_recovered")
                 self.store_state = "ok"
+                self._committing_since_s = None
                 return
 
-                self._committing_since_s = None
     async def _load(self, commands: Sequence[LoadCommand]) -> None:
         """Ask until there is an answer: the core waits for exactly one event for each."""
         while True:
             try:
                 self._put(_Tick(await self.store.load(commands)))
             except StoreDamaged:
-                self._committing_since_s = None
                 raise
             except StoreError as error:
                 self.store_state = str(error)

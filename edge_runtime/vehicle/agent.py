@@ -149,12 +149,12 @@ class VehicleAgent:
         self._has_left = asyncio.Event()
         self._farewell: Message | None = None
         self.overflows = 0
-        # Bound once: a line is written for every unit.
         self.leaves_for = HoldReason.DRAINING
         """What the dispatcher is told when this agent leaves."""
         self.bus_tried = asyncio.Event()
         """Set once the broker has been reached, or not, for the first time."""
         self._engine_heard_s = 0.0
+        # Bound once: a line is written for every unit.
         self._lines = _log.bind(vehicle=settings.vehicle)
         self.core: VehicleCore
         self.boot = 0
@@ -175,12 +175,6 @@ class VehicleAgent:
         """Messages that were not accepted, by reason."""
         return self._intake.rejected
 
-    # --- life ----------------------------------------------------------------------------
-
-    async def __aenter__(self) -> Self:
-        self._loop = asyncio.get_running_loop()
-        self._ended = self._loop.create_future()
-        try:
     @property
     def is_connected(self) -> bool:
         """Whether there is a connection to the broker."""
@@ -195,6 +189,12 @@ class VehicleAgent:
         """
         return self._loop.time() - self._engine_heard_s if self._is_busy else 0.0
 
+    # --- life ----------------------------------------------------------------------------
+
+    async def __aenter__(self) -> Self:
+        self._loop = asyncio.get_running_loop()
+        self._ended = self._loop.create_future()
+        try:
             self._recover()
             self._room = EngineRoom(self._make_engine, self.packages, self._computed, self._spawn)
             self._stack.push_async_callback(self._room.close)
@@ -299,13 +299,13 @@ class VehicleAgent:
 
     def _computed(self, event: Event) -> None:
         """The engine tells of many items in one message: they are handled together."""
+        self._engine_heard_s = self._loop.time()
         self._events.append(event)
         if not self._is_handling and not self._drain_asked:
             self._drain_asked = True
             self._loop.call_soon(self._drain_soon)
 
     def _drain_soon(self) -> None:
-        self._engine_heard_s = self._loop.time()
         self._drain_asked = False
         if not self._is_handling:
             self._drain()
@@ -336,13 +336,13 @@ class VehicleAgent:
         is_busy = self.core.is_computing
         if is_busy is not self._is_busy:
             self._is_busy = is_busy
+            self._engine_heard_s = self._loop.time()
             self._sensors.note_load(is_busy=is_busy)
         if not self._timer_asked:
             self._timer_asked = True
             self._loop.call_soon(self._set_timer)
 
     def _set_timer(self) -> None:
-            self._engine_heard_s = self._loop.time()
         """Wake when the core wants to be; asked once per turn of the loop."""
         self._timer_asked = False
         now = self._clock()
@@ -462,18 +462,18 @@ class VehicleAgent:
                 case Message():
                     self._received(event)
                 case Connected():
+                    self.bus_tried.set()
                     self.tell(BusConnected())
                 case Disconnected():
+                    self.bus_tried.set()
                     self.tell(BusDisconnected())
             if self._loop.time() > turn_ends_s:
                 await asyncio.sleep(0)
                 turn_ends_s = self._loop.time() + turn_s
 
     def _received(self, message: Message) -> None:
-                    self.bus_tried.set()
         event = self._intake.event(message)
         if event is not None:
-                    self.bus_tried.set()
             self.tell(event)
         elif self._hosts.urls():
             self._host_news.set()
