@@ -56,6 +56,7 @@ class Car:
     utc_ms: int = MIDNIGHT_UTC_MS + 12 * 3600 * 1000
     is_clock_trusted: bool = True
     spent_wh: float = 0.0
+    counts: dict[str, float] = field(default_factory=dict)
     admission: Admission = field(default_factory=Admission)
     readings: Readings = field(default_factory=Readings)
     values: dict[str, Any] = field(default_factory=lambda: dict(GOOD))
@@ -66,7 +67,9 @@ class Car:
 
     @property
     def around(self) -> Circumstances:
-        return Circumstances(self.policy, self.readings, self.is_clock_trusted, self.spent_wh)
+        return Circumstances(
+            self.policy, self.readings, self.is_clock_trusted, self.spent_wh, **self.counts
+        )
 
     def decide(self, **changes: Any) -> Decision:
         """Everything is read afresh, with these changes."""

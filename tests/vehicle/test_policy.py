@@ -1,14 +1,22 @@
 """The owner's policy file: what it says, and what a wrong one gets."""
 
-from datetime import UTC, datetime
+import os
+import re
+import tomllib
+from datetime import UTC, date, datetime
 from pathlib import Path
+from typing import Any, get_args
 
+import msgspec
 import pytest
 
 from edge_runtime.contract.reasons import HoldReason
 from edge_runtime.vehicle.policy import (
+    AirTemperature,
+    Energy,
     OwnerPolicy,
     PolicyError,
+    TariffWindow,
     Window,
     example_policy,
     load_policy,
@@ -27,13 +35,49 @@ def test_the_example_says_the_defaults_and_gives_no_consent() -> None:
     assert not policy.consent.given
 
 
+def uncommented() -> str:
+    """The example with everything in it that is only shown."""
+    return re.sub(r"(?m)^# (?=\w+ = |\[)", "", example_policy())
+
+
 def test_the_commented_parts_of_the_example_are_valid_too() -> None:
-    text = example_policy().replace("# budget_wh_per_day = 500 #", "budget_wh_per_day = 500 #")
-    tail = text.index("# [[schedule]]")
-    text = text[:tail] + text[tail:].replace("# ", "")
-    policy = parse_policy(text.encode())
+    policy = parse_policy(uncommented().encode())
     assert policy.energy.budget_wh_per_day == 500
     assert policy.schedule[0].start == "22:00"
+    assert policy.cabin_temperature == policy.ambient_temperature == AirTemperature()
+    assert policy.consent.date == date(2026, 11, 22)
+
+
+def keys_of(struct: type[msgspec.Struct], above: str = "") -> set[str]:
+    """Every key that the file may have, `table.key`."""
+    keys: set[str] = set()
+    for field in msgspec.structs.fields(struct):
+        inner = [t for t in (field.type, *get_args(field.type)) if is_struct(t)]
+        inner += (
+            [t for t in get_args(get_args(field.type)[0]) if is_struct(t)]
+            if (get_args(field.type))
+            else []
+        )
+        key = above + field.encode_name
+        keys |= keys_of(inner[0], key + ".") if inner else {key}
+    return keys
+
+
+def is_struct(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, msgspec.Struct)
+
+
+def test_the_example_shows_every_key() -> None:
+    def names(table: Any, above: str = "") -> set[str]:
+        found: set[str] = set()
+        for key, value in table.items():
+            inner = value[0] if isinstance(value, list) and value else value
+            found |= names(inner, f"{above}{key}.") if isinstance(inner, dict) else {above + key}
+        return found
+
+    shown = names(tomllib.loads(uncommented()))
+    hidden = {"quiet_hours.days", "tariff.days"}  # as schedule.days
+    assert keys_of(OwnerPolicy) == shown | hidden
 
 
 def test_a_missing_file_is_missing_consent(tmp_path: Path) -> None:
@@ -57,6 +101,29 @@ def test_a_missing_file_is_missing_consent(tmp_path: Path) -> None:
         ('[[schedule]]\nstart = "25:00"\nend = "06:00"', "schedule[0].start"),
         ('[[schedule]]\nstart = "22:00"\nend = "06:00"\ndays = []', "schedule[0].days"),
         ("dwell_s = -1", "dwell_s: Expected `float` >= 0"),
+        ("dwell_s = nan", "dwell_s"),
+        ("cycles_per_day_max = 0", "cycles_per_day_max: Expected `int` >= 1"),
+        ('[consent]\ndate = "soon"', "consent.date: Expected `date"),
+        ('[consent]\ngiven = "yes"', "consent.given: Expected `bool`"),
+        ('[[quiet_hours]]\nstart = "1:00"\nend = "06:00"', "quiet_hours[0].start"),
+        ("[departure]\nreserve_start_percent = 10", "departure.reserve_stop_percent: 85 must"),
+        ("[departure]\nreserve_hours = 0.25", "departure.reserve_hours: 15 minutes must be over"),
+        ('[departure]\nconditioning = "perhaps"', "departure.conditioning: Invalid enum"),
+        ("[cabin_temperature]\nstop_max_c = 20", "cabin_temperature.start_max_c: 35 must be"),
+        ("[ambient_temperature]\nstart_min_c = 36", "ambient_temperature.start_min_c: 36 must"),
+        ("[energy]\nbudget_wh_per_day = 0", "energy.budget_wh_per_day: Expected `float` > 0"),
+        (
+            "[energy]\nbudget_wh_per_day = 9\nbudget_wh_per_month = 8",
+            "energy.budget_wh_per_month: 8 must be at least energy.budget_wh_per_day, 9",
+        ),
+        ("[energy]\nprice_max_per_kwh = 1", "energy.price_max_per_kwh: no price"),
+        ('[[tariff]]\nstart = "01:00"\nend = "02:00"', "tariff[0]: Object missing required"),
+        ("[wear]\nequivalent_full_cycles_per_year = -1", "equivalent_full_cycles_per_year"),
+        ('[network]\nmetered = "no"', "network.metered: Invalid enum value 'no'"),
+        (
+            'network_metered = true\n[network]\nmetered = "allow"',
+            'network.metered: "allow" contradicts network_metered = true',
+        ),
         ("= broken", "Invalid"),
         ("\x00", "Invalid"),
     ],
@@ -73,6 +140,13 @@ def test_an_oversize_file_is_refused_unread(tmp_path: Path) -> None:
     path = tmp_path / "policy.toml"
     path.write_text("# " + "x" * 70_000)
     with pytest.raises(PolicyError, match="over 65536 bytes"):
+        load_policy(path)
+
+
+def test_what_is_no_ordinary_file_is_refused_and_never_waited_for(tmp_path: Path) -> None:
+    path = tmp_path / "policy.toml"
+    os.mkfifo(path)
+    with pytest.raises(PolicyError, match="not an ordinary file"):
         load_policy(path)
 
 
@@ -112,3 +186,27 @@ def test_the_schedule_is_read_in_the_owners_time_zone() -> None:
 
 def test_no_schedule_is_every_hour() -> None:
     assert OwnerPolicy().in_schedule(at(3, 3))
+
+
+def test_where_tariffs_overlap_the_highest_price_counts_and_none_is_unknown() -> None:
+    tariff = (
+        TariffWindow(start="01:00", end="03:00", price_per_kwh=0.2),
+        TariffWindow(start="02:00", end="04:00", price_per_kwh=0.3),
+    )
+    policy = OwnerPolicy(tariff=tariff)
+    assert [policy.price_per_kwh(at(0, hour)) for hour in (0, 1, 2, 3, 4)] == [
+        None,
+        0.2,
+        0.3,
+        0.3,
+        None,
+    ]
+    always = OwnerPolicy(tariff=tariff, energy=Energy(price_per_kwh=0.5))
+    assert always.price_per_kwh(at(0, 12)) == 0.5
+
+
+def test_quiet_hours_are_none_unless_they_are_written() -> None:
+    assert not OwnerPolicy().in_quiet_hours(at(0, 12, 30))
+    quiet = OwnerPolicy(quiet_hours=(Window(start="12:00", end="13:00", days=("mon",)),))
+    assert quiet.in_quiet_hours(at(0, 12, 30))
+    assert not quiet.in_quiet_hours(at(1, 12, 30))

@@ -4,53 +4,47 @@ Invariants
 - Fail closed: a required signal that is absent, any used signal that is stale or impossible, no
   policy, no consent: no work, with a typed reason.
 - Stopping is immediate; beginning (again) needs every condition good, at its start level, for the
-  whole dwell. So the car becomes ready at most once per dwell: it cannot flap.
-- A signal that the policy does not require and the car does not have decides nothing.
+  whole dwell. So the car becomes ready at most once per dwell, and at most
+  `cycles_per_day_max` times in a UTC day: it cannot flap.
+- What was found last is kept with the decision: explaining a decision looks at nothing else.
 
-Each condition has up to four levels: good enough to begin (CLEAR), good enough to go on but not
-to begin (KEEP), finish what is held but take nothing new (FINISH), stop at once (STOP).
+Each condition (`rules`) has up to four levels: good enough to begin (CLEAR), good enough to go on
+but not to begin (KEEP), finish what is held but take nothing new (FINISH), stop at once (STOP).
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from enum import IntEnum
+from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 from edge_runtime.contract.clock import NS_PER_MS, Now
 from edge_runtime.contract.reasons import HoldReason
-from edge_runtime.vehicle.core.readings import Quality, Readings
+from edge_runtime.vehicle.core.rules import (
+    MS_PER_MINUTE,
+    USED_SIGNALS,
+    Circumstances,
+    Finding,
+    Hours,
+    Level,
+    Side,
+    findings,
+    hours_of,
+    minutes_to_departure,
+    used_signals,
+)
 from edge_runtime.vehicle.policy import OwnerPolicy
 
-MS_PER_MINUTE: Final = 60_000
-MS_PER_DAY: Final = 86_400_000
-
-USED_SIGNALS: Final = (
-    "is_parked",
-    "is_occupied",
-    "power_saving_level",
-    "low_voltage_v",
-    "is_plugged",
-    "charge_percent",
-    "battery_temperature_c",
-    "compute_temperature_c",
+__all__ = (
+    "MS_PER_DAY",
+    "USED_SIGNALS",
+    "Admission",
+    "Circumstances",
+    "Decision",
+    "Driving",
+    "Hold",
+    "Judgement",
+    "Ready",
 )
-"""The signals that conditions look at, in the order in which their faults are reported."""
 
-
-class Level(IntEnum):
-    """How bad a condition is; the worst of all decides."""
-
-    CLEAR = 0
-    KEEP = 1
-    FINISH = 2
-    STOP = 3
-
-
-class Finding(NamedTuple):
-    """One condition's level and, unless it is CLEAR, the reason to give."""
-
-    level: Level
-    reason: HoldReason
+MS_PER_DAY: Final = 86_400_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,149 +71,133 @@ class Driving:
 Decision = Ready | Hold | Driving
 
 
-@dataclass(frozen=True, slots=True)
-class Circumstances:
-    """All that admission looks at. `spent_wh` is today's energy."""
+class Judgement(NamedTuple):
+    """A decision and all that it was made from; `clear_ns` is when the dwell will be over."""
 
-    policy: OwnerPolicy | HoldReason
-    readings: Readings
-    is_clock_trusted: bool
-    spent_wh: float
+    decision: Decision
+    now: Now
+    findings: tuple[Finding, ...]
+    clear_ns: int | None
+
+
+_NO_HOURS: Final = Hours(is_in_schedule=True, is_quiet=False, price_per_kwh=None)
+
+
+@dataclass(slots=True)
+class _Calendar:
+    """What follows from the policy and the minute alone, worked out once for both."""
+
+    _policy: OwnerPolicy | None = None
+    _minute: int = 0
+    _used: tuple[tuple[str, str], ...] = ()
+    _hours: Hours = _NO_HOURS
+
+    def look(self, policy: OwnerPolicy, now: Now) -> tuple[tuple[tuple[str, str], ...], Hours]:
+        """The signals that this policy uses, and what it says of this minute."""
+        minute = now.utc_ms // MS_PER_MINUTE
+        if policy is not self._policy:
+            self._policy, self._used = policy, used_signals(policy)
+            self._minute = minute - 1
+        if minute != self._minute:
+            self._minute = minute
+            if policy.has_hours:
+                self._hours = hours_of(policy, now.utc_ms)
+        return self._used, self._hours
 
 
 @dataclass(slots=True)
 class Admission:
-    """The memory that hysteresis needs: whether the car is open, and since when all is clear."""
+    """The memory that hysteresis needs: whether the car is open, and since when all is clear.
+
+    `cycles` counts how often it opened in the UTC day `cycles_day`, since this process started.
+    """
 
     is_open: bool = False
     clear_since_ns: int | None = None
+    cycles: int = 0
+    cycles_day: int = 0
+    last: Judgement | None = None
+    _calendar: _Calendar = field(default_factory=_Calendar)
 
     def decide(self, now: Now, around: Circumstances) -> Decision:
         """The decision of this moment. Call it on every change and at every `next_ns`."""
-        finding = worst_finding(now, around)
-        if self.is_open and finding.level < Level.FINISH:
+        found = tuple(self._find(now, around))
+        decision = self._judge(now, around, worst_of(found))
+        clear_ns = None
+        if not self.is_open and self.clear_since_ns is not None:
+            clear_ns = self.clear_since_ns + _dwell_ns(around.policy)
+        self.last = Judgement(decision, now, found, clear_ns)
+        return decision
+
+    def _judge(self, now: Now, around: Circumstances, worst: Finding | None) -> Decision:
+        level = Level.CLEAR if worst is None else worst.level
+        if self.is_open and level < Level.FINISH:
             return Ready()
-        if finding.level > Level.CLEAR:
+        if worst is not None and level > Level.CLEAR:
             self.is_open, self.clear_since_ns = False, None
-            return _closed(finding)
+            return _closed(worst)
         if self.clear_since_ns is None:
             self.clear_since_ns = now.boot_ns
         if now.boot_ns - self.clear_since_ns < _dwell_ns(around.policy):
             return Hold(HoldReason.DWELL, stop=False)
         self.is_open = True
+        self.cycles = self._cycles_of(now) + 1
+        self.cycles_day = now.utc_ms // MS_PER_DAY
         return Ready()
 
+    def _find(self, now: Now, around: Circumstances) -> list[Finding]:
+        policy = around.policy
+        if isinstance(policy, HoldReason):
+            return [Finding(Level.STOP, policy, "", Side.IS, None, None)]
+        used, hours = self._calendar.look(policy, now)
+        found = list(findings(now, policy, around, used, hours))
+        most = policy.cycles_per_day_max
+        if most is not None:
+            cycles = self._cycles_of(now)
+            level = Level.KEEP if cycles >= most else Level.CLEAR
+            reason, side = HoldReason.CYCLES_SPENT, Side.ABOVE
+            found.append(Finding(level, reason, "cycles_per_day_max", side, most, cycles))
+        return found
+
+    def _cycles_of(self, now: Now) -> int:
+        return self.cycles if self.cycles_day == now.utc_ms // MS_PER_DAY else 0
+
     def next_ns(self, now: Now, around: Circumstances) -> int | None:
-        """Boot time at which a decision may change with no event: staleness, dwell, schedule."""
+        """Boot time at which a decision may change with no event: staleness, dwell, the clock."""
+        policy = around.policy
         times = [around.readings.next_stale_ns(now)]
         if not self.is_open and self.clear_since_ns is not None:
-            times.append(self.clear_since_ns + _dwell_ns(around.policy))
-        if isinstance(around.policy, OwnerPolicy):
-            if around.policy.schedule:
+            times.append(self.clear_since_ns + _dwell_ns(policy))
+        if isinstance(policy, OwnerPolicy):
+            if policy.has_hours:
                 times.append(_boot_ns_at(now, (now.utc_ms // MS_PER_MINUTE + 1) * MS_PER_MINUTE))
-            if around.policy.energy.budget_wh_per_day is not None:
+            if policy.has_budgets or policy.cycles_per_day_max is not None:
                 times.append(_boot_ns_at(now, (now.utc_ms // MS_PER_DAY + 1) * MS_PER_DAY))
+            times += _departure_edges(now, policy, around)
         return min((time for time in times if time is not None), default=None)
 
 
-def worst_finding(now: Now, around: Circumstances) -> Finding:
-    """The worst condition; of equally bad ones the first in order of report."""
-    if isinstance(around.policy, HoldReason):
-        return Finding(Level.STOP, around.policy)
-    worst = Finding(Level.CLEAR, HoldReason.UNKNOWN)
-    for finding in _findings(now, around.policy, around):
-        if finding.level > worst.level:
-            worst = finding
-    return worst
+def worst_of(found: tuple[Finding, ...]) -> Finding | None:
+    """The worst finding; of equally bad ones the first in order of report."""
+    return max(found, key=_level, default=None)
 
 
-def _findings(now: Now, policy: OwnerPolicy, around: Circumstances) -> Iterator[Finding]:
-    yield from _owner(now, policy, around)
-    yield from _sensor_faults(now, policy, around.readings)
-    yield from _cabin(now, policy, around.readings)
-    yield from _power(now, policy, around.readings)
-    yield from _temperatures(now, policy, around.readings)
-    budget = policy.energy.budget_wh_per_day
-    if budget is not None and around.spent_wh >= budget:
-        yield Finding(Level.FINISH, HoldReason.ENERGY_BUDGET_SPENT)
+def _level(finding: Finding) -> Level:
+    return finding.level
 
 
-def _owner(now: Now, policy: OwnerPolicy, around: Circumstances) -> Iterator[Finding]:
-    if not policy.consent.given:
-        was_asked = policy.consent.version > 0
-        yield Finding(
-            Level.STOP,
-            HoldReason.CONSENT_WITHDRAWN if was_asked else HoldReason.CONSENT_MISSING,
-        )
-    if policy.paused:
-        yield Finding(Level.STOP, HoldReason.OWNER_PAUSED)
-    if policy.schedule and not around.is_clock_trusted:
-        yield Finding(Level.STOP, HoldReason.CLOCK_UNTRUSTED)
-    elif not policy.in_schedule(now.utc_ms):
-        yield Finding(Level.STOP, HoldReason.OUTSIDE_SCHEDULE)
-    if policy.network_metered:
-        yield Finding(Level.STOP, HoldReason.NETWORK_METERED)
-
-
-def _sensor_faults(now: Now, policy: OwnerPolicy, readings: Readings) -> Iterator[Finding]:
-    required = frozenset(policy.require)
-    for name in (*USED_SIGNALS, *sorted(required.difference(USED_SIGNALS))):
-        match readings.quality(name, now):
-            case Quality.GOOD:
-                pass
-            case Quality.ABSENT:
-                if name in required:
-                    yield Finding(Level.STOP, HoldReason.SENSOR_STALE)
-            case Quality.STALE:
-                yield Finding(Level.STOP, HoldReason.SENSOR_STALE)
-            case Quality.INVALID:
-                yield Finding(Level.STOP, HoldReason.SENSOR_INVALID)
-
-
-def _cabin(now: Now, policy: OwnerPolicy, readings: Readings) -> Iterator[Finding]:
-    if policy.parked_only and readings.flag("is_parked", now) is False:
-        yield Finding(Level.STOP, HoldReason.NOT_PARKED)
-    if policy.empty_only and readings.flag("is_occupied", now) is True:
-        yield Finding(Level.STOP, HoldReason.OCCUPIED)
-
-
-def _power(now: Now, policy: OwnerPolicy, readings: Readings) -> Iterator[Finding]:
-    saving = readings.number("power_saving_level", now)
-    if saving is not None and saving > policy.power_saving_max:
-        yield Finding(Level.STOP, HoldReason.POWER_SAVING)
-    if policy.plugged_only and readings.flag("is_plugged", now) is False:
-        yield Finding(Level.STOP, HoldReason.NOT_PLUGGED)
-    charge = readings.number("charge_percent", now)
-    if charge is not None:
-        limit = policy.charge
-        yield _floor(charge, limit.start_percent, limit.stop_percent, HoldReason.CHARGE_LOW)
-    volts = readings.number("low_voltage_v", now)
-    if volts is not None:
-        limit_v = policy.low_voltage
-        yield _floor(volts, limit_v.start_v, limit_v.stop_v, HoldReason.LOW_VOLTAGE_LOW)
-
-
-def _floor(value: float, start: float, stop: float, reason: HoldReason) -> Finding:
-    if value < stop:
-        return Finding(Level.STOP, reason)
-    return Finding(Level.KEEP if value < start else Level.CLEAR, reason)
-
-
-def _temperatures(now: Now, policy: OwnerPolicy, readings: Readings) -> Iterator[Finding]:
-    battery, window = readings.number("battery_temperature_c", now), policy.battery_temperature
-    if battery is not None:
-        yield _floor(battery, window.start_min_c, window.stop_min_c, HoldReason.BATTERY_COLD)
-        yield _floor(-battery, -window.start_max_c, -window.stop_max_c, HoldReason.BATTERY_HOT)
-    compute, limit = readings.number("compute_temperature_c", now), policy.compute_temperature
-    if compute is not None:
-        level = Level.CLEAR
-        if compute >= limit.stop_c:
-            level = Level.STOP
-        elif compute > limit.continue_c:
-            level = Level.FINISH
-        elif compute > limit.start_c:
-            level = Level.KEEP
-        yield Finding(level, HoldReason.COMPUTE_HOT)
+def _departure_edges(now: Now, policy: OwnerPolicy, around: Circumstances) -> list[int]:
+    """When a rule about the departure begins, or the departure is over."""
+    left_min = minutes_to_departure(now, policy, around.readings)
+    if left_min is None:
+        return []
+    rule = policy.departure
+    edges_min = (rule.stop_before_min, rule.reserve_hours * 60, -rule.late_min)
+    return [
+        now.boot_ns + int((left_min - edge) * MS_PER_MINUTE + 1) * NS_PER_MS
+        for edge in edges_min
+        if left_min > edge
+    ]
 
 
 def _closed(finding: Finding) -> Decision:
