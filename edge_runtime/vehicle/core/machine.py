@@ -116,8 +116,8 @@ class VehicleCore:
         self._decision: Decision = Hold(HoldReason.SENSOR_STALE, stop=True)
         self._is_draining = False
         self._leave_ns: int | None = None
-        self._has_left = False
         self._leave_hold = HoldReason.DRAINING
+        self._has_left = False
         self._desired: tuple[str, ...] = ()
         self.corrupt_chunks = 0
         self._restore(snapshot, now)
@@ -217,10 +217,10 @@ class VehicleCore:
                 self._work.model_failed(event, now)
             case ShutdownRequested():
                 if self._leave_ns is None:
+                    self._leave_hold = event.hold
                     wait_ms = round(limits.CAR_CLOSE_MAX_S * 500)
                     self._leave_ns = now.boot_ns + wait_ms * NS_PER_MS
             case _:
-                    self._leave_hold = event.hold
                 assert_never(event)
         self._reconsider(now)
 
@@ -462,13 +462,13 @@ class VehicleCore:
         return self._availability()
 
     @property
-    def is_computing(self) -> bool:
-        """Whether the engine has work and is not stopped."""
-    @property
     def hold(self) -> HoldReason | None:
         """Why the car takes no work now, where it takes none."""
         return self._hold()
 
+    @property
+    def is_computing(self) -> bool:
+        """Whether the engine has work and is not stopped."""
         return bool(self._work.runs) and self._ladder.is_going
 
     @property
