@@ -315,6 +315,21 @@ CANCEL_GIVE_UP_MS: Final = 60_000
 # --- the HTTP API --------------------------------------------------------------------
 HTTP_LARGE_BODY_BYTES: Final = 1024 * 1024
 """A larger body is decoded and checked outside the event loop, its items counted first."""
+SENSOR_TABLE_MAX_BYTES: Final = 256 * 1024
+SENSOR_FROZEN_MS: Final = 60_000
+"""A measurement that its provider has not written again for so long is not believed."""
+SENSOR_EDGES_PER_S_MAX: Final = 100
+"""A source that tells more is heard every `SENSOR_FLOOD_MS`, with the newest of each signal."""
+SENSOR_FLOOD_MS: Final = 20
+KUKSA_ANSWER_MAX_S: Final = 2.0
+KUKSA_BUFFER_MESSAGES: Final = 1_000
+"""Messages that the databroker keeps for a slow subscriber; its own bound."""
+KUKSA_RECONNECT_FIRST_S: Final = 0.25
+KUKSA_RECONNECT_MAX_S: Final = 5.0
+TRACE_MAX_BYTES: Final = 64 * 1024 * 1024
+TRACE_ROWS_MAX: Final = 1_000_000
+TRACE_LINE_MAX_BYTES: Final = 4_096
+TRACE_SPEED_MAX: Final = 1_000_000.0
 HTTP_SMALL_BODY_MAX_BYTES: Final = 1024 * 1024
 """Largest body of a request that is not a submission; a requeue that lists a million items
 must name none instead, which means all."""

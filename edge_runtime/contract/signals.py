@@ -22,6 +22,10 @@ _TB = "Vehicle.Powertrain.TractionBattery"
 _HEALTH = "Vehicle.ControlUnit.Central.Health.Resources"
 
 Uint8 = Annotated[int, msgspec.Meta(ge=0, le=255)]
+Value = float | bool | int | None
+"""One reading; None says that the car has no such reading, never that it is zero."""
+Values = dict[str, Value]
+"""Readings of one moment by signal name."""
 VssDatatype = Literal["float", "boolean", "uint8", "uint32"]
 
 

@@ -7,7 +7,7 @@ with the first unit.
 import platform
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Final
 
 from cyclopts import Parameter
 
@@ -20,21 +20,20 @@ from edge_runtime.cli.options import (
     Protocol,
     check_broker_url,
     check_http_url,
-    readable_file,
 )
+from edge_runtime.cli.sensing import SensorOptions, make_sensors
 from edge_runtime.contract import limits
 from edge_runtime.contract.errors import ConfigError
 from edge_runtime.contract.topics import DEFAULT_NAMESPACE, require_id
 
 if TYPE_CHECKING:
     from edge_runtime.vehicle.inference.options import EngineOptions
-    from edge_runtime.vehicle.ports import Sensors
 
-_STDIN: Final = 0
 _DEFAULT_STATE: Final = Path("vehicle-state")
 _DEFAULT_POLICY: Final = Path("policy.toml")
 _DEFAULT_QUOTA_BYTES: Final = 4 * 1024 * 1024 * 1024
 _DEFAULT_WATTS: Final = 40.0
+_SENSING: Final = SensorOptions()
 
 
 @Parameter(name="*")
@@ -52,18 +51,6 @@ class VehicleOptions:
     policy: Annotated[
         Path, Parameter(help="The owner's policy, TOML; without consent in it, no work.")
     ] = _DEFAULT_POLICY
-    sensors: Annotated[
-        Literal["linux", "simulated"], Parameter(help="Where readings come from.")
-    ] = "linux"
-    sensor_commands: Annotated[
-        bool,
-        Parameter(
-            negative="", help='Simulated: read JSON lines on stdin, such as {"is_occupied": true}.'
-        ),
-    ] = False
-    scenario: Annotated[
-        Path | None, Parameter(help="Simulated: how the car begins and what happens, TOML.")
-    ] = None
     models_url: Annotated[
         str | None, Parameter(help="Where packages are fetched; none: where a dispatcher says.")
     ] = None
@@ -116,10 +103,10 @@ class VehicleOptions:
                 raise ConfigError(f"{option} must be over 0, not {number:g}")
 
 
-def vehicle(options: VehicleOptions) -> int:
+def vehicle(options: VehicleOptions, sensing: SensorOptions = _SENSING) -> int:
     """Run one car's runtime until SIGTERM or SIGINT; leaving gives all work back."""
     options.check()
-    sensors = _make_sensors(options)
+    sensors = make_sensors(sensing)
 
     async def run() -> None:
         from edge_runtime.bus import open_bus
@@ -166,18 +153,3 @@ def _engine_options(options: VehicleOptions) -> "EngineOptions":
             cpus=options.engine_cpus,
         )
     )
-
-
-def _make_sensors(options: VehicleOptions) -> "Sensors":
-    if options.sensors == "linux":
-        if options.sensor_commands or options.scenario is not None:
-            raise ConfigError("--sensor-commands and --scenario are for --sensors simulated")
-        from edge_runtime.vehicle.sensors.linux import LinuxSensors
-
-        return LinuxSensors()
-    from edge_runtime.vehicle.sensors.simulated import SimulatedSensors, parse_scenario
-
-    script = None
-    if options.scenario is not None:
-        script = parse_scenario(readable_file("--scenario", options.scenario).read_bytes())
-    return SimulatedSensors(script, commands=_STDIN if options.sensor_commands else None)

@@ -26,12 +26,9 @@ from msgspec import Meta
 
 from edge_runtime.contract import limits
 from edge_runtime.contract.errors import ConfigError
-from edge_runtime.contract.signals import SIGNALS
+from edge_runtime.contract.signals import SIGNALS, Value, Values
 from edge_runtime.vehicle.clock import boot_ns
 from edge_runtime.vehicle.core.events import SignalsRead
-
-Value = float | bool | int | None
-Values = dict[str, Value]
 
 _NAMES: Final = frozenset(signal.name for signal in SIGNALS)
 _FULL_PERCENT: Final = 100.0
