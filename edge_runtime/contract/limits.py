@@ -112,8 +112,17 @@ FENCES_REMEMBERED_MAX: Final = 4_096
 JOURNAL_RESERVE_BYTES: Final = 64 * 1024 * 1024
 STATE_REFRESH_MS: Final = 10_000
 SENSOR_STALE_MS: Final = 5_000
-THAW_GRACE_MS: Final = 1_500
+THAW_GRACE_MS: Final = 5_000
+"""How long a frozen engine waits for a reason that may pass: who fetches something from the boot
+takes about 3 s. Far below a lease, which runs on."""
 TERMINATE_GRACE_MS: Final = 50
+"""A cancelled run that has not stopped by then, at a graph node, loses its process."""
+CANCEL_NODE_MAX_MS: Final = 25
+"""A batch is cut so that its longest node takes no longer: half of what a cancel may take."""
+PROFILE_RUNS: Final = 3
+"""Runs of a model whose nodes are timed, once per car and model; the fastest of each counts."""
+PROFILE_FILE_MAX_BYTES: Final = 16 * 1024 * 1024
+"""What the worker may write to any file; a profile beyond that is no profile."""
 ENGINE_IDLE_EXIT_MS: Final = 30_000
 ENGINE_HANG_MS: Final = 20_000
 ENGINE_MEMORY_MAX_BYTES: Final = 4 * 1024 * 1024 * 1024
@@ -192,6 +201,17 @@ ENGINE_LOAD_HANG_MS: Final = 60_000
 ENGINE_START_HANG_MS: Final = 30_000
 ENGINE_HANG_PER_REFERENCE: Final = 20
 """An item may take this many times its model's reference time before it counts as hung."""
+ENGINE_HANG_MIN_MS: Final = 5_000
+"""Whatever was measured, an item may compute for so long: inputs differ in size."""
+ENGINE_HANG_MAX_MS: Final = 600_000
+"""Whatever a package says of its reference time, an item that takes longer is hung."""
+ENGINE_HANG_PER_MEASURED: Final = 50
+"""An item may compute this many times what the slowest recent item of its model did."""
+ENGINE_OUTBOX_BYTES: Final = 256 * 1024
+"""Shared memory in which the worker's unsent events outlive it."""
+ENGINE_UNSENT_EVENTS_MAX: Final = 65_535
+"""Events in it; a MessagePack array with two bytes of length has no more."""
+NODE_TIMES_FILE_MAX_BYTES: Final = 64 * 1024
 ENGINE_DEATHS_WITHOUT_WORK_MAX: Final = 3
 """Workers that may die in a row with nothing finished between before the next has to wait."""
 ENGINE_LOG_LINE_MAX_BYTES: Final = 512

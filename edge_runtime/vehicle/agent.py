@@ -59,6 +59,7 @@ from edge_runtime.vehicle.core.events import (
 )
 from edge_runtime.vehicle.core.machine import VehicleCore
 from edge_runtime.vehicle.core.snapshot import CarFacts
+from edge_runtime.vehicle.core.stops import StopSummary
 from edge_runtime.vehicle.engine_room import EngineRoom
 from edge_runtime.vehicle.intake import Hosts, Intake
 from edge_runtime.vehicle.journal import Journal
@@ -169,6 +170,11 @@ class VehicleAgent:
     def engine(self) -> Engine:
         """The engine, to look at."""
         return self._room.engine
+
+    @property
+    def stops(self) -> StopSummary:
+        """How work was stopped since this process began, by tier."""
+        return self.core.work.stops.summary()
 
     @property
     def rejected(self) -> Counter[RejectionReason]:
@@ -402,6 +408,8 @@ class VehicleAgent:
                 self._spawn(self._have_model(command.digest), "fetch model")
             case do.LogUnit():
                 self._lines.info("unit", **_fields(command))
+            case do.LogStop():
+                self._lines.info("engine_stopped", **_fields(command))
             case do.LogState():
                 self._lines.info("availability", **_fields(command))
             case do.Leave():
@@ -500,8 +508,10 @@ class VehicleAgent:
             self.tell(ClockJudged(is_trusted))
 
 
-def _fields(record: do.LogUnit | do.LogState) -> dict[str, Any]:
+def _fields(record: do.LogUnit | do.LogStop | do.LogState) -> dict[str, Any]:
     fields = msgspec.structs.asdict(record)
+    if isinstance(record, do.LogUnit | do.LogStop):
+        fields["wasted_wh"] = round(record.wasted_wh, 6)
     if isinstance(record, do.LogUnit):
         fields["fence"] = f"{record.fence.epoch}.{record.fence.counter}"
         for name in ("held_ms", "busy_ms", "load_ms", "energy_j"):

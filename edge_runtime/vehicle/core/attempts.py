@@ -120,12 +120,29 @@ class OpenChunk:
         )
 
 
+J_PER_WH: Final = 3_600.0
+
+
+@dataclass(frozen=True, slots=True)
+class InHand:
+    """The item that a stop found being computed, and for how long it had been."""
+
+    index: int
+    busy_ms: float
+
+
 @dataclass(slots=True)
 class Totals:
-    """What the attempt came to, for its one log line."""
+    """What the attempt came to, for its one log line.
+
+    `lost` items were in hand when it was stopped. `wasted_j` went into those, and into items
+    that the watchdog ended.
+    """
 
     done: int = 0
     failed: int = 0
+    lost: int = 0
+    wasted_j: float = 0.0
     busy_ms: float = 0.0
     load_ms: float = 0.0
     energy_j: float = 0.0
@@ -146,6 +163,7 @@ class Attempt:
     chunk: OpenChunk = field(default_factory=OpenChunk)
     intent: StopIntent | None = None
     resume: Phase | None = None
+    in_hand: InHand | None = None
     totals: Totals = field(default_factory=Totals)
 
     @property
@@ -175,7 +193,7 @@ class Attempt:
         if self.resume is None:
             raise LocalError(f"unit {self.unit}: nothing to resume")
         self.move(self.resume)
-        self.resume = self.intent = None
+        self.resume = self.intent = self.in_hand = None
 
     def leave_engine(self) -> None:
         """The engine no longer knows the run; what remains may be submitted again."""

@@ -190,7 +190,11 @@ class KillEngine(_Record, frozen=True):
 
 
 class LogUnit(_Record, frozen=True):
-    """The one canonical line of an attempt that ended; times in milliseconds."""
+    """The one canonical line of an attempt that ended; times in milliseconds.
+
+    `items_lost` were in hand when a stop came (one at most, after a stop); `wasted_wh` is what
+    computing them had cost.
+    """
 
     unit: int
     fence: Fence
@@ -209,6 +213,22 @@ class LogUnit(_Record, frozen=True):
     stop_tier: str | None
     stop_latency_ms: float | None
     traceparent: str | None
+    items_lost: int = 0
+    wasted_wh: float = 0.0
+
+
+class LogStop(_Record, frozen=True):
+    """The engine was stopped for the car's owner; one line a stop.
+
+    `tier` ended the computation, `outcome` is what came of it: "thawed" or "killed".
+    """
+
+    reason: str
+    tier: str
+    latency_ms: float | None
+    outcome: str
+    items_lost: int
+    wasted_wh: float
 
 
 class LogState(_Record, frozen=True):
@@ -237,6 +257,7 @@ Command = (
     | ThawEngine
     | KillEngine
     | LogUnit
+    | LogStop
     | LogState
     | Leave
 )

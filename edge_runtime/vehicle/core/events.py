@@ -176,6 +176,17 @@ class ItemBroke(_Event, frozen=True):
     message: str = ""
 
 
+class ItemInterrupted(_Event, frozen=True):
+    """A stop, or the watchdog, found this item in hand: lost, unless a frozen engine is thawed.
+
+    `busy_ms` is for how long it had been computed. Comes before what ends its run.
+    """
+
+    run_id: int
+    index: int
+    busy_ms: float
+
+
 class RunEnded(_Event, frozen=True):
     """A run left the engine; `stop` tells how, when it was cancelled."""
 
@@ -228,6 +239,7 @@ Event = (
     | ItemStarted
     | ItemFinished
     | ItemBroke
+    | ItemInterrupted
     | RunEnded
     | EngineDied
     | EngineFrozen

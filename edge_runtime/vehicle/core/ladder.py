@@ -5,6 +5,10 @@ Invariants
 - A stop that may pass soon keeps the engine frozen for `THAW_GRACE_MS`; then it ends like any
   other: the process is killed and every attempt is given back.
 - Giving back waits for the measured stop, and for that at most `STOP_REPORT_WAIT_MS`.
+- Every stop of a computing engine is one `LogStop` and one entry of the tally, with what it cost.
+
+The grace is a bargain: a stop that passes within it costs no item at all, one that does not holds
+the units that long from other cars. It is well under a lease, which goes on meanwhile.
 
 Deliberately absent: why the car stops; `machine` knows that from admission.
 """
@@ -16,9 +20,15 @@ from typing import Final
 from edge_runtime.contract import limits
 from edge_runtime.contract.clock import NS_PER_MS, Now
 from edge_runtime.contract.messages import StopReport
-from edge_runtime.contract.reasons import HoldReason, ReleaseReason
-from edge_runtime.vehicle.core.attempts import Phase, StopIntent
-from edge_runtime.vehicle.core.commands import CancelRun, FreezeEngine, KillEngine, ThawEngine
+from edge_runtime.contract.reasons import HoldReason, ReleaseReason, StopTier
+from edge_runtime.vehicle.core.attempts import J_PER_WH, Phase, StopIntent
+from edge_runtime.vehicle.core.commands import (
+    CancelRun,
+    FreezeEngine,
+    KillEngine,
+    LogStop,
+    ThawEngine,
+)
 from edge_runtime.vehicle.core.work import Work
 
 MAY_PASS_SOON: Final = frozenset(
@@ -82,6 +92,8 @@ class Ladder:
         work = self.work
         if self._is_frozen:
             work.out.append(ThawEngine())
+            work.stops.thawed += 1
+            self._tell("thawed", items_lost=0, wasted_wh=0.0)
         self._reset()
         for attempt in list(work.attempts.values()):
             if attempt.intent is StopIntent.HOLD:
@@ -132,7 +144,9 @@ class Ladder:
     def _give_back(self, now: Now) -> None:
         """Release everything that is held, and be ready for whatever comes next."""
         work, report = self.work, self._report
-        for attempt in list(work.attempts.values()):
+        held = list(work.attempts.values())
+        wasted_j = -sum(attempt.totals.wasted_j for attempt in held)
+        for attempt in held:
             stop = report if attempt.run_id is not None else None
             if self._is_leaving and attempt.intent is not StopIntent.CANCEL:
                 reason = ReleaseReason.DRAINING
@@ -140,7 +154,21 @@ class Ladder:
             else:
                 work.finish_stopping(attempt, self._reason, stop, now)
         work.runs.clear()
+        if self._is_frozen:
+            work.stops.killed += 1
+            wasted_j += sum(attempt.totals.wasted_j for attempt in held)
+            items_lost = sum(attempt.totals.lost for attempt in held)
+            self._tell("killed", items_lost=items_lost, wasted_wh=wasted_j / J_PER_WH)
         self._reset()
+
+    def _tell(self, outcome: str, *, items_lost: int, wasted_wh: float) -> None:
+        """Account for the stop that ends here."""
+        report = self._report
+        tier = StopTier.FREEZE if report is None else report.tier
+        self.work.stops.note(tier, report, items_lost=items_lost, wasted_wh=wasted_wh)
+        latency_ms = None if report is None else report.latency_ms
+        line = LogStop(self._reason.value, tier.value, latency_ms, outcome, items_lost, wasted_wh)
+        self.work.out.append(line)
 
     def _reset(self) -> None:
         self.rung = Rung.GOING

@@ -56,6 +56,7 @@ from edge_runtime.vehicle.core.events import (
     Event,
     ItemBroke,
     ItemFinished,
+    ItemInterrupted,
     ItemStarted,
     ModelFailed,
     ModelLoaded,
@@ -170,6 +171,8 @@ class VehicleCore:
                     work.declined(write.offer, event.reason, now)
             case ItemBroke():
                 work.broke(event, now)
+            case ItemInterrupted():
+                work.interrupted(event)
             case RunEnded():
                 work.run_ended(event, now)
             case ModelLoaded():

@@ -44,9 +44,12 @@ from edge_runtime.contract.reasons import (
     Outcome,
     RefusalReason,
     ReleaseReason,
+    StopTier,
 )
 from edge_runtime.vehicle.core.attempts import (
+    J_PER_WH,
     Attempt,
+    InHand,
     Phase,
     StopIntent,
     deadline_of,
@@ -73,6 +76,7 @@ from edge_runtime.vehicle.core.events import (
     EngineDied,
     ItemBroke,
     ItemFinished,
+    ItemInterrupted,
     ItemStarted,
     ModelFailed,
     ModelFault,
@@ -91,6 +95,7 @@ from edge_runtime.vehicle.core.memory import (
 from edge_runtime.vehicle.core.offers import MODEL_REFUSALS, Gate, Refusal, judge
 from edge_runtime.vehicle.core.outbox import Outbox
 from edge_runtime.vehicle.core.snapshot import CarFacts, SavedAttempt
+from edge_runtime.vehicle.core.stops import StopTally
 
 
 @dataclass(slots=True)
@@ -110,6 +115,7 @@ class Work:
     health: EngineHealth = field(default_factory=EngineHealth)
     meter: EnergyMeter = field(default_factory=EnergyMeter)
     story: Story = field(default_factory=Story)
+    stops: StopTally = field(default_factory=StopTally)
     is_clock_trusted: bool = False
     may_feed: bool = False
     """Whether an attempt may have become ready to submit since `feed` last looked."""
@@ -345,7 +351,24 @@ class Work:
             return
         attempt.run_progress += 1
         if event.index in attempt.remaining:
+            self._count_waste(attempt, now)
             self._report(attempt, failed_item(event.index, event.code, event.message), 0.0, now)
+
+    def interrupted(self, event: ItemInterrupted) -> None:
+        """An item was in hand when the engine was stopped: what comes next says what of it."""
+        attempt = self._of_run(event.run_id)
+        if attempt is not None and event.index in attempt.remaining:
+            attempt.in_hand = InHand(event.index, max(0.0, event.busy_ms))
+
+    def _count_waste(self, attempt: Attempt, now: Now) -> int:
+        """The item in hand, where there is one, comes to nothing: its energy was spent; 1, or 0."""
+        in_hand, attempt.in_hand = attempt.in_hand, None
+        if in_hand is None or in_hand.index not in attempt.remaining:
+            return 0
+        wasted_j = in_hand.busy_ms / 1000 * self.facts.compute_power_w
+        attempt.totals.wasted_j += wasted_j
+        self.meter.spend(wasted_j, now)
+        return 1
 
     def run_ended(self, event: RunEnded, now: Now) -> None:
         """A run left the engine before all its items were reported."""
@@ -356,6 +379,7 @@ class Work:
         self._forget_run(attempt)
         if attempt.intent in {StopIntent.CANCEL, StopIntent.DEADLINE}:
             self.finish_stopping(attempt, None, event.stop, now)
+            self._tally(attempt, event.stop)
         elif event.outcome is RunOutcome.MODEL_FAILED:
             self.models.failed(attempt.offer.model, ModelFault.INVALID, now)
             self.release(attempt, Phase.FAILED, ReleaseReason.MODEL_UNAVAILABLE, now)
@@ -364,6 +388,12 @@ class Work:
             for index in list(attempt.remaining):
                 failed = failed_item(index, ItemError.MODEL_ERROR, event.message or "not computed")
                 self._report(attempt, failed, 0.0, now)
+
+    def _tally(self, attempt: Attempt, stop: StopReport | None) -> None:
+        """A run was stopped on its own; one that only waited is not worth counting."""
+        if stop is not None and stop.tier is not StopTier.NONE:
+            lost, wasted_wh = attempt.totals.lost, attempt.totals.wasted_j / J_PER_WH
+            self.stops.note(stop.tier, stop, items_lost=lost, wasted_wh=wasted_wh)
 
     def engine_died(self, event: EngineDied, now: Now) -> None:
         """Every run is gone; the item in hand takes the blame, the rest is submitted again."""
@@ -377,6 +407,7 @@ class Work:
         if victim is None or self.attempts.get(victim.unit) is not victim:
             return
         if event.index is not None and event.index in victim.remaining:
+            self._count_waste(victim, now)
             self._report(victim, failed_item(event.index, event.code, event.message), 0.0, now)
 
     def _forget_run(self, attempt: Attempt) -> None:
@@ -504,6 +535,7 @@ class Work:
         if keep_items and attempt.chunk.items:
             self._end(attempt, Phase.CANCELLED, Ending(outcome=Outcome.CANCELLED, stop=stop), now)
         else:
+            attempt.totals.lost += self._count_waste(attempt, now)
             self._leave(attempt, Phase.CANCELLED)
             self.ledger.append(DropAttempt(attempt.unit, attempt.fence))
             self._log(attempt, Ending(outcome=Outcome.CANCELLED, stop=stop), now)
@@ -511,6 +543,7 @@ class Work:
         self._remember_cancelled(verdict, attempt.offer.remaining_ms, now)
 
     def _end(self, attempt: Attempt, phase: Phase, ending: Ending, now: Now) -> None:
+        attempt.totals.lost += self._count_waste(attempt, now)
         self._leave(attempt, phase)
         self._close(attempt, ending, phase, now)
         taken = Taken(unit=attempt.unit, fence=attempt.fence)
@@ -548,6 +581,8 @@ class Work:
                 stop_tier=tier,
                 stop_latency_ms=latency_ms,
                 traceparent=offer.traceparent,
+                items_lost=totals.lost,
+                wasted_wh=totals.wasted_j / J_PER_WH,
             )
         )
 

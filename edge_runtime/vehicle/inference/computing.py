@@ -120,6 +120,7 @@ class Models:
             gc.collect()
         folder = Path(run.folder)
         spec = read_spec(folder)
+        self._runtime.begin_model(run.digest, run.node_ms)
         task = self._tasks[run.digest] = load_task(folder, spec, self._runtime)
         return task, protocol.Loaded(
             ticket=run.ticket,
@@ -142,7 +143,9 @@ class Computer:
         stops: Stops,
         progress: Progress,
         models: Models,
+        runtime: OrtRuntime,
     ) -> None:
+        self._runtime = runtime
         self._options = options
         self._inbox = inbox
         self._outbox = outbox
@@ -198,33 +201,37 @@ class Computer:
             self._outbox.add(protocol.Started(run.ticket, item.index))
             self._outbox.flush_if_due()
             event = self._item(task, run.ticket, item, parameters)
-            if event is None:
-                return protocol.Ended(run.ticket, protocol.EndedAs.CANCELLED)
+            if isinstance(event, protocol.Ended):
+                return event
             self._outbox.add(event)
+            for digest, node_ms in self._runtime.take_measured().items():
+                self._outbox.add(protocol.Profiled(digest, node_ms))
         return protocol.Ended(run.ticket, protocol.EndedAs.COMPLETED)
 
     def _item(
         self, task: Task, ticket: int, item: Item, parameters: Any
-    ) -> protocol.Finished | protocol.Broke | None:
-        """Compute one item; None when its run was stopped on the way."""
-        started_ns, frozen_ns = time.monotonic_ns(), self._progress.frozen_ns
+    ) -> protocol.Finished | protocol.Broke | protocol.Ended:
+        """Compute one item; `Ended` when its run was stopped on the way."""
         self._stops.begin(ticket, item.index)
         try:
             output = self._output(task, item, parameters)
         except ItemStopped:
+            busy_ms = self._busy_ms()
             if self._stops.wants_run(ticket):
-                return None
-            return protocol.Broke(
-                ticket, item.index, ItemError.ENGINE_HUNG, "took longer than the watchdog allows"
-            )
+                ended_as = protocol.EndedAs.CANCELLED
+                return protocol.Ended(ticket, ended_as, index=item.index, busy_ms=busy_ms)
+            message = "took longer than the watchdog allows"
+            return protocol.Broke(ticket, item.index, ItemError.ENGINE_HUNG, message, busy_ms)
         except Exception as error:  # noqa: BLE001 - an item may fail in any way; the worker stays
             failure = _as_failure(error)
-            return protocol.Broke(ticket, item.index, failure.code, failure.detail)
+            return protocol.Broke(ticket, item.index, failure.code, failure.detail, self._busy_ms())
         finally:
             self._stops.end()
-        frozen_ns = self._progress.frozen_ns - frozen_ns
-        busy_ns = time.monotonic_ns() - started_ns - frozen_ns
-        return protocol.Finished(ticket, item.index, output, max(busy_ns, 0) / 1e6)
+        return protocol.Finished(ticket, item.index, output, self._busy_ms())
+
+    def _busy_ms(self) -> float:
+        """For how long the item has been computed."""
+        return self._progress.busy_ns(time.monotonic_ns()) / 1e6
 
     def _output(self, task: Task, item: Item, parameters: Any) -> bytes:
         if not isinstance(parameters, dict):
@@ -259,14 +266,19 @@ def _as_failure(error: Exception) -> ItemFailure:
 
 
 def serve(
-    options: WorkerOptions,
+    configure: protocol.Configure,
     inbox: Inbox,
     outbox: Outbox,
     stop_channel: socket.socket,
     progress: Progress,
 ) -> None:
     """Compute until the engine closes the stream, which is an `EOFError`."""
-    runtime = OrtRuntime(provider=options.provider, intra_op_threads=options.intra_op_threads)
+    options = configure.options
+    runtime = OrtRuntime(
+        provider=options.provider,
+        intra_op_threads=options.intra_op_threads,
+        scratch=Path(configure.scratch),
+    )
     stops = Stops(stop_channel, runtime)
     models = Models(runtime, options.resident_models_max)
     Computer(
@@ -276,4 +288,5 @@ def serve(
         stops=stops,
         progress=progress,
         models=models,
+        runtime=runtime,
     ).serve()

@@ -3,9 +3,11 @@
 Invariants
 - `submit`, `cancel`, `freeze`, `thaw` never wait. Every run that was submitted ends as exactly
   one `RunEnded`, or with `EngineDied`, or, after `kill`, as nothing.
-- No item takes for ever: one that is not finished in time is stopped at its next graph node
-  (`ItemBroke`, engine_hung), and where it does not stop its process is killed (`EngineDied`).
-  Time spent frozen counts for neither.
+- No item takes for ever: one that is not finished in time (`watchdog`) is stopped at its next
+  graph node (`ItemBroke`, engine_hung), and where it does not stop its process is killed
+  (`EngineDied`). Time spent frozen counts for neither.
+- A stop costs the item in hand at most, and says so (`ItemInterrupted`): what was finished before
+  it is told first, sent or not.
 - A cancelled run that does not stop in time costs its process; runs behind it start again in a
   new one, and nobody else notices.
 - The process exits when there is no work for a while. Its exit is the unload.
@@ -34,22 +36,35 @@ from edge_runtime.vehicle.core.events import (
     EngineDied,
     ItemBroke,
     ItemFinished,
+    ItemInterrupted,
     ItemStarted,
     ModelLoaded,
     RunEnded,
     RunOutcome,
 )
 from edge_runtime.vehicle.inference import protocol
+from edge_runtime.vehicle.inference.node_times import NodeTimes
 from edge_runtime.vehicle.inference.options import EngineOptions
-from edge_runtime.vehicle.inference.process import WorkerProcess, describe_exit
+from edge_runtime.vehicle.inference.process import WorkerProcess, cpu_ms, describe_exit
 from edge_runtime.vehicle.inference.protocol import Phase
+from edge_runtime.vehicle.inference.watchdog import ItemTimes, Patience, Watch, item_patience
 
-EngineEvent = ModelLoaded | ItemStarted | ItemFinished | ItemBroke | RunEnded | EngineDied
+EngineEvent = (
+    ModelLoaded | ItemStarted | ItemFinished | ItemBroke | ItemInterrupted | RunEnded | EngineDied
+)
 Emit = Callable[[EngineEvent], None]
 
 _WATCH_EVERY_S: Final = 0.1
 _RESTART_DELAY_S: Final = 0.5
 _LEAVE_GRACE_S: Final = 2.0
+_OUTPUTS: Final = (
+    protocol.Ready,
+    protocol.Loaded,
+    protocol.Finished,
+    protocol.Broke,
+    protocol.Ended,
+)
+"""What counts as progress."""
 
 _log = structlog.get_logger()
 
@@ -90,7 +105,9 @@ class SupervisedEngine:
         self._restart_timer: asyncio.TimerHandle | None = None
         self._idle_timer: asyncio.TimerHandle | None = None
         self._watch_timer: asyncio.TimerHandle | None = None
-        self._watch = _Watch()
+        self._watch = Watch(time.monotonic_ns())
+        self._item_times = ItemTimes()
+        self._node_times = NodeTimes(options.node_times, options.worker)
         self._is_closed = False
 
     def __repr__(self) -> str:
@@ -107,6 +124,19 @@ class SupervisedEngine:
     def pid(self) -> int | None:
         """The process, where there is one."""
         return self._worker.pid if self._worker is not None else None
+
+    @property
+    def progress_ns(self) -> int:
+        """When the last real output came, or the first work after none (CLOCK_MONOTONIC).
+
+        Frozen time is left out: while the engine is frozen it moves on with the clock.
+        """
+        worker = self._worker
+        return self._watch.since_ns + (0 if worker is None else _frozen_ns(worker))
+
+    def node_ms(self, digest: str) -> float | None:
+        """How long the model's longest node takes here, where that is known; see `profiling`."""
+        return self._node_times.get(digest)
 
     @property
     def deaths_without_work(self) -> int:
@@ -133,6 +163,8 @@ class SupervisedEngine:
         self._next_ticket += 1
         self._tickets[run.run_id] = ticket
         held = _Held(run=run, folder=str(package.folder.absolute()), size_bytes=size_bytes)
+        if not self._held and self._worker is not None:
+            self._watch.progressed(_clock_ns(self._worker))
         self._held[ticket] = held
         self._held_bytes += size_bytes
         self._stop_timer("_idle_timer")
@@ -189,10 +221,11 @@ class SupervisedEngine:
             self._arm_cancel(ticket, held)
             return
         worker.freeze()
-        worker.drain()
+        worker.salvage()
         if ticket not in self._held:
             worker.thaw()
             return
+        self._tell_interrupted(worker)
         self._let_go(worker)
         worker.kill()
         self._forget(ticket)
@@ -242,17 +275,18 @@ class SupervisedEngine:
             self._died(None, None, ItemError.ENGINE_KILLED, f"cannot start a process: {error}")
             return
         _log.info("engine_started", worker=worker.pid)
-        self._watch = _Watch()
+        self._watch = Watch(time.monotonic_ns())
         for ticket, held in self._held.items():
             self._send(worker, ticket, held)
         self._watch_on()
         if not self._held:
             self._idle_on()
 
-    @staticmethod
-    def _send(worker: WorkerProcess, ticket: int, held: _Held) -> None:
-        run = held.run
-        worker.send(protocol.Run(ticket, held.folder, run.digest, run.items, run.parameters))
+    def _send(self, worker: WorkerProcess, ticket: int, held: _Held) -> None:
+        run, node_ms = held.run, self._node_times.get(held.run.digest)
+        worker.send(
+            protocol.Run(ticket, held.folder, run.digest, run.items, run.parameters, node_ms)
+        )
 
     def _let_go(self, worker: WorkerProcess) -> None:
         """Have nothing more to do with this process; it is ending, and tells nobody."""
@@ -272,15 +306,23 @@ class SupervisedEngine:
         if progress.phase in {Phase.LOADING, Phase.ITEM}:
             held = self._held.get(progress.ticket)
         run_id = held.run.run_id if held is not None and not held.is_told else None
-        is_in_hand = run_id is not None and progress.phase is Phase.ITEM
-        if self._watch.done == (progress.ticket, progress.index):
-            is_in_hand = False
-        index = progress.index if is_in_hand else None
+        index = self._tell_interrupted(worker)
         self._let_go(worker)
         self._leaving.discard(worker)
         if worker.log.last_line:
             message = f"{message}; it last said: {worker.log.last_line}"
         self._died(run_id, index, code, message[: limits.TEXT_MAX_CHARS])
+
+    def _tell_interrupted(self, worker: WorkerProcess) -> int | None:
+        """Tell which item a process that is stopped, or gone, was at; its index, if it was."""
+        progress = worker.progress
+        at = (progress.ticket, progress.index)
+        run_id = self._run_id(progress.ticket)
+        if progress.phase is not Phase.ITEM or run_id is None or self._watch.done == at:
+            return None
+        until_ns = worker.frozen_at_ns or time.monotonic_ns()
+        self._emit(ItemInterrupted(run_id, progress.index, progress.busy_ns(until_ns) / 1e6))
+        return progress.index
 
     def _died(self, run_id: int | None, index: int | None, code: ItemError, message: str) -> None:
         self._deaths_without_work += 1
@@ -314,10 +356,13 @@ class SupervisedEngine:
         if worker is not self._worker:
             return
         for event in events:
+            if isinstance(event, _OUTPUTS):
+                self._watch.progressed(_clock_ns(worker))
             match event:
                 case protocol.Finished(ticket=ticket, index=index):
                     self._deaths_without_work = 0
                     self._watch.done = (ticket, index)
+                    self._note_time(ticket, event.busy_ms)
                     if (run_id := self._run_id(ticket)) is not None:
                         self._emit(ItemFinished(run_id, index, event.output, event.busy_ms))
                 case protocol.Started(ticket=ticket, index=index):
@@ -325,15 +370,16 @@ class SupervisedEngine:
                         self._emit(ItemStarted(run_id, index))
                 case protocol.Ended(ticket=ticket):
                     self._ended(event)
-                case protocol.Broke(ticket=ticket, index=index):
-                    self._watch.done = (ticket, index)
-                    if (run_id := self._run_id(ticket)) is not None:
-                        self._emit(ItemBroke(run_id, index, event.code, event.message))
+                case protocol.Broke():
+                    self._broke(event)
                 case protocol.Loaded(ticket=ticket):
                     self._loaded(event)
                     if (run_id := self._run_id(ticket)) is not None:
                         self._emit(ModelLoaded(run_id, event.load_ms))
-                case protocol.Ready():
+                case protocol.Profiled(digest=digest, node_ms=node_ms):
+                    self._node_times.put(digest, node_ms)
+                    _log.info("model_profiled", model=digest, node_ms=round(node_ms, 3))
+                case protocol.Ready() | protocol.Batch():
                     pass
                 case _:
                     assert_never(event)
@@ -342,6 +388,20 @@ class SupervisedEngine:
         """Return the run to tell of, or None when its end was told already."""
         held = self._held.get(ticket)
         return None if held is None or held.is_told else held.run.run_id
+
+    def _note_time(self, ticket: int, busy_ms: float) -> None:
+        held = self._held.get(ticket)
+        if held is not None:
+            self._item_times.note(held.run.digest, busy_ms)
+
+    def _broke(self, event: protocol.Broke) -> None:
+        self._watch.done = (event.ticket, event.index)
+        run_id = self._run_id(event.ticket)
+        if run_id is None:
+            return
+        if event.code is ItemError.ENGINE_HUNG:
+            self._emit(ItemInterrupted(run_id, event.index, event.busy_ms))
+        self._emit(ItemBroke(run_id, event.index, event.code, event.message))
 
     def _loaded(self, event: protocol.Loaded) -> None:
         for digest in event.evicted:
@@ -359,6 +419,9 @@ class SupervisedEngine:
                 case protocol.EndedAs.COMPLETED:
                     self._emit(RunEnded(held.run.run_id, RunOutcome.COMPLETED))
                 case protocol.EndedAs.CANCELLED:
+                    if event.index is not None:
+                        run_id = held.run.run_id
+                        self._emit(ItemInterrupted(run_id, event.index, event.busy_ms))
                     self._tell_cancelled(held, StopTier.TERMINATE)
                 case protocol.EndedAs.MODEL_FAILED:
                     self._emit(
@@ -381,11 +444,17 @@ class SupervisedEngine:
             worker.kill()
 
     async def measure_stop(self) -> StopReport:
-        """Return how long after `freeze` every thread of the process was seen to be stopped."""
+        """Return how long after `freeze` every thread of the process was seen to be stopped.
+
+        By then it was told what had been finished, and which item was in hand.
+        """
         worker = self._worker
         if worker is None or not worker.is_frozen:
             return StopReport(tier=StopTier.NONE, latency_ms=0.0)
         self._stop_latency_ms = await worker.stop_latency_ms()
+        if worker is self._worker and worker.is_frozen:
+            worker.salvage()
+            self._tell_interrupted(worker)
         return StopReport(tier=StopTier.FREEZE, latency_ms=self._stop_latency_ms)
 
     def thaw(self) -> None:
@@ -462,39 +531,41 @@ class SupervisedEngine:
         if worker is None:
             return
         if not worker.is_frozen:
-            clock_ns = time.monotonic_ns() - worker.frozen_total_ns
-            if worker.progress.sequence != watch.sequence:
-                watch.sequence, watch.since_ns = worker.progress.sequence, clock_ns
-            elif clock_ns - watch.since_ns > self._patience_ms(worker) * 1_000_000:
+            clock_ns = _clock_ns(worker)
+            if watch.kill_at_ns is not None and clock_ns >= watch.kill_at_ns:
+                watch.blame = ItemError.ENGINE_HUNG
+                worker.kill()
+            elif watch.kill_at_ns is None and watch.is_hung(
+                clock_ns, cpu_ms(worker.pid), self._patience(worker)
+            ):
                 self._hung(worker, clock_ns)
         self._watch_on()
 
-    def _patience_ms(self, worker: WorkerProcess) -> float:
+    def _patience(self, worker: WorkerProcess) -> Patience:
         """Return how long the worker may be at what it is at."""
         options = self._options
         match worker.progress.phase:
             case Phase.STARTING:
-                return options.start_hang_ms
+                return Patience(options.start_hang_ms, options.start_hang_ms)
             case Phase.LOADING:
-                return options.load_hang_ms
+                return Patience(options.load_hang_ms, options.load_hang_ms)
             case Phase.IDLE | Phase.ITEM:
                 if options.hang_ms is not None:
-                    return options.hang_ms
+                    return Patience(options.hang_ms, options.hang_ms)
                 held = self._held.get(worker.progress.ticket)
-                reference_ms = self._resident.get(held.run.digest, 0.0) if held else 0.0
-                return max(limits.ENGINE_HANG_MS, limits.ENGINE_HANG_PER_REFERENCE * reference_ms)
+                if held is None:
+                    return item_patience(0.0, None)
+                digest = held.run.digest
+                reference_ms = self._resident.get(digest, 0.0)
+                return item_patience(reference_ms, self._item_times.get(digest))
 
     def _hung(self, worker: WorkerProcess, clock_ns: int) -> None:
-        """Stop the item; a worker that was told so a grace ago, or is at no item, is killed."""
-        watch, progress = self._watch, worker.progress
-        if progress.phase is Phase.ITEM and watch.told_sequence != watch.sequence:
+        """Stop the item and, if that does not help within the grace, the process."""
+        progress, watch = worker.progress, self._watch
+        if progress.phase is Phase.ITEM:
             _log.warning("item_hung", ticket=progress.ticket, index=progress.index)
             worker.stop(protocol.StopItem(progress.ticket, progress.index))
-            watch.told_sequence = watch.sequence
-            # The next looks see a worker that is late by the grace and no more.
-            watch.since_ns = clock_ns - int(
-                (self._patience_ms(worker) - self._options.terminate_grace_ms) * 1_000_000
-            )
+            watch.kill_at_ns = clock_ns + self._options.terminate_grace_ms * 1_000_000
             return
         if progress.phase is not Phase.LOADING:
             watch.blame = ItemError.ENGINE_HUNG
@@ -513,15 +584,12 @@ class SupervisedEngine:
             self._start_soon()
 
 
-@dataclass(slots=True)
-class _Watch:
-    """What the watchdog has seen of one process; times leave frozen time out."""
+def _frozen_ns(worker: WorkerProcess) -> int:
+    """For how long the worker was frozen in all, until now."""
+    since_ns = worker.frozen_at_ns
+    return worker.frozen_total_ns + (0 if since_ns is None else time.monotonic_ns() - since_ns)
 
-    sequence: int = -1
-    since_ns: int = 0
-    told_sequence: int = -1
-    """At which sequence the worker was told to stop its item."""
-    done: tuple[int, int] | None = None
-    """Ticket and index of the last item that is known to be over."""
-    blame: ItemError = ItemError.ENGINE_KILLED
-    """What is said of the item in hand when the process dies."""
+
+def _clock_ns(worker: WorkerProcess) -> int:
+    """A clock that stands still while the worker is frozen."""
+    return time.monotonic_ns() - _frozen_ns(worker)

@@ -1,6 +1,7 @@
 """How an engine is set up; every default is the car's."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import msgspec
 
@@ -27,9 +28,10 @@ class WorkerOptions(msgspec.Struct, frozen=True, kw_only=True):
 class EngineOptions:
     """What the supervisor does, in milliseconds.
 
-    `hang_ms` is how long an item may take; None means 20 times the model's reference time, and
-    30 s at least. Frozen time counts for none of these. `idle_exit_ms` without work ends the
-    process, which is what gives its memory back.
+    `hang_ms` is how long an item may take; None means what was measured of the model says it, see
+    `watchdog`. Frozen time counts for none of these. `idle_exit_ms` without work ends the process,
+    which is what gives its memory back. `node_times` is a file that keeps what was measured of
+    models' longest nodes; None measures them anew in each life.
     """
 
     worker: WorkerOptions = field(default_factory=WorkerOptions)
@@ -38,3 +40,4 @@ class EngineOptions:
     load_hang_ms: int = limits.ENGINE_LOAD_HANG_MS
     terminate_grace_ms: int = limits.TERMINATE_GRACE_MS
     idle_exit_ms: int = limits.ENGINE_IDLE_EXIT_MS
+    node_times: Path | None = None

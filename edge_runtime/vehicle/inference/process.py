@@ -4,8 +4,9 @@ Invariants
 - Signals go through a pidfd, so they can never hit another process that got the number.
 - `freeze` and `kill` send their signal before they return; nothing waits for anything.
 - The process gets no descriptor but its own, no environment but what Python needs, an empty
-  folder to stand in, and nothing on its standard input.
-- `on_exit` is called exactly once, after every event that the process managed to write.
+  folder to stand in, another one for profiles, and nothing on its standard input.
+- `on_exit` is called exactly once, after every event that the process had to tell, sent or not.
+- No event is handed over twice, whether it came by the stream or was found in shared memory.
 
 Everything is called on one event loop. Deliberately absent: any policy; see `engine`.
 """
@@ -31,7 +32,7 @@ import msgspec
 from edge_runtime.contract import limits
 from edge_runtime.vehicle.inference import protocol
 from edge_runtime.vehicle.inference.options import WorkerOptions
-from edge_runtime.vehicle.inference.protocol import Progress
+from edge_runtime.vehicle.inference.protocol import Progress, Unsent
 from edge_runtime.vehicle.inference.worker_log import WorkerLog
 
 _READ_BYTES: Final = 1 << 18
@@ -49,6 +50,7 @@ _ENVIRONMENT: Final = (
 )
 _URGENT_CLASSES: Final = ((os.SCHED_FIFO, 1), (os.SCHED_OTHER, 0))
 _STOPPED_STATES: Final = frozenset("TtZX")
+_MS_PER_TICK: Final = 1000 / os.sysconf("SC_CLK_TCK")
 
 OnEvents = Callable[["WorkerProcess", list[protocol.FromWorker]], None]
 OnExit = Callable[["WorkerProcess"], None]
@@ -68,7 +70,11 @@ class WorkerProcess:
         self._own_class = (os.SCHED_IDLE if options.is_idle_class else os.SCHED_OTHER, 0)
         self._is_flush_due = False
         self._is_deaf = False
-        self._frozen_at_ns: int | None = None
+        self._spoke_nonsense = False
+        self._batch = 0
+        self._batch_taken = 0
+        self.frozen_at_ns: int | None = None
+        """When it was frozen (CLOCK_MONOTONIC); None while it is not."""
         self.frozen_total_ns = 0
         """How long the worker was frozen up to the last thaw."""
         self.exit_status: int | None = None
@@ -77,13 +83,15 @@ class WorkerProcess:
         self._folder = tempfile.mkdtemp(prefix="edge-runtime-worker-")
         with contextlib.ExitStack() as undo:
             undo.callback(shutil.rmtree, self._folder, ignore_errors=True)
+            self._scratch = tempfile.mkdtemp(prefix="edge-runtime-profile-")
+            undo.callback(shutil.rmtree, self._scratch, ignore_errors=True)
             self._start(undo)
             undo.pop_all()
         self.log = WorkerLog(self.pid)
         self._loop.add_reader(self._stream, self._read)
         self._loop.add_reader(self._log_fd, self._read_log)
         self._loop.add_reader(self._pidfd, self._exited)
-        self.send(protocol.Configure(options))
+        self.send(protocol.Configure(options, self._scratch))
 
     def _start(self, undo: contextlib.ExitStack) -> None:
         """Make the ways to talk and start the process; `undo` takes back what was made."""
@@ -96,9 +104,11 @@ class WorkerProcess:
         self._log_fd, their_log = os.pipe()
         undo.callback(os.close, self._log_fd)
         try:
-            os.ftruncate(page, Progress.BYTES)
+            os.ftruncate(page, Progress.BYTES + Unsent.BYTES)
             self.progress = Progress(page)
             undo.callback(self.progress.close)
+            self._unsent = Unsent(page)
+            undo.callback(self._unsent.close)
             numbers = (theirs.fileno(), their_stops.fileno(), page)
             self._popen = subprocess.Popen(
                 # -P: nothing is imported from the folder it stands in.
@@ -133,7 +143,7 @@ class WorkerProcess:
     @property
     def is_frozen(self) -> bool:
         """Whether it was frozen and not thawed since."""
-        return self._frozen_at_ns is not None
+        return self.frozen_at_ns is not None
 
     # --- talking -------------------------------------------------------------------------
 
@@ -179,10 +189,33 @@ class WorkerProcess:
         """Hand over what has come; one read, so that the loop's other work has its turn."""
         self._read_once()
 
-    def drain(self) -> None:
-        """Hand over every event that is already here (it is frozen or gone, so that is all)."""
+    def salvage(self) -> None:
+        """Hand over every event that it has written, sent or not (it stands still or is gone)."""
         while self._read_once():
             pass
+        number, body = self._unsent.read()
+        if not body or number < self._batch or self._spoke_nonsense:
+            return
+        try:
+            self._hand_over(self._batch_in(body))
+        except (protocol.BadFrame, msgspec.DecodeError) as error:
+            self.log.feed(f"left nonsense: {error}\n".encode(), time.monotonic_ns())
+
+    def _batch_in(self, body: bytes) -> tuple[int, list[protocol.FromWorker]]:
+        """Return a batch's number and its events. Raises `BadFrame` or `msgspec.DecodeError`."""
+        match self._decoder.decode(body):
+            case [protocol.Batch(number=number), *events]:
+                return number, events
+            case _:
+                raise protocol.BadFrame("events without the number of their batch")
+
+    def _hand_over(self, batch: tuple[int, list[protocol.FromWorker]]) -> None:
+        """Tell of a batch, except what was told of it before."""
+        number, events = batch
+        taken = self._batch_taken if number == self._batch else 0
+        self._batch, self._batch_taken = number, len(events)
+        if fresh := events[taken:]:
+            self._on_events(self, fresh)
 
     def _read_once(self) -> bool:
         """Return whether there may be more."""
@@ -198,15 +231,16 @@ class WorkerProcess:
             self._hear_no_more()
             return False
         try:
-            batches = [self._decoder.decode(body) for body in self._splitter.feed(data)]
+            batches = [self._batch_in(body) for body in self._splitter.feed(data)]
         except (protocol.BadFrame, msgspec.DecodeError) as error:
             # A model that has taken over its process must not take over this one.
             self.log.feed(f"spoke nonsense: {error}\n".encode(), time.monotonic_ns())
+            self._spoke_nonsense = True
             self._hear_no_more()
             self.kill()
             return False
         for events in batches:
-            self._on_events(self, events)
+            self._hand_over(events)
         return True
 
     def _hear_no_more(self) -> None:
@@ -234,16 +268,16 @@ class WorkerProcess:
 
         Freezing a frozen process does nothing.
         """
-        if self.exit_status is None and self._frozen_at_ns is None:
-            self._frozen_at_ns = time.monotonic_ns()
+        if self.exit_status is None and self.frozen_at_ns is None:
+            self.frozen_at_ns = time.monotonic_ns()
             self._signal(signal.SIGSTOP)
             set_class(self.pid, *_URGENT_CLASSES)
 
     def thaw(self) -> None:
         """SIGCONT. Thawing a running process does nothing."""
-        if self.exit_status is None and self._frozen_at_ns is not None:
-            duration_ns = time.monotonic_ns() - self._frozen_at_ns
-            self._frozen_at_ns = None
+        if self.exit_status is None and self.frozen_at_ns is not None:
+            duration_ns = time.monotonic_ns() - self.frozen_at_ns
+            self.frozen_at_ns = None
             self.frozen_total_ns += duration_ns
             self.progress.add_frozen(duration_ns)
             set_class(self.pid, self._own_class)
@@ -260,14 +294,14 @@ class WorkerProcess:
         It is an upper bound: a thread counts as running until the kernel says that it is
         stopped. A process that was not frozen, or is gone, gives 0.
         """
-        frozen_at_ns = self._frozen_at_ns
+        frozen_at_ns = self.frozen_at_ns
         if frozen_at_ns is None:
             return 0.0
         while True:
             is_stopped = self.exit_status is not None or is_at_rest(self.pid)
             latency_ms = (time.monotonic_ns() - frozen_at_ns) / _NS_PER_MS
             is_hopeless = latency_ms > limits.ENGINE_STOP_MEASURE_MAX_MS
-            if is_stopped or is_hopeless or self._frozen_at_ns != frozen_at_ns:
+            if is_stopped or is_hopeless or self.frozen_at_ns != frozen_at_ns:
                 return latency_ms
             await asyncio.sleep(_MEASURE_EVERY_S)
 
@@ -277,7 +311,7 @@ class WorkerProcess:
 
     def _exited(self) -> None:
         self._loop.remove_reader(self._pidfd)
-        self.drain()
+        self.salvage()
         self._read_log()
         self.exit_status = self._popen.wait()
         for descriptor in (self._stream, self._log_fd):
@@ -289,9 +323,24 @@ class WorkerProcess:
         os.close(self._log_fd)
         os.close(self._pidfd)
         shutil.rmtree(self._folder, ignore_errors=True)
+        shutil.rmtree(self._scratch, ignore_errors=True)
         self._gone.set()
         self._on_exit(self)
         self.progress.close()
+        self._unsent.close()
+
+
+def cpu_ms(pid: int) -> float:
+    """Return the processor time of all threads of a process so far, to a clock tick (10 ms).
+
+    0 for a process that is gone.
+    """
+    try:
+        line = Path(f"/proc/{pid}/stat").read_text(encoding="ascii")
+    except (FileNotFoundError, ProcessLookupError):
+        return 0.0
+    fields = line[line.rindex(")") + 2 :].split()
+    return (int(fields[11]) + int(fields[12])) * _MS_PER_TICK
 
 
 def set_class(pid: int, *classes: tuple[int, int]) -> None:

@@ -6,17 +6,22 @@ Invariants
   thrown away with it.
 - A `Computation` may be stopped from another thread at any time; what runs ends at its next
   graph node.
+- A model whose longest node is not known here is profiled in its first runs, and in no later one.
 
 This module imports onnxruntime and is imported by the worker process only.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, cast
+from weakref import WeakKeyDictionary
 
 import onnxruntime as ort
 
+from edge_runtime.contract import limits
 from edge_runtime.contract.reasons import ItemError
+from edge_runtime.vehicle.inference import profiling
 from edge_runtime.vehicle.inference.tasks.base import Array, ItemFailure, ItemStopped, Session
 
 _TERMINATED: Final = "terminate flag"
@@ -55,15 +60,38 @@ class Computation:
         return self._options
 
 
-class OrtRuntime:
-    """Loads and runs sessions for one thread."""
+@dataclass(eq=False, slots=True)
+class _Nodes:
+    """What is known of one model's nodes; `open_sessions` are profiled, with runs so far."""
 
-    def __init__(self, *, provider: str, intra_op_threads: int) -> None:
+    digest: str
+    node_ms: float | None
+    open_sessions: dict[Any, int] = field(default_factory=dict)
+    longest_ms: float = 0.0
+
+
+class OrtRuntime:
+    """Loads and runs sessions for one thread. Profiles are written in `scratch`, for a moment."""
+
+    def __init__(self, *, provider: str, intra_op_threads: int, scratch: Path) -> None:
         ort.set_default_logger_severity(_LOG_ERRORS_ONLY)
         ort.disable_telemetry_events()
         self._provider = provider
         self._intra_op_threads = intra_op_threads
         self._computation = Computation()
+        self._scratch = scratch
+        self._loading = _Nodes("", 0.0)
+        self._nodes: WeakKeyDictionary[Any, _Nodes] = WeakKeyDictionary()
+        self._measured: dict[str, float] = {}
+
+    def begin_model(self, digest: str, node_ms: float | None) -> None:
+        """What is loaded from now on is of this model; `node_ms` None: measure its nodes."""
+        self._loading = _Nodes(digest, node_ms)
+
+    def take_measured(self) -> dict[str, float]:
+        """Return what has been measured since the last call: milliseconds by digest."""
+        measured, self._measured = self._measured, {}
+        return measured
 
     def load(self, path: Path) -> Session:
         """Load a model file; see `Runtime.load`."""
@@ -73,6 +101,10 @@ class OrtRuntime:
         options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+        nodes = self._loading
+        if nodes.node_ms is None:
+            options.enable_profiling = True
+            options.profile_file_prefix = str(self._scratch / "profile")
         try:
             session = ort.InferenceSession(
                 str(path), sess_options=options, providers=[self._provider]
@@ -80,7 +112,15 @@ class OrtRuntime:
         except Exception as error:  # ONNX Runtime's own errors share no base but this
             raise _failure(error, path.name) from error
         session.disable_fallback()
+        self._nodes[session] = nodes
+        if nodes.node_ms is None:
+            nodes.open_sessions[session] = 0
         return cast("Session", session)
+
+    def rows_max(self, session: Session) -> int | None:
+        """How many rows of a batch one run may have; see `Runtime.rows_max`."""
+        node_ms = self._nodes[session].node_ms
+        return None if node_ms is None else profiling.rows_max(node_ms)
 
     def run(self, session: Session, outputs: list[str], feeds: Mapping[str, Array]) -> list[Array]:
         """Run once; see `Runtime.run`."""
@@ -92,7 +132,21 @@ class OrtRuntime:
             if computation.is_stopped and _TERMINATED in str(error):
                 raise ItemStopped from error
             raise _failure(error, "run") from error
+        nodes = self._nodes[session]
+        if session in nodes.open_sessions:
+            self._profiled(session, nodes)
         return cast("list[Array]", results)
+
+    def _profiled(self, session: Any, nodes: _Nodes) -> None:
+        """A profiled run is over; the last one that is wanted ends the profile."""
+        nodes.open_sessions[session] += 1
+        if nodes.open_sessions[session] < limits.PROFILE_RUNS:
+            return
+        del nodes.open_sessions[session]
+        longest_ms = profiling.take_profile(Path(session.end_profiling()))
+        nodes.longest_ms = max(nodes.longest_ms, longest_ms)
+        if not nodes.open_sessions:
+            nodes.node_ms = self._measured[nodes.digest] = nodes.longest_ms
 
     def begin(self) -> Computation:
         """Start a new item; what is stopped before the return is not this one."""

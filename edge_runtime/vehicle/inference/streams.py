@@ -1,7 +1,10 @@
 """The worker's end of the stream: runs come in, events go out.
 
-Invariants: the stream is read only when little is left to do, so that it is never read for
-nothing and work never runs dry; events of items faster than `ENGINE_EVENT_BATCH_MS` share a write.
+Invariants
+- The stream is read only when little is left to do, so that it is never read for nothing and work
+  never runs dry.
+- Events of items faster than `ENGINE_EVENT_BATCH_MS` share a write. Until then they are in shared
+  memory, where the engine finds them when it stops this process.
 """
 
 import socket
@@ -64,26 +67,43 @@ class Outbox:
     has left lying for `ENGINE_EVENT_LATE_MS`.
     """
 
-    def __init__(self, stream: socket.socket) -> None:
+    def __init__(self, stream: socket.socket, unsent: protocol.Unsent) -> None:
         self._stream = stream
+        self._unsent = unsent
         self._encoder = msgspec.msgpack.Encoder()
         self._lock = threading.Lock()
         self._has_events = threading.Event()
-        self._events: list[protocol.FromWorker] = []
+        self._events: list[bytes] = []
+        self._batch = 0
         self._bytes = 0
         self._flushed_ns = 0
+        self._begin()
         threading.Thread(target=self._flush_late, name="late events", daemon=True).start()
 
     def add(self, event: protocol.FromWorker) -> None:
         """Keep an event for the next write."""
-        self._events.append(event)
-        if isinstance(event, protocol.Finished):
-            self._bytes += len(event.output)
+        with self._lock:
+            self._add(self._encoder.encode(event))
+
+    def _add(self, encoded: bytes) -> None:
+        if not self._unsent.fits(encoded):
+            self._flush()
+        if self._unsent.fits(encoded):
+            self._unsent.add(encoded)
+        self._events.append(encoded)
+        self._bytes += len(encoded)
+
+    def _begin(self) -> None:
+        """Begin a batch. Its number is the first event in it."""
+        self._batch += 1
+        self._events, self._bytes = [], 0
+        self._unsent.begin(self._batch)
+        self._add(self._encoder.encode(protocol.Batch(self._batch)))
 
     def flush_if_due(self) -> None:
         """Write what is kept when it has waited, or grown, enough."""
         now_ns = time.monotonic_ns()
-        is_much = len(self._events) >= _FLUSH_EVENTS or self._bytes > _FLUSH_BYTES
+        is_much = len(self._events) > _FLUSH_EVENTS or self._bytes > _FLUSH_BYTES
         if is_much or now_ns - self._flushed_ns > _BATCH_NS:
             self.flush()
         elif not self._has_events.is_set():
@@ -92,11 +112,19 @@ class Outbox:
     def flush(self) -> None:
         """Write what is kept."""
         with self._lock:
-            events, self._events = self._events, []
-            self._bytes = 0
-            if events:
-                self._stream.sendall(protocol.frame(self._encoder.encode(events)))
-            self._flushed_ns = time.monotonic_ns()
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._has_any:
+            head = protocol.array_head(len(self._events))
+            self._stream.sendall(protocol.frame(b"".join((head, *self._events))))
+            self._begin()
+        self._flushed_ns = time.monotonic_ns()
+
+    @property
+    def _has_any(self) -> bool:
+        """Whether the batch holds more than its number."""
+        return len(self._events) > 1
 
     def _flush_late(self) -> None:
         while True:
@@ -106,5 +134,5 @@ class Outbox:
             late_ns = time.monotonic_ns() - self._flushed_ns
             if late_ns > limits.ENGINE_EVENT_LATE_MS * _NS_PER_MS:
                 self.flush()
-            elif self._events:
+            elif self._has_any:
                 self._has_events.set()

@@ -5,10 +5,11 @@ Invariants
   of the stream ends it too.
 - It gives way: idle scheduling class, lowest nice value, first choice of the OOM killer, bounded
   address space; all of it before the first byte of a model or of ONNX Runtime is loaded.
-- Events of items faster than `ENGINE_EVENT_BATCH_MS` are gathered into one write; when the
-  process is killed, up to `ENGINE_EVENT_LATE_MS` of finished work is lost with the item in hand.
+- Events of items faster than `ENGINE_EVENT_BATCH_MS` are gathered into one write; until then they
+  lie in memory that outlives this process, so that a stop costs the item in hand and no other.
 
-Deliberately absent: asyncio, logging, any network, any file but those of the packages.
+Deliberately absent: asyncio, logging, any network, any file but those of the packages and, in a
+folder of its own and for a moment, ONNX Runtime's profile of a model that is new here.
 """
 
 import ctypes
@@ -48,6 +49,8 @@ def _give_way(options: WorkerOptions) -> None:
     Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
     resource.setrlimit(resource.RLIMIT_AS, (options.memory_max_bytes, options.memory_max_bytes))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    # Python ignores SIGXFSZ: a file that grows too large is an error of whoever writes it.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limits.PROFILE_FILE_MAX_BYTES,) * 2)
     resource.setrlimit(resource.RLIMIT_NOFILE, (limits.ENGINE_OPEN_FILES_MAX,) * 2)
 
 
@@ -66,12 +69,13 @@ def main(argv: list[str]) -> None:
         options = configure.options
         # Before any thread starts: the kernel keeps class and nice value per thread.
         _give_way(options)
-        outbox = Outbox(stream)
+        outbox = Outbox(stream, protocol.Unsent(page_fd))
         # The heavy import comes after the limits, so that they bind it too.
         from edge_runtime.vehicle.inference import computing  # noqa: PLC0415
 
         stop_channel = socket.socket(fileno=stops_fd)
-        computing.serve(options, inbox, outbox, stop_channel, Progress(page_fd))
+        progress = Progress(page_fd)
+        computing.serve(configure, inbox, outbox, stop_channel, progress)
     except (EOFError, BrokenPipeError, ConnectionResetError):
         # Nothing of this process is worth tidying: its end is the tidying.
         os._exit(0)

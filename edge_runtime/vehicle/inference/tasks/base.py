@@ -7,7 +7,8 @@ Invariants
 - Sizes that an item claims (pixels, seconds, dimensions) are checked before memory is spent.
 
 Deliberately absent: batching of items. On one CPU core it gains under 1.2 times for these models
-(and loses for detection), and it makes every stop and every failure wait for its neighbours.
+(and loses for detection), and it makes every stop and every failure wait for its neighbours. An
+item that is a batch by itself is run in pieces; see `batches`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -80,6 +81,13 @@ class Runtime(Protocol):
         """Run once with fresh run options.
 
         Raises `ItemStopped`, or `ItemFailure` (model_error, out_of_memory).
+        """
+        ...
+
+    def rows_max(self, session: Session) -> int | None:
+        """How many rows of a batch one run may have, so that it can be cancelled in time.
+
+        None while that is being measured: one row at a time.
         """
         ...
 

@@ -1,7 +1,9 @@
 """`tensor`: any ONNX model; an item is a MessagePack array of named tensors, as is its result.
 
 Each input is checked against `model.toml` before it runs: name, datatype, rank, fixed
-dimensions, and that all inputs with a batch axis agree on its length.
+dimensions, and that all inputs with a batch axis agree on its length. An item with more rows than
+can be cancelled in time is run in pieces, where the package says that rows are independent: every
+input and every output has a batch axis.
 """
 
 from collections.abc import Mapping
@@ -19,6 +21,7 @@ from edge_runtime.vehicle.inference.tasks.base import (
     Runtime,
     parse_parameters,
 )
+from edge_runtime.vehicle.inference.tasks.batches import Axes, run_in_pieces
 
 _ONNX_TYPES: Final = {
     "tensor(bool)": "BOOL",
@@ -58,6 +61,7 @@ class TensorTask:
         self._outputs = [output.name for output in self._session.get_outputs()]
         self._decoder = msgspec.msgpack.Decoder(list[Tensor])
         self._check_spec()
+        self._axes = Axes.of(spec, self._outputs)
 
     def _check_spec(self) -> None:
         """Refuse a `model.toml` that describes another model than the file beside it."""
@@ -82,7 +86,11 @@ class TensorTask:
             raise ItemFailure(ItemError.UNDECODABLE_INPUT, f"not a list of tensors: {error}") from (
                 error
             )
-        results = self._runtime.run(self._session, outputs, self._feeds(tensors))
+        feeds = self._feeds(tensors)
+        if self._axes is None:
+            results = self._runtime.run(self._session, outputs, feeds)
+        else:
+            results = run_in_pieces(self._runtime, self._session, outputs, feeds, self._axes)
         return [from_numpy(name, array) for name, array in zip(outputs, results, strict=True)]
 
     def _wanted(self, parameters: _Parameters) -> list[str]:
