@@ -19,6 +19,7 @@ from edge_runtime.bus.port import (
     Disconnected,
     DropReason,
     Message,
+    TlsSettings,
 )
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ __all__ = [
     "MemoryBus",
     "Message",
     "Partition",
+    "TlsSettings",
     "open_bus",
 ]
 
@@ -51,7 +53,7 @@ def open_bus(settings: BusSettings, *, fast: bool = False) -> Bus:
     """A bus to the broker at `settings.url`, to be entered with `async with`.
 
     `fast` asks for the adapter of the dispatcher's hot path, which needs the `dispatcher` extra.
-    Raises ConfigError for a URL that is not `mqtt://…` (a memory bus needs its broker:
+    Raises ConfigError for a URL that is not `mqtt[s]://…` (a memory bus needs its broker:
     `MemoryBus(settings, broker)`).
     """
     if fast:

@@ -8,8 +8,7 @@ Invariants
 - mqttium's windows and queues are wide open, since the outbox keeps them; in particular the
   announced Receive Maximum is 65,535, for with less a burst ends the connection.
 
-Deliberately absent: mqttium's own reconnection (a link lives once), its stores, TLS and
-WebSockets.
+Deliberately absent: mqttium's own reconnection (a link lives once), its stores and WebSockets.
 """
 
 import asyncio
@@ -47,6 +46,7 @@ from edge_runtime.bus.port import (
     Message,
 )
 from edge_runtime.bus.reconnecting import ReconnectingBus
+from edge_runtime.bus.tls import tls_context
 from edge_runtime.contract.limits import (
     BUS_CLOSE_TIMEOUT_S,
     BUS_CONNECT_TIMEOUT_S,
@@ -93,6 +93,7 @@ class MqttiumLink:
     def __init__(self, settings: BusSettings, will: Message | None, handlers: LinkHandlers) -> None:
         self._endpoint = parse_url(settings.url)
         self._handlers = handlers
+        self._tls = settings.tls
         self._is_5 = settings.protocol == MQTT_5
         self._client = _client_for(settings, will)
         self._client.on_message = self._received
@@ -107,8 +108,9 @@ class MqttiumLink:
     async def connect(self) -> LinkInfo:
         """Connect. Raises BusRefused or BusUnavailable."""
         endpoint = self._endpoint
+        context = tls_context(self._tls) if endpoint.is_tls else None
         try:
-            answer = await self._client.connect(endpoint.host, endpoint.port)
+            answer = await self._client.connect(endpoint.host, endpoint.port, ssl=context)
         except ConnectRefusedError as error:
             code = error.reason_code
             if not self._is_5:

@@ -11,14 +11,14 @@ Deliberately absent: queues, windows, retries, canaries. `ReconnectingBus` owns 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 from urllib.parse import unquote, urlsplit
 
 from edge_runtime.bus.outbox import Ticket
 from edge_runtime.bus.port import BusSettings, Message
 from edge_runtime.contract.errors import ConfigError
 
-MQTT_DEFAULT_PORT = 1883
+_DEFAULT_PORTS: Final = {"mqtt": 1883, "mqtts": 8883}
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +85,7 @@ class Endpoint:
     port: int
     username: str | None
     password: str | None
+    is_tls: bool = False
 
     @property
     def address(self) -> str:
@@ -93,17 +94,18 @@ class Endpoint:
 
 
 def parse_url(url: str) -> Endpoint:
-    """The parts of `mqtt://[user:password@]host[:port]`. Raises ConfigError."""
+    """The parts of `mqtt[s]://[user:password@]host[:port]`. Raises ConfigError."""
     try:
         parts = urlsplit(url)
-        port = parts.port or MQTT_DEFAULT_PORT
+        port = parts.port
     except ValueError as error:
         raise ConfigError(f"the broker's URL is not valid: {error}") from error
-    if parts.scheme != "mqtt" or not parts.hostname:
-        raise ConfigError("the broker's URL must look like mqtt://[user:password@]host:port")
+    if parts.scheme not in _DEFAULT_PORTS or not parts.hostname:
+        raise ConfigError("the broker's URL must look like mqtt[s]://[user:password@]host:port")
     return Endpoint(
         host=parts.hostname,
-        port=port,
+        port=port or _DEFAULT_PORTS[parts.scheme],
         username=None if parts.username is None else unquote(parts.username),
         password=None if parts.password is None else unquote(parts.password),
+        is_tls=parts.scheme == "mqtts",
     )

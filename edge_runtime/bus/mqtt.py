@@ -16,13 +16,14 @@ Invariants
   Maximum, which paho does not, and paho re-sends by itself what it queued.
 - A packet over the broker's limit never reaches paho.
 
-Deliberately absent: TLS (a later issue), WebSockets, QoS 2, paho's and aiomqtt's reconnects.
+Deliberately absent: WebSockets, QoS 2, paho's own TLS, paho's and aiomqtt's reconnects.
 """
 
 import asyncio
 import ipaddress
 import random
 import socket
+import ssl
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, Final, cast
@@ -45,6 +46,7 @@ from edge_runtime.bus.port import (
     Message,
 )
 from edge_runtime.bus.reconnecting import ReconnectingBus
+from edge_runtime.bus.tls import start_tls, tls_context
 from edge_runtime.contract.limits import (
     BUS_CLOSE_TIMEOUT_S,
     BUS_CONNECT_TIMEOUT_S,
@@ -58,6 +60,8 @@ from edge_runtime.contract.limits import (
 _READ_BYTES: Final = 16 * 1024
 _WRITE_BUFFER_BYTES: Final = 256 * 1024
 _TRACEPARENT: Final = "traceparent"
+_NOT_NOW: Final = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
+"""How a socket without and with TLS says that it would have to wait."""
 
 
 class AiomqttBus(ReconnectingBus):
@@ -86,17 +90,26 @@ class PahoLink:
 
     def __init__(self, settings: BusSettings, will: Message | None, handlers: LinkHandlers) -> None:
         self._endpoint = parse_url(settings.url)
+        self._tls = settings.tls
         self._client = _Client(settings, self._endpoint, will, handlers)
 
     async def connect(self) -> LinkInfo:
         """Connect. Raises BusRefused or BusUnavailable."""
         try:
-            return await self._client.connect_over(await _connected_socket(self._endpoint))
+            return await self._client.connect_over(await self._connected())
         except aiomqtt.MqttCodeError as error:
             code, reason = _code_of(error.rc)
             raise BusRefused("connect", "", code, reason) from error
         except (aiomqtt.MqttError, OSError) as error:
             raise BusUnavailable(f"{self._endpoint.address}: {error}") from error
+
+    async def _connected(self) -> socket.socket:
+        """A connected socket, with TLS where the URL says so. Raises OSError, BusUnavailable."""
+        if not self._endpoint.is_tls:
+            return await _connected_socket(self._endpoint)
+        context = tls_context(self._tls)
+        connected = await _connected_socket(self._endpoint)
+        return await start_tls(connected, context, self._endpoint.host)
 
     async def subscribe(self, filters: Sequence[tuple[str, int]]) -> None:
         """Subscribe to all of `filters`. Raises BusRefused, BusUnavailable."""
@@ -334,10 +347,16 @@ class _Client(aiomqtt.Client):
         if block is None or block.is_closed:
             return
         block.fill()
+        if block.failure is not None:
+            # With TLS 1.3 a refused certificate is heard of here, after the handshake.
+            self._end(f"connection lost: {block.failure}")
         try:
             while block.is_readable:
                 if self._client.loop_read() != paho.MQTT_ERR_SUCCESS:
                     return
+                if block.has_pending:
+                    # No event of the socket will tell of what TLS has read already.
+                    block.fill()
         except Exception as error:  # noqa: BLE001 - paho lets decoding errors of any type out
             self._break(f"unreadable packet: {error}")
 
@@ -381,10 +400,22 @@ class _BlockSocket:
         self._at_end = False
         self._unwritten = bytearray()
         self.is_closed = False
+        self.failure: OSError | None = None
+        """What broke the connection, where it was more than its end."""
 
     @property
     def is_readable(self) -> bool:
         return not self.is_closed and (self._position < len(self._block) or self._at_end)
+
+    @property
+    def has_pending(self) -> bool:
+        """Whether the block is used up and TLS holds more that it has decrypted."""
+        return (
+            isinstance(self._socket, ssl.SSLSocket)
+            and not self._at_end
+            and self._position >= len(self._block)
+            and self._socket.pending() > 0
+        )
 
     @property
     def has_unwritten(self) -> bool:
@@ -396,10 +427,11 @@ class _BlockSocket:
             return
         try:
             self._block = self._socket.recv(_READ_BYTES)
-        except BlockingIOError:
+        except _NOT_NOW:
             return
-        except OSError:
+        except OSError as error:
             self._block = b""
+            self.failure = error
         self._position = 0
         self._at_end = not self._block
 
@@ -423,7 +455,7 @@ class _BlockSocket:
         while self._unwritten:
             try:
                 written = self._socket.send(self._unwritten)
-            except BlockingIOError:
+            except _NOT_NOW:
                 return True
             except OSError:
                 return False

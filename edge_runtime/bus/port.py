@@ -17,6 +17,7 @@ outcome is unknown (the application re-sends until it has the application's answ
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from pathlib import Path
 from typing import Final, Protocol, Self
 
 from edge_runtime.contract.errors import LocalError, RemoteError
@@ -122,8 +123,21 @@ class BusCounters:
 
 
 @dataclass(frozen=True, slots=True)
+class TlsSettings:
+    """Files for `mqtts://`, all PEM, read at every connect: a renewed one is used by the next.
+
+    `ca` holds the authorities that may sign the broker's certificate; None: the system's.
+    `cert` is our own certificate with its chain, `key` its key; None: `cert` holds it too.
+    """
+
+    ca: Path | None = None
+    cert: Path | None = None
+    key: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class BusSettings:
-    """How to reach a broker. `url` is `mqtt://[user:password@]host:port` or `memory://`.
+    """How to reach a broker. `url` is `mqtt[s]://[user:password@]host:port` or `memory://`.
 
     `protocol` is 5 or 4 (MQTT 3.1.1). `canary_topic` is a topic this client may both publish
     and subscribe to; with it, refusals that the protocol hides are found by a self-addressed
@@ -138,6 +152,7 @@ class BusSettings:
     will: Message | None = None
     subscriptions: tuple[tuple[str, int], ...] = ()
     canary_topic: str | None = None
+    tls: TlsSettings = TlsSettings()
 
 
 class Bus(Protocol):
@@ -187,6 +202,14 @@ class Bus(Protocol):
 
     async def set_will(self, will: Message | None) -> None:
         """Use this Will from the next connect on."""
+        ...
+
+    def reconnect(self, reason: str) -> None:
+        """Say goodbye (no Will) and connect again soon, with the certificates of then.
+
+        A publish that the broker has not acknowledged yet ends as `BusUnavailable`. Does nothing
+        while the bus is not connected: the next connect will read the files anyway.
+        """
         ...
 
     def state(self) -> Mapping[str, object]:

@@ -105,6 +105,7 @@ class ReconnectingBus:
         self._packet_max_bytes: int | None = None
         self._canary: tuple[bytes, asyncio.Future[None]] | None = None
         self._task: asyncio.Task[None] | None = None
+        self._left_because: str | None = None
 
     # --- the port ---------------------------------------------------------------------
 
@@ -177,6 +178,14 @@ class ReconnectingBus:
         """Use this Will from the next connect on."""
         self._will = will
 
+    def reconnect(self, reason: str) -> None:
+        """Say goodbye (no Will) and connect again soon, with the certificates of then."""
+        if self._is_connected and self._task is not None and self._left_because is None:
+            self._left_because = reason
+            self._log.info("bus_reconnecting", why=reason)
+            # It waits for the connection to be lost, and for nothing else while it is up.
+            self._task.cancel()
+
     def state(self) -> Mapping[str, object]:
         """A few facts for people: url without password, connected, protocol, queue lengths."""
         return {
@@ -240,7 +249,7 @@ class ReconnectingBus:
                 raise asyncio.CancelledError
             up_since_s = loop.time()
             self._note_up(info)
-            error = BusUnavailable(await link.lost())
+            error = BusUnavailable(await self._stay(link))
         except TimeoutError:
             error = BusUnavailable(f"no answer within {BUS_CONNECT_TIMEOUT_S:g} s")
         except BusError as caught:
@@ -254,6 +263,17 @@ class ReconnectingBus:
             self._inbox.release(None)
             await link.close()
         return error, 0.0 if up_since_s is None else loop.time() - up_since_s
+
+    async def _stay(self, link: Link) -> str:
+        """Wait until the connection is lost, or to be made anew; why."""
+        try:
+            return await link.lost()
+        except asyncio.CancelledError:
+            reason, self._left_because = self._left_because, None
+            if reason is None or self._is_closing or self._task is None:
+                raise
+            self._task.uncancel()
+            return reason
 
     async def _establish(self, link: Link) -> LinkInfo:
         info = await link.connect()

@@ -99,6 +99,17 @@ def _subtrees() -> list[tuple[App, Group]]:
         "migrate": ("store:migrate", "Bring a store to this version."),
         "check": ("store:check", "Check a store's integrity."),
     }
+    pki = {
+        "init": ("pki:init", "Make authorities, broker files, the dispatcher's identity."),
+        "enroll": ("pki:enroll", "Certify cars, here or by request."),
+        "request": ("pki:request", "Make a key and a request for its certificate."),
+        "accept": ("pki:accept", "Put the answer to a request in force."),
+        "renew": ("pki:renew", "Renew an identity."),
+        "status": ("pki:status", "Whose an identity is and until when."),
+        "revoke": ("pki:revoke", "Revoke certificates and end the session."),
+        "kick": ("pki:kick", "End a live session."),
+        "signing-key": ("pki:signing_key", "Keys that sign what goes to cars."),
+    }
     schemas = {
         "write": ("schemas:write", "Generate the schemas."),
         "check": ("schemas:check", "Fail where the schemas differ from the code."),
@@ -108,6 +119,7 @@ def _subtrees() -> list[tuple[App, Group]]:
         (_group("fleet", "Cars of a dispatcher.", fleet), _OPERATIONS),
         (_group("models", "Model packages.", models), _OPERATIONS),
         (_group("store", "The dispatcher's store.", store), _OPERATIONS),
+        (_group("pki", "Certificates and signing keys.", pki), _OPERATIONS),
         (_group("schemas", "What travels, as documents.", schemas), _OPERATIONS),
     ]
 

@@ -16,7 +16,7 @@ DEFAULT_MODELS: Final = Path(".data/models")
 _PORT_LAST: Final = 65_535
 
 BrokerUrl = Annotated[
-    str, Parameter(help="MQTT broker, mqtt://[user:password@]host:port.", name="--broker")
+    str, Parameter(help="MQTT broker, mqtt[s]://[user:password@]host:port.", name="--broker")
 ]
 DispatcherUrl = Annotated[str, Parameter(help="HTTP address of the dispatcher.", name="--url")]
 Tenant = Annotated[str, Parameter(help="Whose jobs.", name="--tenant")]

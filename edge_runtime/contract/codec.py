@@ -7,7 +7,7 @@ batch (a newer peer's tag) is skipped and counted while the rest of the batch is
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Final, Generic, TypeVar, get_args
+from typing import Annotated, Any, Final, Generic, Protocol, TypeVar, get_args
 
 import msgspec
 
@@ -38,9 +38,28 @@ encode: Final[Callable[[Any], bytes]] = _encoder.encode
 """Any contract message to MessagePack bytes."""
 
 
-def encode_signed(message: Any) -> bytes:
-    """A `dn` message in its envelope; the signature stays empty until signing is built."""
-    return _encoder.encode(Signed(key_id="", signature=b"", body=_encoder.encode(message)))
+class Signer(Protocol):
+    """A private key: what signs the body of every `dn` message.
+
+    `key_id` names the public key that verifies; `sign` takes the raw bytes of a body.
+    """
+
+    @property
+    def key_id(self) -> str:
+        """First 8 bytes of SHA-256 of the public key, in hex."""
+        ...
+
+    def sign(self, body: bytes) -> bytes:
+        """The Ed25519 signature of `body`, 64 bytes."""
+        ...
+
+
+def encode_signed(message: Any, signer: Signer | None = None) -> bytes:
+    """A `dn` message in its envelope; without a signer its key id and signature are empty."""
+    body = _encoder.encode(message)
+    if signer is None:
+        return _encoder.encode(Signed(key_id="", signature=b"", body=body))
+    return _encoder.encode(Signed(key_id=signer.key_id, signature=signer.sign(body), body=body))
 
 
 @dataclass(slots=True)

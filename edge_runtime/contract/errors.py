@@ -25,6 +25,8 @@ class RejectionReason(Enum):
     QUARANTINED = "quarantined"
     FLEET_FULL = "fleet_full"
     STORE_UNAVAILABLE = "store_unavailable"
+    UNSIGNED = "unsigned"
+    UNKNOWN_KEY = "unknown_key"
     BAD_SIGNATURE = "bad_signature"
 
 

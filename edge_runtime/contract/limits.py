@@ -410,6 +410,10 @@ PKI_FILE_MAX_BYTES: Final = 64 * 1024
 TRUSTED_KEYS_MAX: Final = 8
 """Public keys a car trusts at once; a change of the dispatcher's key needs two."""
 CERTIFICATE_DAYS_MAX: Final = 3_650
+IDENTITY_LOOK_S: Final = 10.0
+"""A car looks this often whether its certificates or trusted keys were replaced."""
+RENEWED_QUIET_WAIT_MAX_S: Final = 3_600
+"""A car that never rests connects with its renewed certificate after this all the same."""
 RENEWAL_CHECK_S: Final = 24 * 3_600.0
 """A car looks this often whether two thirds of its certificate's life have passed."""
 RENEWAL_RETRY_FIRST_S: Final = 600.0

@@ -14,7 +14,7 @@ import contextlib
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
@@ -28,6 +28,7 @@ from edge_runtime.bus import (
     Connected,
     Disconnected,
     Message,
+    TlsSettings,
 )
 from edge_runtime.contract import codec, limits
 from edge_runtime.contract.clock import PLAUSIBLE_UTC_MS, Now
@@ -69,13 +70,18 @@ def system_clock() -> Now:
 
 @dataclass(frozen=True, slots=True)
 class DispatcherSettings:
-    """What a dispatcher needs to know. `models_url` is where cars fetch packages."""
+    """What a dispatcher needs to know.
+
+    `tls` is for a broker at `mqtts://`; `signer` signs every `dn` message, None leaves them bare.
+    """
 
     broker_url: str
     models_dir: Path | None = None
     dispatcher_id: str = "dispatcher"
     namespace: str = DEFAULT_NAMESPACE
     protocol: int = 5
+    tls: TlsSettings = field(default_factory=TlsSettings)
+    signer: codec.Signer | None = None
 
     def __post_init__(self) -> None:
         require_id("dispatcher id", self.dispatcher_id)
@@ -164,6 +170,7 @@ class DispatcherService:
             open_jobs=len(self.core.state.jobs),
             live_attempts=len(self.core.state.units),
             cars=len(self.core.fleet),
+            signs_as=None if self.settings.signer is None else self.settings.signer.key_id,
         )
         return self
 
@@ -237,6 +244,7 @@ class DispatcherService:
             protocol=settings.protocol,
             will=self._host_message(online=False),
             subscriptions=((self.topics.up_all(), 1), (self.topics.tenant_request(), 1)),
+            tls=settings.tls,
         )
 
     def _host_message(self, *, online: bool) -> Message:
@@ -457,10 +465,13 @@ class DispatcherService:
         self.publisher.fall_behind(command.tenant, command.job)
         self.committed.job(command.tenant, command.job)
 
+    def _signed(self, message: WorkOffer | Control) -> bytes:
+        return codec.encode_signed(message, self.settings.signer)
+
     def _publish_command(self, command: PublishOffer | PublishOrders | PublishStatus) -> None:
         match command:
             case PublishOffer(vehicle=vehicle, units=units):
-                work = codec.encode_signed(WorkOffer(vehicle=vehicle, units=units))
+                work = self._signed(WorkOffer(vehicle=vehicle, units=units))
                 self.publish(
                     Message(
                         topic=self.topics.down(vehicle, Down.WORK),
@@ -473,7 +484,7 @@ class DispatcherService:
                 self.publish(
                     Message(
                         topic=self.topics.down(vehicle, Down.CONTROL),
-                        payload=codec.encode_signed(Control(vehicle=vehicle, orders=orders)),
+                        payload=self._signed(Control(vehicle=vehicle, orders=orders)),
                         content_type=_MSGPACK,
                     )
                 )

@@ -19,7 +19,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Self, assert_never
 
@@ -35,6 +35,7 @@ from edge_runtime.bus import (
     Connected,
     Disconnected,
     Message,
+    TlsSettings,
 )
 from edge_runtime.contract import limits
 from edge_runtime.contract.clock import NS_PER_MS, PLAUSIBLE_UTC_MS, Now
@@ -61,6 +62,7 @@ from edge_runtime.vehicle.core.machine import VehicleCore
 from edge_runtime.vehicle.core.snapshot import CarFacts
 from edge_runtime.vehicle.core.stops import StopSummary
 from edge_runtime.vehicle.engine_room import EngineRoom
+from edge_runtime.vehicle.identity import NOBODY, Identity
 from edge_runtime.vehicle.intake import Hosts, Intake
 from edge_runtime.vehicle.journal import Journal
 from edge_runtime.vehicle.outgoing import Outgoing
@@ -92,6 +94,7 @@ class VehicleSettings:
     units_max: int = 4
     compute_power_w: float = 40.0
     models_url: str | None = None
+    tls: TlsSettings = field(default_factory=TlsSettings)
 
     def __post_init__(self) -> None:
         require_id("vehicle id", self.vehicle)
@@ -117,6 +120,7 @@ class VehicleAgent:
         make_engine: Callable[[EmitEvent], Engine],
         packages: PackageStore,
         sensors: Sensors,
+        identity: Identity = NOBODY,
         clock: Callable[[], Now] = read_clock,
         open_journal: Callable[[Path], Journal] = Journal,
         rng: random.Random | None = None,
@@ -134,7 +138,10 @@ class VehicleAgent:
         self._hosts = Hosts(settings.models_url)
         # It only spreads cars over time.
         jitter = rng or random.Random()  # noqa: S311 - no secret
-        self._intake = Intake(settings.vehicle, self._topics, self._hosts, jitter.random)
+        self._identity = identity
+        self._intake = Intake(
+            settings.vehicle, self._topics, self._hosts, jitter.random, identity.verify
+        )
         self._policy = PolicyFile(settings.policy)
         self._urgent: list[Event] = []
         self._events: list[Event] = []
@@ -214,6 +221,9 @@ class VehicleAgent:
         self._spawn(self._read_bus(), "read bus")
         self._spawn(self._sensors.run(self._sensed), "sensors")
         self._spawn(self._look_around(), "look around")
+        if self._identity is not NOBODY:
+            self._spawn(self._use_renewed(), "use renewed certificates")
+            self._spawn(self._identity.keep_renewed(), "renew certificates")
         return self
 
     def _recover(self) -> None:
@@ -293,6 +303,7 @@ class VehicleAgent:
             # packages?) only to a subscription that they did not have. What a kept session
             # would queue is sent again by the dispatcher anyway.
             session_expiry_s=0,
+            tls=settings.tls,
         )
 
     # --- the loop ------------------------------------------------------------------------
@@ -498,6 +509,18 @@ class VehicleAgent:
         if policy is not None:
             self.tell(PolicyChanged(policy))
         self._judge_clock()
+
+    async def _use_renewed(self) -> None:
+        """Connect again with renewed certificates, when no work is held; a busy car waits less."""
+        while True:
+            await asyncio.sleep(limits.IDENTITY_LOOK_S)
+            if not self._identity.look():
+                continue
+            for _ in range(limits.RENEWED_QUIET_WAIT_MAX_S):
+                if not self.core.work.attempts:
+                    break
+                await asyncio.sleep(1)
+            self._bus.reconnect("certificates were renewed")
 
     def _judge_clock(self) -> None:
         """A clock before this program was written, or before this boot was numbered, is wrong."""

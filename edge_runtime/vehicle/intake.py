@@ -3,6 +3,11 @@
 Invariants
 - No message raises out of here, whatever its bytes; what is not understood is one count more.
 - Only what is addressed to this car, by topic and inside the body, becomes an event.
+- With a verifier, the bytes of a `dn` body are not decoded before their signature has been
+  verified. What a replay of genuine messages can do is in docs/explanation/identity.md.
+
+Deliberately absent: signatures on the host topic. What it says (where packages are served) is
+only a place to look: a package is accepted by its digest, which a signed offer names.
 """
 
 import random
@@ -14,9 +19,12 @@ import structlog
 from edge_runtime.bus import Message
 from edge_runtime.contract import codec, limits
 from edge_runtime.contract.errors import Rejected, RejectionReason
-from edge_runtime.contract.messages import HostStatus
+from edge_runtime.contract.messages import HostStatus, Signed
 from edge_runtime.contract.topics import Down, Topics
 from edge_runtime.vehicle.core.events import Event, ModelsDesired, OrdersReceived, UnitsOffered
+
+Verify = Callable[[Signed], RejectionReason | None]
+"""Why an envelope is not to be believed; None where a trusted key has signed its body."""
 
 _log = structlog.get_logger()
 
@@ -46,7 +54,10 @@ class Hosts:
 
 
 class Intake:
-    """Decodes what is sent to one car. `rejected` counts by reason; `jitter` spreads rebirths."""
+    """Decodes what is sent to one car. `rejected` counts by reason; `jitter` spreads rebirths.
+
+    `verify` is asked about every `dn` envelope; None believes them all.
+    """
 
     def __init__(
         self,
@@ -54,11 +65,13 @@ class Intake:
         topics: Topics,
         hosts: Hosts,
         jitter: Callable[[], float] = random.random,
+        verify: Verify | None = None,
     ) -> None:
         self.rejected: Counter[RejectionReason] = Counter()
         self._vehicle = vehicle
         self._jitter = jitter
         self._hosts = hosts
+        self._verify = verify
         self._host_prefix = topics.host("")
         self._signed = codec.signed_decoder()
         self._host = codec.host_decoder()
@@ -85,11 +98,18 @@ class Intake:
         if decode is not None:
             if not payload and message.retain:
                 return None  # a retained topic was cleared
-            return decode(self._signed.decode(payload).body)
+            return decode(self._believed(self._signed.decode(payload)))
         if not topic.startswith(self._host_prefix):
             raise Rejected(RejectionReason.UNKNOWN_TOPIC, topic[:200])
         self._hosts.heard(topic, self._host.decode(payload) if payload else None)
         return None
+
+    def _believed(self, envelope: Signed) -> bytes:
+        """The body of an envelope. Raises Rejected where no trusted key has signed it."""
+        reason = None if self._verify is None else self._verify(envelope)
+        if reason is not None:
+            raise Rejected(reason, envelope.key_id[:64])
+        return envelope.body
 
     def _count(self, message: Message, rejected: Rejected) -> None:
         self.rejected[rejected.reason] += 1

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 from cyclopts import Parameter
 
 from edge_runtime.cli import systemd
+from edge_runtime.cli.identity import TlsOptions
 from edge_runtime.cli.lifecycle import run_service, settle_memory
 from edge_runtime.cli.options import (
     DEFAULT_BROKER,
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from edge_runtime.dispatcher.service import DispatcherService
 
 _DEFAULT_STORE: Final = Path("dispatcher.db")
+_TLS: Final = TlsOptions()
 
 
 def dispatcher(
@@ -54,9 +56,15 @@ def dispatcher(
     ] = "dispatcher",
     namespace: Namespace = DEFAULT_NAMESPACE,
     protocol: Protocol = 5,
+    tls: TlsOptions = _TLS,
+    signing_key: Annotated[
+        Path | None,
+        Parameter(help="Ed25519 key that signs what goes to cars, PEM; none: that of --identity."),
+    ] = None,
 ) -> int:
     """Run the dispatcher until SIGTERM or SIGINT: jobs in by HTTP, work out to cars by MQTT."""
     check_broker_url("--broker", broker)
+    certificates, signer = tls.settings(broker), tls.signer(signing_key)
     host, port = parse_address("--http", http)
     require_id("--id", dispatcher_id)
     require_id("--namespace", namespace)
@@ -80,6 +88,8 @@ def dispatcher(
             dispatcher_id=dispatcher_id,
             namespace=namespace,
             protocol=protocol,
+            tls=certificates,
+            signer=signer,
         )
         open_fast = functools.partial(open_bus, fast=True)
         service = DispatcherService(settings, SqliteStore(store), open_fast)

@@ -3,14 +3,20 @@
 import secrets
 import time
 from dataclasses import asdict
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import msgspec
 from cyclopts import Parameter
 
+from edge_runtime.cli.identity import TlsOptions
 from edge_runtime.cli.lifecycle import run_service
 from edge_runtime.cli.options import DEFAULT_BROKER, AsJson, BrokerUrl, check_broker_url
 from edge_runtime.cli.reading import Reading, one_line, read_message
+
+if TYPE_CHECKING:
+    from edge_runtime.bus.port import TlsSettings
+
+_TLS: Final = TlsOptions()
 
 
 def tap(
@@ -21,13 +27,17 @@ def tap(
         int, Parameter(help="End after this many messages; 0 means never.", show_default=True)
     ] = 0,
     as_json: AsJson = False,
+    tls: TlsOptions = _TLS,
 ) -> int:
     """Print every message under a topic filter, one line each, until stopped."""
     check_broker_url("--broker", broker)
-    return run_service(lambda: _follow(broker, topic, count, as_json=as_json))
+    certificates = tls.settings(broker)
+    return run_service(lambda: _follow(broker, certificates, topic, count, as_json=as_json))
 
 
-async def _follow(broker: str, topic: str, count: int, *, as_json: bool) -> None:
+async def _follow(
+    broker: str, tls: "TlsSettings", topic: str, count: int, *, as_json: bool
+) -> None:
     """Print until cancelled; the bus itself logs when it is up, down or refused."""
     from edge_runtime.bus import open_bus
     from edge_runtime.bus.port import BusSettings, Message
@@ -37,6 +47,7 @@ async def _follow(broker: str, topic: str, count: int, *, as_json: bool) -> None
         client_id=f"tap-{secrets.token_hex(4)}",
         session_expiry_s=0,
         subscriptions=((topic, 0),),
+        tls=tls,
     )
     seen = 0
     async with open_bus(settings) as bus:

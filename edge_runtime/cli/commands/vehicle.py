@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 from cyclopts import Parameter
 
 from edge_runtime.cli.car_life import live
+from edge_runtime.cli.identity import CarIdentityOptions
 from edge_runtime.cli.lifecycle import run_service
 from edge_runtime.cli.options import (
     DEFAULT_BROKER,
@@ -33,6 +34,7 @@ _DEFAULT_STATE: Final = Path("vehicle-state")
 _DEFAULT_POLICY: Final = Path("policy.toml")
 _DEFAULT_QUOTA_BYTES: Final = 4 * 1024 * 1024 * 1024
 _DEFAULT_WATTS: Final = 40.0
+_WHO: Final = CarIdentityOptions()
 _SENSING: Final = SensorOptions()
 
 
@@ -42,8 +44,9 @@ class VehicleOptions:
     """Settings of one car's runtime."""
 
     vehicle_id: Annotated[
-        str, Parameter(name="--id", help="Opaque random id of this car; never the VIN.")
-    ]
+        str,
+        Parameter(name="--id", help="Opaque random id, never the VIN; none: that of --identity."),
+    ] = ""
     broker: BrokerUrl = DEFAULT_BROKER
     state_dir: Annotated[Path, Parameter(help="Folder of the journal and the model packages.")] = (
         _DEFAULT_STATE
@@ -80,11 +83,18 @@ class VehicleOptions:
     ] = None
     namespace: Namespace = DEFAULT_NAMESPACE
     protocol: Protocol = 5
+    who: CarIdentityOptions = _WHO
+
+    @property
+    def name(self) -> str:
+        """The id of this car, as told or as its certificate says."""
+        return self.who.name(self.vehicle_id)
 
     def check(self) -> None:
         """Raise `ConfigError` for the first setting that is out of its bounds."""
         check_broker_url("--broker", self.broker)
-        require_id("--id", self.vehicle_id)
+        require_id("--id", self.name)
+        self.who.settings(self.broker)
         require_id("--region", self.region)
         require_id("--namespace", self.namespace)
         if self.models_url is not None:
@@ -103,7 +113,10 @@ class VehicleOptions:
                 raise ConfigError(f"{option} must be over 0, not {number:g}")
 
 
-def vehicle(options: VehicleOptions, sensing: SensorOptions = _SENSING) -> int:
+_DEFAULTS: Final = VehicleOptions()
+
+
+def vehicle(options: VehicleOptions = _DEFAULTS, sensing: SensorOptions = _SENSING) -> int:
     """Run one car's runtime until SIGTERM or SIGINT; leaving gives all work back."""
     options.check()
     sensors = make_sensors(sensing)
@@ -114,8 +127,10 @@ def vehicle(options: VehicleOptions, sensing: SensorOptions = _SENSING) -> int:
         from edge_runtime.vehicle.inference.engine import SupervisedEngine
         from edge_runtime.vehicle.models.store import PackageStore
 
+        tls = options.who.settings(options.broker)
+        identity = options.who.compose(tls)
         settings = VehicleSettings(
-            vehicle=options.vehicle_id,
+            vehicle=options.name,
             broker_url=options.broker,
             state_dir=options.state_dir,
             policy=options.policy,
@@ -126,6 +141,7 @@ def vehicle(options: VehicleOptions, sensing: SensorOptions = _SENSING) -> int:
             units_max=options.units_max,
             compute_power_w=options.compute_watts,
             models_url=options.models_url,
+            tls=tls,
         )
         engine = _engine_options(options)
         packages = PackageStore(options.state_dir / "packages", options.model_quota_bytes)
@@ -136,6 +152,7 @@ def vehicle(options: VehicleOptions, sensing: SensorOptions = _SENSING) -> int:
                 make_engine=lambda emit: SupervisedEngine(engine, emit),
                 packages=packages,
                 sensors=sensors,
+                identity=identity,
             )
         )
 
