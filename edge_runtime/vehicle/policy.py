@@ -343,6 +343,13 @@ class OwnerPolicy(_Section, frozen=True):
         return max(prices) if prices else self.energy.price_per_kwh
 
 
+def is_withdrawn(policy: OwnerPolicy | HoldReason) -> bool:
+    """Whether the owner, having been asked, does not consent; never having been asked is less."""
+    if isinstance(policy, HoldReason):
+        return policy is HoldReason.CONSENT_WITHDRAWN
+    return not policy.consent.given and policy.consent.version > 0
+
+
 def time_zone(name: str) -> dt.tzinfo:
     """The zone of an IANA name; UTC needs no zone database. Raises `PolicyError`."""
     if name == "UTC":

@@ -72,13 +72,14 @@ from edge_runtime.vehicle.core.events import (
     WritesCommitted,
     WritesFailed,
 )
+from edge_runtime.vehicle.core.explain import Explanation, explain
 from edge_runtime.vehicle.core.herald import Herald, View
 from edge_runtime.vehicle.core.ladder import Ladder
 from edge_runtime.vehicle.core.offers import Gate
 from edge_runtime.vehicle.core.readings import Readings
 from edge_runtime.vehicle.core.snapshot import CarFacts, JournalSnapshot
 from edge_runtime.vehicle.core.work import Work, decode_chunks
-from edge_runtime.vehicle.policy import Allowed, OwnerPolicy
+from edge_runtime.vehicle.policy import Allowed, OwnerPolicy, is_withdrawn
 
 NO_PREFETCH: Final = frozenset(
     {
@@ -122,6 +123,7 @@ class VehicleCore:
         self._desired: tuple[str, ...] = ()
         self.corrupt_chunks = 0
         self._restore(snapshot, now)
+        self._note_consent(now)
 
     def _restore(self, snapshot: JournalSnapshot, now: Now) -> None:
         work = self._work
@@ -205,6 +207,7 @@ class VehicleCore:
                 self._readings.update(event.values, event.at_ns)
             case PolicyChanged():
                 self._policy = event.policy
+                self._note_consent(now)
             case ClockJudged():
                 self._work.is_clock_trusted = event.is_trusted
             case BusConnected():
@@ -299,6 +302,14 @@ class VehicleCore:
                 self._work.out.append(CancelRun(attempt.run_id))
 
     # --- whether to work -------------------------------------------------------------------------
+
+    def _note_consent(self, now: Now) -> None:
+        """Who withdraws consent takes back what is not handed over yet."""
+        policy, work = self._policy, self._work
+        was_withdrawn, work.is_withdrawn = work.is_withdrawn, is_withdrawn(policy)
+        if work.is_withdrawn and not was_withdrawn:
+            work.forget_results()
+            self._reconsider(now)
 
     def _around(self, now: Now) -> Circumstances:
         return Circumstances(
@@ -478,6 +489,15 @@ class VehicleCore:
     def work(self) -> Work:
         """What the car holds, to look at; only `handle` may change it."""
         return self._work
+
+    def circumstances(self, now: Now) -> Circumstances:
+        """What admission looks at now."""
+        return self._around(now)
+
+    def explain(self, now: Now) -> Explanation:
+        """Why the car does what it does, from the data of its last decision."""
+        judgement, readings = self._admission.last, self._readings
+        return explain(now, judgement, self._decision, self._availability(), readings)
 
     def story(self, unit: int) -> list[str]:
         """The last things that happened to a unit, oldest first."""

@@ -25,6 +25,7 @@ class SavedChunk:
 
     key: Key
     seq: int
+    job: str
     model: str
     body: bytes
     items: frozenset[int]
@@ -60,6 +61,7 @@ class Outbox:
         trail.chunks[chunk.seq] = SavedChunk(
             key=(chunk.unit, chunk.fence),
             seq=chunk.seq,
+            job=chunk.job,
             model=chunk.model,
             body=body,
             items=frozenset(item.index for item in chunk.items),
@@ -104,6 +106,23 @@ class Outbox:
             return bool(gone), None
         require_legal(unit, trail.phase, Phase.DONE)
         return bool(gone), Phase.DONE
+
+    def forget(self) -> list[SavedChunk]:
+        """Drop every chunk; returns the last one of each attempt."""
+        last = [
+            trail.chunks[max(trail.chunks)]
+            for trails in self._units.values()
+            for trail in trails.values()
+            if trail.chunks
+        ]
+        for chunk in self._all():
+            chunk.is_durable = chunk.is_ready = False
+            chunk.due_ns = None
+        self._units.clear()
+        self._ready.clear()
+        self._due.clear()
+        self.count = 0
+        return last
 
     def items_of_unit(self, unit: int, model: str) -> set[int]:
         """Items of this unit that this model finished and that are on their way."""

@@ -55,6 +55,15 @@ class Readings:
             if held is None or held.at_ns <= at_ns:
                 self._by_name[name] = Reading(value, at_ns)
 
+    def newest(self, name: str) -> Reading | None:
+        """The newest reading, usable or not, for people to look at."""
+        return self._by_name.get(name)
+
+    def age_s(self, name: str, now: Now) -> float | None:
+        """How long ago the newest reading was made; None where there is none."""
+        reading = self._by_name.get(name)
+        return None if reading is None else (now.boot_ns - reading.at_ns) / 1e9
+
     def quality(self, name: str, now: Now) -> Quality:
         """What can be said of the signal called `name`."""
         reading = self._by_name.get(name)

@@ -50,6 +50,7 @@ from edge_runtime.vehicle.core.attempts import (
     J_PER_WH,
     Attempt,
     InHand,
+    OpenChunk,
     Phase,
     StopIntent,
     deadline_of,
@@ -117,6 +118,8 @@ class Work:
     story: Story = field(default_factory=Story)
     stops: StopTally = field(default_factory=StopTally)
     is_clock_trusted: bool = False
+    is_withdrawn: bool = False
+    """Whether the owner withdrew consent: then nothing that comes to an end is kept."""
     may_feed: bool = False
     """Whether an attempt may have become ready to submit since `feed` last looked."""
     _next_run: int = 1
@@ -418,7 +421,38 @@ class Work:
 
     # --- chunks -----------------------------------------------------------------------------
 
+    def forget_results(self) -> None:
+        """Drop all that is finished and not answered, sent or not; its items are given back.
+
+        An attempt that is still held gives its items back when it ends. One that has ended says
+        again that it ends, with nothing, under its next number, which the dispatcher has not seen.
+        """
+        for attempt in self.attempts.values():
+            attempt.chunk = OpenChunk()
+        for last in self.outbox.forget():
+            unit, fence = last.key
+            self.ledger.append(DropChunks(unit, fence, last.seq))
+            attempt_of = self.attempts.get(unit)
+            if attempt_of is not None and attempt_of.fence == fence:
+                continue
+            released = Chunk(
+                job=last.job,
+                unit=unit,
+                fence=fence,
+                model=last.model,
+                seq=last.seq + 1,
+                items=(),
+                ending=Ending(
+                    outcome=Outcome.RELEASED,
+                    reason=ReleaseReason.HOLD,
+                    hold=HoldReason.CONSENT_WITHDRAWN,
+                ),
+            )
+            self._keep(released, Phase.RELEASED)
+
     def _report(self, attempt: Attempt, result: ItemResult, energy_j: float, now: Now) -> None:
+        if self.is_withdrawn:
+            return
         if not attempt.has_room_for(result):
             self._close(attempt, None, None, now)
         attempt.report(result, energy_j, now)
