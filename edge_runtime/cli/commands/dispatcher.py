@@ -68,11 +68,7 @@ def dispatcher(
     host, port = parse_address("--http", http)
     require_id("--id", dispatcher_id)
     require_id("--namespace", namespace)
-    if models_url is not None:
-        check_http_url("--models-url", models_url)
-    readable_folder("--models", models)
-    if not store.resolve().parent.is_dir():
-        raise ConfigError(f"--store {store}: its folder does not exist")
+    _check_places(store, models, models_url)
 
     async def run() -> None:
         from edge_runtime.bus import open_bus
@@ -104,15 +100,28 @@ def dispatcher(
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(limits.BUS_CONNECT_TIMEOUT_S):
                         await service.bus_tried.wait()
-            settle_memory()
-            await stack.enter_async_context(systemd.reported(_report(service)))
-            systemd.notify("READY=1")
-            try:
-                await service.wait_failed()
-            finally:
-                systemd.notify("STOPPING=1", "STATUS=stopping")
+            await _work(service, stack)
 
     return run_service(run)
+
+
+def _check_places(store: Path, models: Path, models_url: str | None) -> None:
+    readable_folder("--models", models)
+    if not store.resolve().parent.is_dir():
+        raise ConfigError(f"--store {store}: its folder does not exist")
+    if models_url is not None:
+        check_http_url("--models-url", models_url)
+
+
+async def _work(service: "DispatcherService", stack: contextlib.AsyncExitStack) -> None:
+    """Say that it is ready, and go on until it fails or is stopped."""
+    settle_memory()
+    await stack.enter_async_context(systemd.reported(_report(service)))
+    systemd.notify("READY=1")
+    try:
+        await service.wait_failed()
+    finally:
+        systemd.notify("STOPPING=1", "STATUS=stopping")
 
 
 def _report(service: "DispatcherService") -> systemd.Report:
