@@ -12,6 +12,7 @@ from edge_runtime.cli.logging import LogFormat, LogLevel, configure_logging  # i
 
 from cyclopts import App, CycloptsError, Group, Parameter
 
+from edge_runtime.cli import teaching
 from edge_runtime.cli.exit_codes import MEANINGS, ExitCode
 from edge_runtime.cli.settings import ENVIRONMENT_PREFIX, Environment, read_file
 from edge_runtime.contract.errors import ConfigError, EdgeError, LocalError
@@ -93,6 +94,14 @@ def _subtrees() -> list[tuple[App, Group]]:
         "pack": ("models:pack", "Check a folder and add it as a package."),
         "list": ("models:list_models", "Packages in a folder."),
         "verify": ("models:verify", "Hash and check packages."),
+        "init-repository": ("repository:init_repository", teaching.INIT_REPOSITORY),
+        "add-publisher": ("repository:add_publisher", teaching.ADD_PUBLISHER),
+        "publish": ("repository:publish", teaching.PUBLISH),
+        "revoke": ("repository:revoke", teaching.REVOKE),
+        "rotate-key": ("repository:rotate_key", teaching.ROTATE_KEY),
+        "renew": ("repository:renew", teaching.RENEW),
+        "sign": ("repository:sign", teaching.SIGN),
+        "published": ("repository:published", teaching.PUBLISHED),
     }
     store = {
         "backup": ("store:backup", "Copy a store to a new file."),

@@ -161,6 +161,10 @@ FETCH_RATE_MIN_BYTES_PER_S: Final = 4_096
 FETCH_RATE_WINDOW_S: Final = 30.0
 FETCH_ANSWER_MAX_BYTES: Final = 4 * 1024 * 1024
 """What the downloading process may tell the car in one line: a manifest and its proof."""
+FETCH_MEMORY_MAX_BYTES: Final = 1024 * 1024 * 1024
+"""Address space of the downloading process."""
+CLOCK_SLACK_S: Final = 3_600
+"""A clock may be this far behind a moment that it has shown before: summer time, a reset."""
 PARTIAL_DOWNLOADS_MAX: Final = 4
 """Broken downloads that are kept to go on later; of more, the oldest go."""
 PACKAGES_CHECK_S: Final = 6 * 3600
@@ -311,6 +315,21 @@ JOURNAL_LAZY_MS: Final = 50
 the item before. At 20 ms, its commits alone took 1 % of a 5 ms model's speed on two cores."""
 SENSOR_PERIOD_MS: Final = 1_000
 SENSOR_LINE_MAX_BYTES: Final = 4_096
+SENSOR_TABLE_MAX_BYTES: Final = 256 * 1024
+SENSOR_FROZEN_MS: Final = 60_000
+"""A measurement that its provider has not written again for so long is not believed."""
+SENSOR_EDGES_PER_S_MAX: Final = 100
+"""A source that tells more is heard every `SENSOR_FLOOD_MS`, with the newest of each signal."""
+SENSOR_FLOOD_MS: Final = 20
+KUKSA_ANSWER_MAX_S: Final = 2.0
+KUKSA_BUFFER_MESSAGES: Final = 1_000
+"""Messages that the databroker keeps for a slow subscriber; its own bound."""
+KUKSA_RECONNECT_FIRST_S: Final = 0.25
+KUKSA_RECONNECT_MAX_S: Final = 5.0
+TRACE_MAX_BYTES: Final = 64 * 1024 * 1024
+TRACE_ROWS_MAX: Final = 1_000_000
+TRACE_LINE_MAX_BYTES: Final = 4_096
+TRACE_SPEED_MAX: Final = 1_000_000.0
 HOSTS_KNOWN_MAX: Final = 64
 CAR_TIMER_MAX_MS: Final = 5_000
 """A computer that slept has older boot time than its timers know: it looks at least this often."""
@@ -335,21 +354,6 @@ CANCEL_GIVE_UP_MS: Final = 60_000
 # --- the HTTP API --------------------------------------------------------------------
 HTTP_LARGE_BODY_BYTES: Final = 1024 * 1024
 """A larger body is decoded and checked outside the event loop, its items counted first."""
-SENSOR_TABLE_MAX_BYTES: Final = 256 * 1024
-SENSOR_FROZEN_MS: Final = 60_000
-"""A measurement that its provider has not written again for so long is not believed."""
-SENSOR_EDGES_PER_S_MAX: Final = 100
-"""A source that tells more is heard every `SENSOR_FLOOD_MS`, with the newest of each signal."""
-SENSOR_FLOOD_MS: Final = 20
-KUKSA_ANSWER_MAX_S: Final = 2.0
-KUKSA_BUFFER_MESSAGES: Final = 1_000
-"""Messages that the databroker keeps for a slow subscriber; its own bound."""
-KUKSA_RECONNECT_FIRST_S: Final = 0.25
-KUKSA_RECONNECT_MAX_S: Final = 5.0
-TRACE_MAX_BYTES: Final = 64 * 1024 * 1024
-TRACE_ROWS_MAX: Final = 1_000_000
-TRACE_LINE_MAX_BYTES: Final = 4_096
-TRACE_SPEED_MAX: Final = 1_000_000.0
 HTTP_SMALL_BODY_MAX_BYTES: Final = 1024 * 1024
 """Largest body of a request that is not a submission; a requeue that lists a million items
 must name none instead, which means all."""
@@ -426,6 +430,8 @@ RENEWAL_RUN_MAX_S: Final = 120.0
 SIM_STEPS_MAX: Final = 300_000
 """A world that takes more steps runs in a circle; an ordinary one takes 5,000 to 20,000."""
 SIM_ATTEMPTS_PER_UNIT_MAX: Final = 400
+SIM_STARTS_PER_ITEM_MAX: Final = 100
+"""Beyond this an item of a simulated world is begun for ever."""
 SIM_STREAM_PIECES_MAX: Final = 16
 SIM_STORY_LINES_MAX: Final = 20_000
 SIM_SEEDS_PER_TASK: Final = 8

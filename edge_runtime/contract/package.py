@@ -59,6 +59,8 @@ class PackageFault(Enum):
     UNKNOWN_TASK = "unknown_task"
     EXTERNAL_DATA = "external_data"
     BAD_MODEL = "bad_model"
+    NOT_PUBLISHED = "not_published"
+    BAD_REPOSITORY = "bad_repository"
 
 
 class PackageRefused(RemoteError):  # noqa: N818 - a refusal, as `Rejected`

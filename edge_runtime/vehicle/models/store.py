@@ -2,82 +2,125 @@
 
 Invariants
 - A folder named by a digest holds exactly what the digest names: packages are put together in a
-  folder of another name, verified, and renamed. What an interruption leaves is swept at start.
-- The quota holds before a byte is fetched; the least recently used packages make room, but
-  never one that is in use.
-- Everything slow runs in a thread; asking twice for a digest at once fetches it once. A download
-  never keeps the process: what it leaves is an interruption's.
+  folder of another name, verified, and renamed. What an interruption leaves of a copy is swept at
+  start; what it leaves of a download is gone on with, and counts against the quota.
+- The quota holds before a file is fetched; unfinished downloads and then the least recently used
+  packages make room, but never one that is in use.
+- With a trusted root, a package is held only while its publisher's signature was seen once under
+  that root (`trust.json` beside it); one that is found not to be published any more is removed.
+  What is held is used without a network, however old its proof is.
+- One process at a time has the folder. Everything slow runs in a thread, everything with a
+  network in a process of its own; asking twice for a digest at once fetches it once.
 
 `PackageRefused` says that the package is wrong, `StoreFull` that this car has no room,
 `FetchFailed` that the server could not be had: only the last is worth another try soon.
 
-Deliberately absent: signatures (a later issue), compression, partial downloads that go on later.
+Deliberately absent: compression, several servers for one download.
 """
 
 import asyncio
 import contextlib
 import errno
+import fcntl
+import hashlib
 import os
 import shutil
 import tempfile
-import threading
-import urllib.parse
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import Final
 
+import msgspec
 import structlog
 
 from edge_runtime.contract import limits
-from edge_runtime.contract.errors import LocalError
+from edge_runtime.contract.errors import ConfigError, LocalError
 from edge_runtime.contract.package import (
     Manifest,
     Package,
     PackageFault,
-    PackageFile,
     PackageRefused,
     parse_manifest,
     read_package,
     read_spec,
     verify_package,
 )
+from edge_runtime.pki.files import PUBLIC_MODE, write_file
+from edge_runtime.vehicle.models.fetching import (
+    FetchFailed,
+    FetchProcess,
+    StoreFull,
+    fetching,
+)
+from edge_runtime.vehicle.models.orders import (
+    PACKAGE_FOLDER,
+    ManifestHeld,
+    Order,
+    Patience,
+    TrustedRoot,
+)
 
-if TYPE_CHECKING:
-    from http.client import HTTPResponse
+__all__ = ["FetchFailed", "PackageStore", "StoreFull", "StoreHeld", "TrustMark"]
 
 MANIFEST_FILE: Final = "manifest.json"
+TRUST_FILE: Final = "trust.json"
+_LOCK_FILE: Final = ".lock"
+_TRUST_FOLDER: Final = ".trust"
 _INCOMING: Final = ".incoming-"
-_COPY_BYTES: Final = 1 << 18
-
-T = TypeVar("T")
+_PARTIAL: Final = ".partial-"
 
 _log = structlog.get_logger()
 
 
-class StoreFull(LocalError, OSError):  # noqa: N818 - named for what it is
-    """There is no room for the package: the quota, or the disk, is used up."""
+class StoreHeld(LocalError):  # noqa: N818 - named for what it is
+    """Another process has this folder of packages."""
 
 
-class FetchFailed(OSError):  # noqa: N818 - named for what happened
-    """The package server could not be reached, or did not send what it said."""
+class TrustMark(msgspec.Struct, frozen=True):
+    """Beside a package: the SHA-256 of the root file under which it was proven, and by whom."""
+
+    root_sha256: str
+    publisher: str
 
 
 class PackageStore:
-    """Verified packages under `root`, `quota_bytes` in total.
+    """Verified packages under `root`, `quota_bytes` in total. Call from one event loop.
 
-    Each is `root/<digest>/package` with `root/<digest>/manifest.json` beside it. Call from one
-    event loop.
+    Each is `root/<digest>/package` with `root/<digest>/manifest.json` beside it. `trusted_root`
+    is the file of a TUF root: with it, only what is signed under it is accepted or used.
+
+    Raises `StoreHeld` where another process has the folder, `ConfigError` for a root that cannot
+    be read.
     """
 
-    def __init__(self, root: Path, quota_bytes: int) -> None:
+    def __init__(
+        self,
+        root: Path,
+        quota_bytes: int,
+        *,
+        trusted_root: Path | None = None,
+        patience: Patience | None = None,
+    ) -> None:
         self._root = root
         self._quota_bytes = quota_bytes
+        self._patience = patience or Patience()
+        self._trust: TrustedRoot | None = None
+        self._root_sha256 = ""
         self._packages: dict[str, Package] = {}
+        self._unproven: dict[str, Package] = {}
+        self._partials: dict[Path, int] = {}
         self._in_use: Counter[str] = Counter()
         self._promised_bytes = 0
         self._fetching: dict[str, asyncio.Task[Package]] = {}
+        self._proving = asyncio.Lock()
         root.mkdir(parents=True, exist_ok=True)
+        self._lock: int | None = _lock(root / _LOCK_FILE)
+        if trusted_root is not None:
+            self._root_sha256 = _sha256_of_root(trusted_root)
+            # A folder for each root: what one repository proved is nothing under another's.
+            folder = root / _TRUST_FOLDER / self._root_sha256[:16]
+            self._trust = TrustedRoot(str(trusted_root.absolute()), str(folder.absolute()))
         self._sweep()
         self._scan()
 
@@ -103,7 +146,8 @@ class PackageStore:
     @property
     def total_bytes(self) -> int:
         """Return what all packages take."""
-        return sum(package.manifest.total_bytes for package in self._packages.values())
+        held = (*self._packages.values(), *self._unproven.values())
+        return sum(package.manifest.total_bytes for package in held)
 
     @contextlib.contextmanager
     def using(self, digest: str) -> Iterator[None]:
@@ -131,16 +175,17 @@ class PackageStore:
 
     async def remove(self, digest: str) -> None:
         """Remove a package; one that is not held is no error."""
-        package = self._packages.pop(digest, None)
+        package = self._packages.pop(digest, None) or self._unproven.pop(digest, None)
         if package is not None:
             await asyncio.to_thread(self._delete, package.folder.parent)
 
     # --- what comes in -------------------------------------------------------------------
 
     async def add(self, folder: Path) -> Package:
-        """Copy a package from a folder of this machine.
+        """Copy a package from a folder of this machine, whoever put it there.
 
-        Raises `PackageRefused`, `StoreFull` or `OSError`.
+        With a trusted root it is not used before it is proven, which `fetch` does. Raises
+        `PackageRefused`, `StoreFull` or `OSError`.
         """
         source = await asyncio.to_thread(read_package, folder)
         held = self.get(source.digest)
@@ -148,7 +193,8 @@ class PackageStore:
             return held
         async with self._room_for(source.manifest):
             package = await asyncio.to_thread(self._copy_in, source)
-            self._packages[package.digest] = package
+            where = self._packages if self._trust is None else self._unproven
+            where[package.digest] = package
         return package
 
     async def fetch(self, digest: str, base_url: str) -> Package:
@@ -173,38 +219,114 @@ class PackageStore:
             # Told here as well: everybody who asked may have given up.
             _log.warning("package_not_fetched", model=digest, why=str(error))
 
+    async def check(self, base_url: str) -> tuple[str, ...]:
+        """Ask whether what is held is still published; what is not is removed and returned.
+
+        Without a trusted root everything is. Raises as `fetch`; then nothing was removed.
+        """
+        digests = self.digests()
+        if self._trust is None or not digests:
+            return ()
+        order = self._order(digests, base_url)
+        async with self._proving, fetching() as process:
+            verdicts = await process.verdicts(order)
+        gone = tuple(digest for digest in verdicts.not_published if digest in self._packages)
+        for digest in gone:
+            _log.warning("package_not_published_any_more", model=digest)
+            await self.remove(digest)
+        return gone
+
     async def close(self) -> None:
-        """Wait for downloads to end; call when nobody wants packages any more."""
-        if self._fetching:
-            await asyncio.gather(*self._fetching.values(), return_exceptions=True)
+        """Break downloads off, to be gone on with later, and let the folder go."""
+        tasks = list(self._fetching.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
 
     async def _fetch(self, digest: str, base_url: str) -> Package:
-        url = f"{base_url.rstrip('/')}/v1/models/{digest}"
-        data = await _in_daemon_thread(
-            _get_bytes, f"{url}/manifest", limits.PACKAGE_MANIFEST_MAX_BYTES
+        """Prove, make room, fetch, verify; what comes in outlives everything but a refusal."""
+        partial = self._root / f"{_PARTIAL}{digest}"
+        order = self._order((digest,), base_url, partial)
+        async with fetching() as process:
+            # One at a time at the verified metadata; a download does not need it any more.
+            async with self._proving if self._trust else contextlib.nullcontext():
+                held = await process.manifest(order)
+            manifest = parse_manifest(held.data, digest)
+            mark = TrustMark(self._root_sha256, held.publisher)
+            package = self._unproven.pop(digest, None)
+            if package is None:
+                package = await self._download(process, partial, manifest, held, mark)
+            else:
+                await self._prove(package, mark)
+        _log.info(
+            "package_fetched",
+            model=digest,
+            bytes=manifest.total_bytes,
+            publisher=held.publisher or None,
         )
-        manifest = parse_manifest(data, digest)
-        async with self._room_for(manifest):
-            package = await _in_daemon_thread(self._download, manifest, data, url)
-            self._packages[digest] = package
-        _log.info("package_fetched", model=digest, bytes=manifest.total_bytes)
         return package
 
-    def _download(self, manifest: Manifest, data: bytes, url: str) -> Package:
-        with self._incoming() as incoming:
-            for file in manifest.files:
-                target = incoming / "package" / file.path
-                target.parent.mkdir(parents=True, exist_ok=True)
-                _get_file(f"{url}/files/{urllib.parse.quote(file.path)}", file, target)
-            return self._settle(incoming, manifest, data)
+    async def _prove(self, package: Package, mark: TrustMark) -> None:
+        try:
+            await asyncio.to_thread(_write_mark, package.folder.parent, mark)
+        except BaseException:
+            self._unproven[package.digest] = package
+            raise
+        self._packages[package.digest] = package
+
+    async def _download(
+        self,
+        process: FetchProcess,
+        partial: Path,
+        manifest: Manifest,
+        held: ManifestHeld,
+        mark: TrustMark,
+    ) -> Package:
+        self._partials.pop(partial, None)
+        had_bytes = await asyncio.to_thread(_bytes_in, partial)
+        try:
+            async with self._room_for(manifest, had_bytes):
+                if had_bytes:
+                    _log.info("package_download_goes_on", model=partial.name, bytes=had_bytes)
+                await process.files()
+                package = await asyncio.to_thread(self._settle, partial, manifest, held.data, mark)
+                self._packages[package.digest] = package
+                return package
+        except (PackageRefused, StoreFull):
+            await asyncio.to_thread(shutil.rmtree, partial, ignore_errors=True)
+            raise
+        finally:
+            left_bytes = await asyncio.to_thread(_bytes_in, partial)
+            if left_bytes:
+                self._partials[partial] = left_bytes
+                await self._drop_partials(limits.PARTIAL_DOWNLOADS_MAX)
+
+    def _order(self, digests: tuple[str, ...], base_url: str, folder: Path | None = None) -> Order:
+        return Order(
+            digests=digests,
+            base_url=base_url,
+            folder=None if folder is None else str(folder.absolute()),
+            trust=self._trust,
+            patience=self._patience,
+        )
+
+    async def _drop_partials(self, keep: int) -> None:
+        """Delete unfinished downloads but the newest `keep`."""
+        for partial in list(self._partials)[: max(0, len(self._partials) - keep)]:
+            del self._partials[partial]
+            await asyncio.to_thread(shutil.rmtree, partial, ignore_errors=True)
 
     def _copy_in(self, source: Package) -> Package:
         with self._incoming() as incoming:
             for file in source.manifest.files:
-                target = incoming / "package" / file.path
+                target = incoming / PACKAGE_FOLDER / file.path
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(source.folder / file.path, target)
-            return self._settle(incoming, source.manifest, source.manifest.canonical_bytes())
+            data = source.manifest.canonical_bytes()
+            return self._settle(incoming, source.manifest, data, None)
 
     @contextlib.contextmanager
     def _incoming(self) -> Iterator[Path]:
@@ -220,10 +342,14 @@ class PackageStore:
                 raise StoreFull(f"no space left under {self._root}") from error
             raise
 
-    def _settle(self, incoming: Path, manifest: Manifest, data: bytes) -> Package:
+    def _settle(
+        self, incoming: Path, manifest: Manifest, data: bytes, mark: TrustMark | None
+    ) -> Package:
         """Verify what came in and give it its name, in one step and durably."""
-        package = verify_package(incoming / "package", manifest)
+        package = verify_package(incoming / PACKAGE_FOLDER, manifest)
         (incoming / MANIFEST_FILE).write_bytes(data)
+        if mark is not None and self._trust is not None:
+            (incoming / TRUST_FILE).write_bytes(msgspec.json.encode(mark))
         for path in (*incoming.rglob("*"), incoming):
             _sync(path)
         final = self._root / package.digest
@@ -233,7 +359,7 @@ class PackageStore:
         incoming.rename(final)
         _sync(self._root)
         return Package(
-            folder=final / "package",
+            folder=final / PACKAGE_FOLDER,
             manifest=manifest,
             spec=package.spec,
             digest=package.digest,
@@ -242,20 +368,25 @@ class PackageStore:
     # --- room ----------------------------------------------------------------------------
 
     @contextlib.asynccontextmanager
-    async def _room_for(self, manifest: Manifest) -> AsyncIterator[None]:
-        """Hold room for a package until it counts itself, evicting others where needed."""
+    async def _room_for(self, manifest: Manifest, had_bytes: int = 0) -> AsyncIterator[None]:
+        """Hold room for a package until it counts itself, evicting others where needed.
+
+        `had_bytes` of it are on the disk already.
+        """
         wanted = manifest.total_bytes
         self._promised_bytes += wanted
         try:
-            await self._make_room(wanted)
+            await self._make_room(wanted, had_bytes)
             yield
         finally:
             self._promised_bytes -= wanted
 
-    async def _make_room(self, wanted: int) -> None:
+    async def _make_room(self, wanted: int, had_bytes: int) -> None:
         if wanted > self._quota_bytes:
             raise StoreFull(f"the package has {wanted} bytes; the quota is {self._quota_bytes}")
-        for digest in list(self._packages):
+        while self._partials and not self._is_within_quota():
+            await self._drop_partials(len(self._partials) - 1)
+        for digest in (*self._unproven, *self._packages):
             if self._is_within_quota():
                 break
             if self._in_use[digest] <= 0:
@@ -266,11 +397,12 @@ class PackageStore:
                 f"{wanted} bytes are wanted; {self.total_bytes} of {self._quota_bytes} are in use"
             )
         free = shutil.disk_usage(self._root).free
-        if free < wanted + limits.JOURNAL_RESERVE_BYTES:
-            raise StoreFull(f"{wanted} bytes are wanted; the disk has {free} left")
+        if free < wanted - had_bytes + limits.JOURNAL_RESERVE_BYTES:
+            raise StoreFull(f"{wanted - had_bytes} bytes are wanted; the disk has {free} left")
 
     def _is_within_quota(self) -> bool:
-        return self.total_bytes + self._promised_bytes <= self._quota_bytes
+        unfinished = sum(self._partials.values())
+        return self.total_bytes + unfinished + self._promised_bytes <= self._quota_bytes
 
     @staticmethod
     def _delete(folder: Path) -> None:
@@ -287,43 +419,85 @@ class PackageStore:
 
     def _scan(self) -> None:
         """Find the packages of earlier runs; they were verified when they got their names."""
-        folders = [entry for entry in self._root.iterdir() if entry.is_dir()]
+        folders = [
+            entry
+            for entry in self._root.iterdir()
+            if entry.is_dir() and entry.name != _TRUST_FOLDER
+        ]
         for folder in sorted(folders, key=lambda entry: entry.stat().st_mtime_ns):
+            if folder.name.startswith(_PARTIAL):
+                self._partials[folder] = _bytes_in(folder)
+                continue
             try:
-                self._packages[folder.name] = _reopen(folder)
+                package = _reopen(folder)
             except (PackageRefused, OSError) as error:
                 _log.warning("package_ignored", folder=folder.name, why=str(error))
-
-
-async def _in_daemon_thread(function: Callable[..., T], *arguments: Any) -> T:
-    """As `asyncio.to_thread`, whose threads the interpreter would wait for at its end."""
-    loop = asyncio.get_running_loop()
-    answer: asyncio.Future[T] = loop.create_future()
-
-    def tell(settle: Callable[[Any], None], value: Any) -> None:
-        if not answer.done():
-            settle(value)
-
-    def work() -> None:
-        outcome: tuple[Callable[[Any], None], Any]
-        try:
-            outcome = answer.set_result, function(*arguments)
-        except Exception as error:  # noqa: BLE001 - whoever waits gets it
-            outcome = answer.set_exception, error
-        with contextlib.suppress(RuntimeError):  # the loop has ended
-            loop.call_soon_threadsafe(tell, *outcome)
-
-    threading.Thread(target=work, name="package download", daemon=True).start()
-    return await answer
+                continue
+            is_proven = self._trust is None or _mark_of(folder).root_sha256 == self._root_sha256
+            where = self._packages if is_proven else self._unproven
+            where[folder.name] = package
+        _log.info(
+            "package_store",
+            packages=len(self._packages),
+            unproven=len(self._unproven),
+            unfinished=len(self._partials),
+            trusted_root=self._root_sha256[:16] or "none: whatever has its digest is accepted",
+        )
 
 
 def _reopen(folder: Path) -> Package:
     manifest = parse_manifest((folder / MANIFEST_FILE).read_bytes(), folder.name)
-    package = folder / "package"
+    package = folder / PACKAGE_FOLDER
     for file in manifest.files:
         if (package / file.path).stat().st_size != file.length:
             raise PackageRefused(PackageFault.WRONG_FILE, f"{file.path} changed its length")
     return Package(folder=package, manifest=manifest, spec=read_spec(package), digest=folder.name)
+
+
+def _lock(path: Path) -> int:
+    """Be the only process here; the kernel lets go with the process. Raises `StoreHeld`."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(descriptor)
+        if error.errno in {errno.EACCES, errno.EAGAIN}:
+            raise StoreHeld(f"{path.parent}: another process has these packages") from None
+        raise
+    return descriptor
+
+
+def _sha256_of_root(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            data = file.read(limits.ROOT_METADATA_MAX_BYTES + 1)
+    except OSError as error:
+        raise ConfigError(f"the trusted root {path}: {error.strerror}") from None
+    if len(data) > limits.ROOT_METADATA_MAX_BYTES:
+        raise ConfigError(f"the trusted root {path} is over {limits.ROOT_METADATA_MAX_BYTES} bytes")
+    try:
+        kind = msgspec.json.decode(data)["signed"]["_type"]
+    except (msgspec.DecodeError, KeyError, TypeError):
+        kind = None
+    if kind != "root":
+        raise ConfigError(f"the trusted root {path} is no TUF root, such as 1.root.json")
+    return hashlib.sha256(data).hexdigest()
+
+
+def _mark_of(folder: Path) -> TrustMark:
+    """What proved a package; a mark of nothing where none can be read."""
+    try:
+        return msgspec.json.decode((folder / TRUST_FILE).read_bytes(), type=TrustMark)
+    except (OSError, msgspec.DecodeError):
+        return TrustMark("", "")
+
+
+def _write_mark(folder: Path, mark: TrustMark) -> None:
+    write_file(folder / TRUST_FILE, msgspec.json.encode(mark), mode=PUBLIC_MODE)
+
+
+def _bytes_in(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def _sync(path: Path) -> None:
@@ -332,61 +506,3 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _open(url: str) -> "HTTPResponse":
-    """Ask the server. Raises `FetchFailed`."""
-    # urllib brings HTTP, TLS and proxies; an idle car has no use for them.
-    import urllib.error  # noqa: PLC0415
-    import urllib.request  # noqa: PLC0415
-    from http.client import HTTPException  # noqa: PLC0415
-
-    if urllib.parse.urlsplit(url).scheme not in {"http", "https"}:
-        raise FetchFailed(f"{url}: packages are fetched over http or https only")
-    try:
-        response: HTTPResponse = urllib.request.urlopen(  # noqa: S310 - the scheme was checked
-            url, timeout=limits.FETCH_TIMEOUT_S
-        )
-    except (OSError, HTTPException) as error:
-        if isinstance(error, urllib.error.HTTPError):
-            error.close()
-        raise FetchFailed(f"{url}: {error}") from error
-    return response
-
-
-def _blocks(url: str) -> Iterator[bytes]:
-    from http.client import HTTPException  # noqa: PLC0415 - as in `_open`
-
-    with _open(url) as response:
-        while True:
-            try:
-                block = response.read(_COPY_BYTES)
-            except (OSError, HTTPException) as error:
-                raise FetchFailed(f"{url}: {error}") from error
-            if not block:
-                return
-            yield block
-
-
-def _get_bytes(url: str, max_bytes: int) -> bytes:
-    data = bytearray()
-    for block in _blocks(url):
-        data += block
-        if len(data) > max_bytes:
-            raise PackageRefused(PackageFault.TOO_LARGE, f"{url}: over {max_bytes} bytes")
-    return bytes(data)
-
-
-def _get_file(url: str, file: PackageFile, target: Path) -> None:
-    """Stream a file to disk; it may not be a byte longer than its manifest says."""
-    length = 0
-    with target.open("xb") as output:
-        for block in _blocks(url):
-            length += len(block)
-            if length > file.length:
-                raise PackageRefused(
-                    PackageFault.WRONG_FILE, f"{file.path} is over its {file.length} bytes"
-                )
-            output.write(block)
-    if length < file.length:
-        raise FetchFailed(f"{url}: ended after {length} of {file.length} bytes")

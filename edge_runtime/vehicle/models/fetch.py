@@ -1,0 +1,129 @@
+"""The process that talks to package servers: `python -m edge_runtime.vehicle.models.fetch`.
+
+It lives for one order. What HTTP, TLS and the `tuf` library take of memory is gone with it, and a
+server that makes it hang or grow harms nobody else: the car kills it, and it dies with the car.
+
+The order is one line on its input. It answers with one line: verdicts, or the manifest once that
+is verified; then, told by a second line to go on, with one line when every file is on disk. A
+fault is an answer too. Deliberately absent: deciding where packages lie, and room for them, which
+is the store's.
+"""
+
+import ctypes
+import errno
+import os
+import resource
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from edge_runtime.contract import limits
+from edge_runtime.contract.errors import EdgeError
+from edge_runtime.contract.package import PackageFault, PackageRefused, parse_manifest
+from edge_runtime.contract.repository import MODELS_PATH
+from edge_runtime.vehicle.models.download import Downloader, ServerFailed, file_url
+from edge_runtime.vehicle.models.orders import (
+    GO_ON,
+    PACKAGE_FOLDER,
+    Answer,
+    FilesHeld,
+    ManifestHeld,
+    Order,
+    Trouble,
+    Verdicts,
+)
+
+if TYPE_CHECKING:
+    from edge_runtime.vehicle.models.trust import Trust
+
+_DIE_WITH_PARENT: Final = 1  # PR_SET_PDEATHSIG
+_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
+
+
+def _tie_to(parent: int) -> None:
+    """Let the kernel kill this process when the car's ends, and leave if it already has."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_DIE_WITH_PARENT, signal.SIGKILL, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
+    if os.getppid() != parent:
+        os._exit(0)
+
+
+def main(arguments: list[str]) -> None:
+    """Carry out the order on standard input for the process with the given id."""
+    _tie_to(int(arguments[0]))
+    # A Ctrl-C in the terminal is for the car's process, which then ends this one.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_AS, (limits.FETCH_MEMORY_MAX_BYTES,) * 2)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    order = msgspec.json.decode(sys.stdin.buffer.readline(), type=Order)
+    try:
+        _carry_out(order)
+    except PackageRefused as error:
+        _answer(Trouble("refused", error.detail, error.reason))
+    except ServerFailed as error:
+        _answer(Trouble("failed", str(error)))
+    except OSError as error:
+        _answer(Trouble("full" if error.errno in _FULL else "failed", str(error)))
+    except (EdgeError, MemoryError, ImportError) as error:
+        _answer(Trouble("failed", str(error) or type(error).__name__))
+
+
+def _answer(answer: Answer) -> None:
+    sys.stdout.buffer.write(msgspec.json.encode(answer) + b"\n")
+    sys.stdout.buffer.flush()
+
+
+def _carry_out(order: Order) -> None:
+    downloader = Downloader(order.patience)
+    trust = _trust(order, downloader)
+    if order.folder is None:
+        _answer(_verdicts(order, trust))
+        return
+    (digest,) = order.digests
+    proof = trust.proof(digest) if trust is not None else None
+    url = f"{order.base_url.rstrip('/')}/{MODELS_PATH}/{digest}"
+    size = proof.manifest_bytes if proof else limits.PACKAGE_MANIFEST_MAX_BYTES
+    size = min(size, limits.PACKAGE_MANIFEST_MAX_BYTES)
+    data = downloader.get_bytes(f"{url}/manifest", size)
+    manifest = parse_manifest(data, digest)
+    _answer(ManifestHeld(data, proof.publisher if proof else ""))
+    if sys.stdin.buffer.readline() != GO_ON:
+        return
+    folder = Path(order.folder, PACKAGE_FOLDER)
+    for file in manifest.files:
+        target = folder / file.path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        downloader.get_file(file_url(url, file.path), file, target)
+    _answer(FilesHeld())
+
+
+def _verdicts(order: Order, trust: "Trust | None") -> Verdicts:
+    if trust is None:
+        return Verdicts(dict.fromkeys(order.digests, ""))
+    publishers, not_published = {}, []
+    for digest in order.digests:
+        try:
+            publishers[digest] = trust.proof(digest).publisher
+        except PackageRefused as error:
+            if error.reason is not PackageFault.NOT_PUBLISHED:
+                raise
+            not_published.append(digest)
+    return Verdicts(publishers, tuple(not_published))
+
+
+def _trust(order: Order, downloader: Downloader) -> "Trust | None":
+    if order.trust is None:
+        return None
+    # The library takes a quarter of this process's memory: not loaded without a root to trust.
+    from edge_runtime.vehicle.models.trust import Trust  # noqa: PLC0415
+
+    root = Path(order.trust.root).read_bytes()
+    return Trust(root, Path(order.trust.folder), order.base_url, downloader)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,68 @@
+"""What the car says to the process that downloads for it, and what that answers: lines of JSON."""
+
+from typing import Literal
+
+import msgspec
+
+from edge_runtime.contract import limits
+from edge_runtime.contract.package import PackageFault
+
+
+class Patience(msgspec.Struct, frozen=True):
+    """How long a server may be silent or slow; `contract.limits` says what each bound means."""
+
+    silence_s: float = limits.FETCH_TIMEOUT_S
+    window_s: float = limits.FETCH_RATE_WINDOW_S
+    rate_min_bytes_per_s: float = limits.FETCH_RATE_MIN_BYTES_PER_S
+
+
+class TrustedRoot(msgspec.Struct, frozen=True):
+    """The root file that came with the car, and the folder of what was verified since."""
+
+    root: str
+    folder: str
+
+
+class Order(msgspec.Struct, frozen=True, kw_only=True):
+    """Say whether `digests` are published, and have the files of the one package in `folder`.
+
+    Without `trust` nothing but the digest is asked of a package; without `folder` no file of it
+    is fetched: several digests may then be named.
+    """
+
+    digests: tuple[str, ...]
+    base_url: str
+    folder: str | None = None
+    trust: TrustedRoot | None = None
+    patience: Patience = Patience()
+
+
+class Verdicts(msgspec.Struct, frozen=True, tag="verdicts"):
+    """The publisher of each digest (empty where there is no `trust`), and those with none."""
+
+    publishers: dict[str, str]
+    not_published: tuple[str, ...] = ()
+
+
+class ManifestHeld(msgspec.Struct, frozen=True, tag="manifest"):
+    """The verified manifest's bytes; the process waits to be told to go on."""
+
+    data: bytes
+    publisher: str
+
+
+class FilesHeld(msgspec.Struct, frozen=True, tag="files"):
+    """Every file is on disk and has the SHA-256 of the manifest."""
+
+
+class Trouble(msgspec.Struct, frozen=True, tag="trouble"):
+    """It did not work: the package is not right, the server not to be had, or the disk full."""
+
+    kind: Literal["refused", "failed", "full"]
+    detail: str
+    fault: PackageFault | None = None
+
+
+Answer = Verdicts | ManifestHeld | FilesHeld | Trouble
+GO_ON = b"go on\n"
+PACKAGE_FOLDER = "package"
