@@ -168,5 +168,6 @@ def _engine_options(options: VehicleOptions) -> "EngineOptions":
             intra_op_threads=options.engine_threads,
             memory_max_bytes=options.engine_memory_bytes,
             cpus=options.engine_cpus,
-        )
+        ),
+        node_times=options.state_dir / "node-times.json",
     )
