@@ -167,6 +167,7 @@ CLOCK_SLACK_S: Final = 3_600
 """A clock may be this far behind a moment that it has shown before: summer time, a reset."""
 PARTIAL_DOWNLOADS_MAX: Final = 4
 """Broken downloads that are kept to go on later; of more, the oldest go."""
+PACKAGES_FIRST_CHECK_S: Final = 300
 PACKAGES_CHECK_S: Final = 6 * 3600
 """How often a car asks whether the packages that it holds are still published."""
 

@@ -40,7 +40,7 @@ from edge_runtime.bus import (
 from edge_runtime.contract import limits
 from edge_runtime.contract.clock import NS_PER_MS, PLAUSIBLE_UTC_MS, Now
 from edge_runtime.contract.errors import ConfigError, RejectionReason
-from edge_runtime.contract.package import KNOWN_TASKS, Package, PackageRefused
+from edge_runtime.contract.package import KNOWN_TASKS
 from edge_runtime.contract.reasons import HoldReason
 from edge_runtime.contract.topics import DEFAULT_NAMESPACE, Topics, require_id
 from edge_runtime.vehicle.clock import read_clock
@@ -50,8 +50,6 @@ from edge_runtime.vehicle.core.events import (
     BusDisconnected,
     ClockJudged,
     Event,
-    ModelFailed,
-    ModelFault,
     ModelReady,
     PolicyChanged,
     ShutdownRequested,
@@ -65,6 +63,7 @@ from edge_runtime.vehicle.engine_room import EngineRoom
 from edge_runtime.vehicle.identity import NOBODY, Identity
 from edge_runtime.vehicle.intake import Hosts, Intake
 from edge_runtime.vehicle.journal import Journal
+from edge_runtime.vehicle.models.supply import Supply
 from edge_runtime.vehicle.outgoing import Outgoing
 from edge_runtime.vehicle.policy_file import PolicyFile
 from edge_runtime.vehicle.ports import EmitEvent, Engine, PackageStore, Sensors
@@ -153,7 +152,6 @@ class VehicleAgent:
         self._timer_asked = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._stack = AsyncExitStack()
-        self._host_news = asyncio.Event()
         self._has_left = asyncio.Event()
         self._farewell: Message | None = None
         self.overflows = 0
@@ -171,6 +169,7 @@ class VehicleAgent:
         self._journal: Journal
         self._room: EngineRoom
         self._outgoing: Outgoing
+        self._supply: Supply
         self._bus: Bus
 
     @property
@@ -211,6 +210,13 @@ class VehicleAgent:
             self._recover()
             self._room = EngineRoom(self._make_engine, self.packages, self._computed, self._spawn)
             self._stack.push_async_callback(self._room.close)
+            self._supply = Supply(
+                self.packages,
+                vehicle=self.settings.vehicle,
+                urls=self._hosts.urls,
+                tell=self.tell,
+                is_network_allowed=lambda: self.core.is_network_allowed,
+            )
             self._bus = await self._stack.enter_async_context(self._open_bus(self._bus_settings()))
         except BaseException:
             await self._stack.aclose()
@@ -221,6 +227,7 @@ class VehicleAgent:
         self._spawn(self._read_bus(), "read bus")
         self._spawn(self._sensors.run(self._sensed), "sensors")
         self._spawn(self._look_around(), "look around")
+        self._spawn(self._supply.check_forever(), "check packages")
         if self._identity is not NOBODY:
             self._spawn(self._use_renewed(), "use renewed certificates")
             self._spawn(self._identity.keep_renewed(), "renew certificates")
@@ -416,7 +423,7 @@ class VehicleAgent:
                 will = self._outgoing.status(command.offline)
                 self._spawn(self._bus.set_will(will), "set will")
             case do.EnsureModel():
-                self._spawn(self._have_model(command.digest), "fetch model")
+                self._spawn(self._supply.have(command.digest), "fetch model")
             case do.LogUnit():
                 self._lines.info("unit", **_fields(command))
             case do.LogStop():
@@ -434,42 +441,6 @@ class VehicleAgent:
             self._bus.publish_soon(message)
         except BusOverflow:
             self.overflows += 1  # the bus counts and logs it; the core sends again
-
-    async def _have_model(self, digest: str) -> None:
-        """Ends as `ModelReady` or `ModelFailed`."""
-        try:
-            await self._fetch(digest)
-        except PackageRefused as error:
-            self.tell(ModelFailed(digest, ModelFault.INVALID, str(error)))
-        except OSError as error:
-            _log.warning("model_unavailable", model=digest, why=str(error))
-            self.tell(ModelFailed(digest, ModelFault.UNAVAILABLE, str(error)))
-        else:
-            self.tell(ModelReady(digest))
-
-    async def _fetch(self, digest: str) -> Package:
-        """From the store, or from the first host that has it. Raises as the store does."""
-        held = self.packages.get(digest)
-        if held is not None:
-            return held
-        failure: OSError = OSError("no dispatcher has said where packages are")
-        for url in await self._model_urls():
-            try:
-                return await self.packages.fetch(digest, url)
-            except OSError as error:
-                failure = error
-        raise failure
-
-    async def _model_urls(self) -> list[str]:
-        """Where to fetch; a host that is only about to introduce itself is waited for."""
-        try:
-            async with asyncio.timeout(limits.MODELS_URL_WAIT_MS / 1000):
-                while not self._hosts.urls():
-                    self._host_news.clear()
-                    await self._host_news.wait()
-        except TimeoutError:
-            return []
-        return self._hosts.urls()
 
     # --- sources of events -----------------------------------------------------------------
 
@@ -495,13 +466,14 @@ class VehicleAgent:
         if event is not None:
             self.tell(event)
         elif self._hosts.urls():
-            self._host_news.set()
+            self._supply.heard_of_hosts()
 
     async def _look_around(self) -> None:
         """Once a second: look whether the owner changed the policy, and at the clock."""
         while True:
             await asyncio.sleep(limits.SENSOR_PERIOD_MS / 1000)
             self.look_again()
+            self._supply.look_at_network()
 
     def look_again(self) -> None:
         """Obey the owner's policy as it is on disk now, and judge the clock."""

@@ -78,6 +78,14 @@ class PackageStore(Protocol):
         """
         ...
 
+    async def check(self, base_url: str) -> tuple[str, ...]:
+        """Remove what is held and not published any more; return its digests. Raises as `fetch`."""
+        ...
+
+    def break_off(self) -> None:
+        """End running downloads: each `fetch` raises `OSError`, and goes on when asked again."""
+        ...
+
 
 class Sensors(Protocol):
     """A source of signals."""

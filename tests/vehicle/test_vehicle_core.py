@@ -559,6 +559,15 @@ def test_desired_models_are_fetched_in_the_background_unless_the_network_costs()
     metered = Bench(msgspec.structs.replace(POLICY, network_metered=True))
     metered.sense()
     assert not only(c.EnsureModel, metered.send(e.ModelsDesired((OTHER_MODEL,))))
+    assert not metered.core.is_network_allowed
+
+
+def test_a_metered_network_counts_also_where_another_reason_holds_the_car() -> None:
+    for is_metered in (False, True):
+        car = Bench(msgspec.structs.replace(POLICY, network_metered=is_metered))
+        car.sense(is_occupied=True)
+        assert car.core._hold() is HoldReason.OCCUPIED
+        assert car.core.is_network_allowed is not is_metered
 
 
 # --- the engine ------------------------------------------------------------------------------

@@ -77,6 +77,7 @@ from edge_runtime.vehicle.core.herald import Herald, View
 from edge_runtime.vehicle.core.ladder import Ladder
 from edge_runtime.vehicle.core.offers import Gate
 from edge_runtime.vehicle.core.readings import Readings
+from edge_runtime.vehicle.core.rules import Level
 from edge_runtime.vehicle.core.snapshot import CarFacts, JournalSnapshot
 from edge_runtime.vehicle.core.work import Work, decode_chunks
 from edge_runtime.vehicle.policy import Allowed, OwnerPolicy, is_withdrawn
@@ -88,6 +89,7 @@ NO_PREFETCH: Final = frozenset(
         HoldReason.OWNER_PAUSED,
         HoldReason.POLICY_INVALID,
         HoldReason.NETWORK_METERED,
+        HoldReason.DATA_BUDGET_SPENT,
         HoldReason.POWER_SAVING,
         HoldReason.LOW_VOLTAGE_LOW,
         HoldReason.STORAGE_FULL,
@@ -446,8 +448,21 @@ class VehicleCore:
                     return Availability.STOPPING if stops else Availability.WORKING
                 return Availability.HOLD
 
+    @property
+    def is_network_allowed(self) -> bool:
+        """Whether the car may fetch what no offer waits for.
+
+        Every finding counts, not only the one that decides: who is driving on a metered link is
+        held because of the driving.
+        """
+        judgement = self._admission.last
+        found = () if judgement is None else judgement.findings
+        return self._hold() not in NO_PREFETCH and all(
+            finding.level is Level.CLEAR or finding.reason not in NO_PREFETCH for finding in found
+        )
+
     def _prefetch(self, now: Now) -> None:
-        if not self._desired or self._hold() in NO_PREFETCH:
+        if not self._desired or not self.is_network_allowed:
             return
         for digest in self._work.models.missing(self._desired, now):
             self._work.models.want(digest)

@@ -49,6 +49,11 @@ class FetchProcess:
     def __init__(self, process: Process) -> None:
         self._process = process
 
+    def break_off(self) -> None:
+        """End it; whoever waits for an answer gets `FetchFailed`."""
+        with contextlib.suppress(ProcessLookupError):
+            self._process.kill()
+
     async def verdicts(self, order: Order) -> Verdicts:
         """What it finds of an order without a folder."""
         self._say(msgspec.json.encode(order) + b"\n")
@@ -101,11 +106,11 @@ async def fetching() -> AsyncIterator[FetchProcess]:
         )
     except OSError as error:
         raise FetchFailed(f"no download process: {error}") from error
+    running = FetchProcess(process)
     try:
-        yield FetchProcess(process)
+        yield running
     finally:
-        with contextlib.suppress(ProcessLookupError):
-            process.kill()
+        running.break_off()
         if process.stdin is not None:
             process.stdin.close()
         # Also where this task is being cancelled: a process that was killed is gone soon.

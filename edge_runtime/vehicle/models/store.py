@@ -114,6 +114,7 @@ class PackageStore:
         self._promised_bytes = 0
         self._fetching: dict[str, asyncio.Task[Package]] = {}
         self._proving = asyncio.Lock()
+        self._running: set[FetchProcess] = set()
         root.mkdir(parents=True, exist_ok=True)
         self._lock: int | None = _lock(root / _LOCK_FILE)
         if trusted_root is not None:
@@ -236,6 +237,19 @@ class PackageStore:
             await self.remove(digest)
         return gone
 
+    def break_off(self) -> None:
+        """End running downloads: each `fetch` raises `FetchFailed`, and goes on if asked again."""
+        for process in self._running:
+            process.break_off()
+
+    @contextlib.asynccontextmanager
+    async def _listed(self, process: FetchProcess) -> AsyncIterator[None]:
+        self._running.add(process)
+        try:
+            yield
+        finally:
+            self._running.discard(process)
+
     async def close(self) -> None:
         """Break downloads off, to be gone on with later, and let the folder go."""
         tasks = list(self._fetching.values())
@@ -250,7 +264,7 @@ class PackageStore:
         """Prove, make room, fetch, verify; what comes in outlives everything but a refusal."""
         partial = self._root / f"{_PARTIAL}{digest}"
         order = self._order((digest,), base_url, partial)
-        async with fetching() as process:
+        async with fetching() as process, self._listed(process):
             # One at a time at the verified metadata; a download does not need it any more.
             async with self._proving if self._trust else contextlib.nullcontext():
                 held = await process.manifest(order)
