@@ -29,12 +29,13 @@ say = if [ -t 2 ]; then printf '\033[1m==> %s\033[0m\n' $(1) >&2; else printf '=
 apt_install = { apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
   apt-get install -qq --no-install-recommends $(1) >/dev/null; }
 
-.PHONY: help demo test check bench chaos fuzz planted clean setup models mosquitto \
+.PHONY: help demo test test-system check bench chaos fuzz planted clean setup models mosquitto \
   check-style check-types check-layers check-schemas
 
 help:
 	@echo 'make demo    the whole system on this machine, with a report (ARGS="--cars 4")'
 	@echo 'make test    every test (ARGS="-k contract")'
+	@echo 'make test-system  the systemd units on a real systemd, in a container (Debian, as root)'
 	@echo 'make check   style, types, layers, generated schemas; `make -k check` shows all faults'
 	@echo 'make bench   measurements, one JSON line each on stdout'
 	@echo 'make fuzz    every decoder, with damaged inputs (ARGS="--seconds 600 --processes 2")'
@@ -51,6 +52,11 @@ demo: $(STAMPS)/demo $(STAMPS)/models
 test: $(STAMPS)/dev $(STAMPS)/models mosquitto
 	@$(call say,'Tests')
 	@$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+
+# The root (about 300 MB) and the wheels are kept in .data; a test never writes to the root.
+test-system: $(STAMPS)/dev $(STAMPS)/models $(DATA)/system/root system-wheels
+	@$(call say,'Tests on a booted systemd')
+	@EDGE_RUNTIME_TEST_ROOT=$(abspath $(DATA)/system) $(BIN)/python -m pytest tests/system $(ARGS)
 
 check: check-style check-types check-layers check-schemas
 	@$(call say,'All checks passed')
@@ -132,6 +138,43 @@ $(STAMPS)/fuzz: $(STAMPS)/dev
 	@$(call say,'Installing atheris')
 	@$(PIP) install --editable '.[fuzz]' --only-binary atheris >&2 || \
 	  echo 'note: atheris could not be installed; inputs are not guided by coverage' >&2
+	@touch $@
+
+# --- a computer to install on -------------------------------------------------------------------
+
+SYSTEM := $(DATA)/system
+WHEELS := $(SYSTEM)/wheels
+# Debian 12 has Python 3.11, whatever this machine runs.
+WHEELS_FOR := --only-binary=:all: --implementation cp --python-version 3.11 \
+  $(foreach tag,2_28 2_17,--platform manylinux_$(tag)_$(shell uname -m)) \
+  --platform manylinux2014_$(shell uname -m)
+
+$(SYSTEM)/root:
+	@if [ "$$(id -u)" != 0 ]; then echo 'error: make test-system boots a container: run it as root' >&2; exit 1; fi
+	@for tool in debootstrap systemd-nspawn systemd-analyze; do command -v $$tool >/dev/null || missing=1; done; \
+	if [ -n "$${missing:-}" ]; then \
+	  $(call say,'Installing debootstrap and systemd-container'); \
+	  $(call apt_install,debootstrap systemd-container); \
+	fi
+	@$(call say,'Making a Debian 12 to boot (1 to 3 minutes)')
+	@rm -rf $@.new && mkdir -p $(SYSTEM)
+	@debootstrap --variant=minbase --include=systemd,systemd-sysv,dbus,python3,python3-venv,ca-certificates \
+	  bookworm $@.new http://deb.debian.org/debian >$(SYSTEM)/debootstrap.log || \
+	  { tail -20 $(SYSTEM)/debootstrap.log >&2; exit 1; }
+	@mv $@.new $@
+
+# This very tree's wheel each time; those that it needs only when pyproject.toml changed.
+.PHONY: system-wheels
+system-wheels: $(STAMPS)/system-wheels
+	@rm -f $(WHEELS)/edge_runtime-*.whl
+	@$(PIP) wheel --no-deps --wheel-dir $(WHEELS) . >&2
+
+$(STAMPS)/system-wheels: $(STAMPS)/dev pyproject.toml
+	@$(call say,'Fetching the wheels of an installation (about 120 MB)')
+	@rm -rf $(WHEELS) && mkdir -p $(WHEELS)
+	@$(PIP) wheel --no-deps --wheel-dir $(WHEELS) . >&2
+	@$(PIP) download --dest $(WHEELS) $(WHEELS_FOR) \
+	  "$$(ls $(WHEELS)/edge_runtime-*.whl)[vehicle,dispatcher]" >&2
 	@touch $@
 
 # --- models, data, broker -----------------------------------------------------------------------
