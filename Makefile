@@ -54,7 +54,7 @@ test: $(STAMPS)/dev $(STAMPS)/models mosquitto
 	@$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 # The root (about 300 MB) and the wheels are kept in .data; a test never writes to the root.
-test-system: $(STAMPS)/dev $(STAMPS)/models $(DATA)/system/root system-wheels
+test-system: $(STAMPS)/dev $(STAMPS)/models $(DATA)/system/debian system-wheels
 	@$(call say,'Tests on a booted systemd')
 	@EDGE_RUNTIME_TEST_ROOT=$(abspath $(DATA)/system) $(BIN)/python -m pytest tests/system $(ARGS)
 
@@ -149,7 +149,7 @@ WHEELS_FOR := --only-binary=:all: --implementation cp --python-version 3.11 \
   $(foreach tag,2_28 2_17,--platform manylinux_$(tag)_$(shell uname -m)) \
   --platform manylinux2014_$(shell uname -m)
 
-$(SYSTEM)/root:
+$(SYSTEM)/debian:
 	@if [ "$$(id -u)" != 0 ]; then echo 'error: make test-system boots a container: run it as root' >&2; exit 1; fi
 	@for tool in debootstrap systemd-nspawn systemd-analyze; do command -v $$tool >/dev/null || missing=1; done; \
 	if [ -n "$${missing:-}" ]; then \

@@ -49,7 +49,7 @@ def computer(
     }
     arguments = [f"--bind-ro={here}:{there}" for here, there in binds.items() if here.is_dir()]
     folder = tmp_path_factory.mktemp("computer")
-    with booted(Path(prepared) / "root", folder, *arguments) as inside:
+    with booted(Path(prepared) / "debian", folder, *arguments) as inside:
         computer = Computer(inside, embedded_broker, f"http://127.0.0.1:{port}")
         for role in ("vehicle", "dispatcher"):
             inside.run("/srv/deploy/install.sh", role, __version__, "/srv/wheels")

@@ -67,7 +67,7 @@ async def test_stopping_in_the_middle_of_work_takes_no_time_and_loses_nothing(
 TRACES = {
     "the folder of its runtime": "test -e /run/edge-runtime",
     "a user": "ls /run/systemd/dynamic-uid | grep edge-runtime",
-    "a private /tmp": "ls -d /tmp/systemd-private-*edge-runtime*",
+    "a private /tmp": "ls -d /var/tmp/systemd-private-*edge-runtime*",
     "its credentials": "ls /run/credentials | grep edge-runtime",
 }
 
