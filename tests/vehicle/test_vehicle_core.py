@@ -50,7 +50,7 @@ from edge_runtime.vehicle.core.attempts import (
     require_legal,
 )
 from edge_runtime.vehicle.core.machine import BrokenInvariant
-from edge_runtime.vehicle.policy import Allowed, Energy
+from edge_runtime.vehicle.policy import Allowed, Energy, Window
 
 F1, F2 = Fence(1, 1), Fence(1, 2)
 
@@ -564,9 +564,10 @@ def test_desired_models_are_fetched_in_the_background_unless_the_network_costs()
 
 def test_a_metered_network_counts_also_where_another_reason_holds_the_car() -> None:
     for is_metered in (False, True):
-        car = Bench(msgspec.structs.replace(POLICY, network_metered=is_metered))
-        car.sense(is_occupied=True)
-        assert car.core._hold() is HoldReason.OCCUPIED
+        closed = Window(start="03:00", end="03:01")
+        car = Bench(msgspec.structs.replace(POLICY, schedule=(closed,), network_metered=is_metered))
+        car.sense()
+        assert car.core._hold() is HoldReason.CLOCK_UNTRUSTED, "the schedule needs a clock"
         assert car.core.is_network_allowed is not is_metered
 
 
