@@ -13,7 +13,7 @@ import random
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 import msgspec
 
@@ -41,6 +41,7 @@ _SENSOR_PERIOD_S: Final = 1.0
 _STOP_LATENCY_MS: Final = 0.5
 _LOAD_S: Final = 0.5
 _HUNG_S: Final = 20.0
+_CRASH_S: Final = 0.05
 _CHARGE_STOP_PERCENT: Final = 50.0
 _COMPUTE_STOP_C: Final = 85.0
 _encode: Final = msgspec.msgpack.Encoder().encode
@@ -186,6 +187,8 @@ class EngineScript:
     item_s: float = 0.2
     poison: frozenset[bytes] = frozenset()
     broken: frozenset[bytes] = frozenset()
+    fatal: frozenset[bytes] = frozenset()
+    """Items that take the whole car down: its process, or its power."""
     hang: float = 0.0
     crash: float = 0.0
 
@@ -196,11 +199,27 @@ class _Run:
     next: int = 0
 
 
+class EngineWatch(Protocol):
+    """Who hears what an engine does."""
+
+    def started(self, item: Item) -> None:
+        """The computation of an item begins."""
+        ...
+
+    def died(self, item: Item) -> None:
+        """The engine died, or hung and was killed, at an item."""
+        ...
+
+    def takes_car_down(self) -> None:
+        """The item in hand ends the whole car's process."""
+        ...
+
+
 class SimEngine:
     """An inference process with scripted durations and failures; see `ports.Engine`.
 
-    `started` is told of every item whose computation begins; `is_computing` says whether one
-    is under way and not frozen.
+    `told` hears of every item whose computation begins and of every death; `is_computing` says
+    whether an item is under way and not frozen.
     """
 
     def __init__(
@@ -209,13 +228,13 @@ class SimEngine:
         loop: SimLoop,
         script: EngineScript,
         rng: random.Random,
-        started: Callable[[Item], None],
+        told: "EngineWatch",
     ) -> None:
         self._emit = emit
         self._loop = loop
         self._script = script
         self._rng = rng
-        self._started = started
+        self._told = told
         self._runs: deque[_Run] = deque()
         self._loaded: set[str] = set()
         self._timer: asyncio.TimerHandle | None = None
@@ -325,16 +344,18 @@ class SimEngine:
 
     def _begin(self, run: _Run) -> None:
         item = run.order.items[run.next]
-        self._started(item)
+        self._told.started(item)
         self._emit(ItemStarted(run.order.run_id, item.index))
         if self._then is not None or not self._runs or self._runs[0] is not run:
             return  # being told, the agent stopped us
         if self._rng.random() < self._script.hang:
             self.fired["engine_hang"] += 1
             self._wait(_HUNG_S, lambda: self._die(run, item, ItemError.ENGINE_HUNG))
+        elif item.data in self._script.fatal:
+            self._wait(_CRASH_S, self._told.takes_car_down)
         elif item.data in self._script.poison or self._rng.random() < self._script.crash:
             self.fired["engine_crash"] += 1
-            self._wait(0.05, lambda: self._die(run, item, ItemError.ENGINE_KILLED))
+            self._wait(_CRASH_S, lambda: self._die(run, item, ItemError.ENGINE_KILLED))
         else:
             self._wait(self._script.item_s, lambda: self._finish(run, item))
 
@@ -350,4 +371,5 @@ class SimEngine:
 
     def _die(self, run: _Run, item: Item, code: ItemError) -> None:
         self._reset()
+        self._told.died(item)
         self._emit(EngineDied(run.order.run_id, item.index, code, "scripted"))

@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 import random
 import shutil
-from collections.abc import Awaitable, Callable
 from typing import Final
 
 import msgspec
@@ -24,28 +23,21 @@ from edge_runtime.contract.messages import Chunk, Fence, ItemDone, Results, Unit
 from edge_runtime.contract.topics import Up
 from edge_runtime.dispatcher.storage import Store, StoreBusy
 from edge_runtime.sim.car import good_signals
-from edge_runtime.sim.hosts import Host, SimStore, copy_files, cursors_in
-from edge_runtime.sim.world import Car, World
+from edge_runtime.sim.hosts import SimStore, copy_files, cursors_in
+from edge_runtime.sim.nemesis import HALF, Nemesis, hosts_of, often
+from edge_runtime.sim.stewards import (
+    clean_stops,
+    drains,
+    echoes,
+    killer_items,
+    prefetches,
+    small_outboxes,
+)
+from edge_runtime.sim.tenants import deleters, neighbours, third_parties, twins
+from edge_runtime.sim.world import TENANT, Car, World
 
-Nemesis = Callable[[World, random.Random], Awaitable[None]]
 _HOUR_S: Final = 3_600.0
-_HALF: Final = 0.5
 _PARTITIONS: Final = (Partition.TO_BROKER, Partition.FROM_BROKER, Partition.BOTH)
-
-
-async def _often(
-    world: World, rng: random.Random, mean_s: float, strike: Callable[[], Awaitable[None]]
-) -> None:
-    """Strike at random moments until the fault phase ends."""
-    while True:
-        await asyncio.sleep(rng.expovariate(1 / mean_s))
-        if world.is_healed:
-            return
-        await strike()
-
-
-def _hosts(world: World) -> list[Host]:
-    return [world.dispatcher, *(car.host for car in world.cars)]
 
 
 # --- the network ------------------------------------------------------------------------------
@@ -73,7 +65,7 @@ async def partitions(world: World, rng: random.Random) -> None:
         await asyncio.sleep(rng.choice((0.5, 5.0, 20.0, 80.0)))
         world.all_faults[name].set_partition(Partition.NONE)
 
-    await _often(world, rng, 15, strike)
+    await often(world, rng, 15, strike)
 
 
 async def http_cuts(world: World, rng: random.Random) -> None:
@@ -85,7 +77,7 @@ async def http_cuts(world: World, rng: random.Random) -> None:
         await asyncio.sleep(rng.choice((0.2, 3.0, 20.0)))
         world.network.is_cut = False
 
-    await _often(world, rng, 20, strike)
+    await often(world, rng, 20, strike)
 
 
 async def broker_deaths(world: World, rng: random.Random) -> None:
@@ -97,20 +89,20 @@ async def broker_deaths(world: World, rng: random.Random) -> None:
         await asyncio.sleep(rng.choice((0.1, 2.0, 15.0)))
         world.broker.start()
 
-    await _often(world, rng, 25, strike)
+    await often(world, rng, 25, strike)
 
 
 async def takeovers(world: World, rng: random.Random) -> None:
     """Somebody else connects under a host's client id."""
 
     async def strike() -> None:
-        victim = world.client_id(rng.choice(_hosts(world)))
+        victim = world.client_id(rng.choice(hosts_of(world)))
         world.ledger.fault("takeover", victim)
         async with MemoryBus(BusSettings("memory://sim", victim), world.broker, rng=rng) as bus:
             await asyncio.sleep(0.2)
             del bus
 
-    await _often(world, rng, 30, strike)
+    await often(world, rng, 30, strike)
 
 
 async def refusals(world: World, rng: random.Random) -> None:
@@ -126,18 +118,18 @@ async def refusals(world: World, rng: random.Random) -> None:
         for _ in range(faults.fired["refused"] - before):
             world.ledger.fault("refused_publish", name)
 
-    await _often(world, rng, 20, strike)
+    await often(world, rng, 20, strike)
 
 
 async def expiries(world: World, rng: random.Random) -> None:
     """The broker forgets a session, queued messages and all."""
 
     async def strike() -> None:
-        victim = world.client_id(rng.choice(_hosts(world)))
+        victim = world.client_id(rng.choice(hosts_of(world)))
         if world.broker.expire(victim):
             world.ledger.fault("session_expiry", victim)
 
-    await _often(world, rng, 25, strike)
+    await often(world, rng, 25, strike)
 
 
 async def newer_peers(world: World, rng: random.Random) -> None:
@@ -149,7 +141,7 @@ async def newer_peers(world: World, rng: random.Random) -> None:
         await asyncio.sleep(rng.choice((5.0, 30.0)))
         world.broker.newer = ""
 
-    await _often(world, rng, 20, strike)
+    await often(world, rng, 20, strike)
 
 
 # --- processes --------------------------------------------------------------------------------
@@ -160,7 +152,7 @@ async def dispatcher_kills(world: World, rng: random.Random) -> None:
 
     async def strike() -> None:
         restart_s = rng.choice((0.05, 1.0, 10.0, 40.0))
-        if rng.random() < _HALF:
+        if rng.random() < HALF:
             world.ledger.fault("dispatcher_kill")
             world.kill(world.dispatcher, restart_s)
             return
@@ -176,7 +168,7 @@ async def dispatcher_kills(world: World, rng: random.Random) -> None:
 
         world.loop.before_step = at_step
 
-    await _often(world, rng, 15, strike)
+    await often(world, rng, 15, strike)
 
 
 async def car_kills(world: World, rng: random.Random) -> None:
@@ -184,37 +176,39 @@ async def car_kills(world: World, rng: random.Random) -> None:
 
     async def strike() -> None:
         car = rng.choice(world.cars)
-        if rng.random() < _HALF:
+        if rng.random() < HALF:
             world.ledger.fault("car_kill", car.name)
         else:
             world.ledger.fault("car_reboot", car.name)
             car.host.booted_at_s, car.host.slept_s = world.loop.time(), 0.0
         world.kill(car.host, rng.choice((0.1, 3.0, 30.0)))
 
-    await _often(world, rng, 10, strike)
+    await often(world, rng, 10, strike)
 
 
 async def requester_kills(world: World, rng: random.Random) -> None:
-    """The requester dies and comes back with its keys and cursors."""
+    """The requesters die and come back with their keys and cursors."""
 
     async def strike() -> None:
         world.ledger.fault("requester_kill")
-        world.requester.kill()
-        world.loop.call_later(rng.choice((0.1, 5.0, 60.0)), world.requester.start)
+        back_s = rng.choice((0.1, 5.0, 60.0))
+        for requester in world.requesters:
+            requester.kill()
+            world.loop.call_later(back_s, requester.start)
 
-    await _often(world, rng, 30, strike)
+    await often(world, rng, 30, strike)
 
 
 async def pauses(world: World, rng: random.Random) -> None:
     """A process is stopped, and goes on when its lease may be over."""
 
     async def strike() -> None:
-        host = rng.choice(_hosts(world))
+        host = rng.choice(hosts_of(world))
         seconds = rng.choice((2.0, 20.0, 60.0, 150.0))
         world.ledger.fault("pause", f"{host.name} {seconds:g} s")
         host.pause(seconds)
 
-    await _often(world, rng, 25, strike)
+    await often(world, rng, 25, strike)
 
 
 async def second_dispatcher(world: World, rng: random.Random) -> None:
@@ -237,7 +231,7 @@ async def second_dispatcher(world: World, rng: random.Random) -> None:
             # It may have come between two lives of the first.
             world.ledger.rare["store_was_free"] += 1
 
-    await _often(world, rng, 30, strike)
+    await often(world, rng, 30, strike)
 
 
 def _holds(first: Store, second: SimStore) -> bool:
@@ -249,14 +243,14 @@ async def clock_jumps(world: World, rng: random.Random) -> None:
     """A host's UTC jumps by an hour, and back some time later."""
 
     async def strike() -> None:
-        host = rng.choice(_hosts(world))
+        host = rng.choice(hosts_of(world))
         jump_ms = rng.choice((-1, 1)) * 3_600_000
         world.ledger.fault("clock_jump", f"{host.name} {jump_ms}")
         host.utc_offset_ms += jump_ms
         await asyncio.sleep(rng.choice((1.0, 30.0)))
         host.utc_offset_ms -= jump_ms
 
-    await _often(world, rng, 30, strike)
+    await often(world, rng, 30, strike)
 
 
 async def suspends(world: World, rng: random.Random) -> None:
@@ -267,7 +261,7 @@ async def suspends(world: World, rng: random.Random) -> None:
         world.ledger.fault("suspend", car.name)
         car.host.slept_s += _HOUR_S
 
-    await _often(world, rng, 60, strike)
+    await often(world, rng, 60, strike)
 
 
 # --- disks ------------------------------------------------------------------------------------
@@ -277,33 +271,33 @@ async def full_disks(world: World, rng: random.Random) -> None:
     """A host's disk has no room for a while."""
 
     async def strike() -> None:
-        host = rng.choice(_hosts(world))
+        host = rng.choice(hosts_of(world))
         world.ledger.fault("disk_full", host.name)
         host.disk.is_full = True
         await asyncio.sleep(rng.choice((0.5, 10.0)))
         host.disk.is_full = False
 
-    await _often(world, rng, 20, strike)
+    await often(world, rng, 20, strike)
 
 
 async def failing_disks(world: World, rng: random.Random) -> None:
     """A host's disk answers with I/O errors for a while."""
 
     async def strike() -> None:
-        host = rng.choice(_hosts(world))
+        host = rng.choice(hosts_of(world))
         world.ledger.fault("disk_error", host.name)
         host.disk.is_failing = True
         await asyncio.sleep(rng.choice((0.02, 1.0, 8.0)))
         host.disk.is_failing = False
 
-    await _often(world, rng, 20, strike)
+    await often(world, rng, 20, strike)
 
 
 async def power_cuts(world: World, rng: random.Random) -> None:
     """Power goes: the process and every write that was not synced."""
 
     async def strike() -> None:
-        host = rng.choice(_hosts(world))
+        host = rng.choice(hosts_of(world))
         if not host.is_up:
             return
         host.watch_syncs()
@@ -314,7 +308,7 @@ async def power_cuts(world: World, rng: random.Random) -> None:
         world.ledger.fault("power_cut", host.name)
         world.kill(host, rng.choice((1.0, 10.0)), cuts_power=True)
 
-    await _often(world, rng, 20, strike)
+    await often(world, rng, 20, strike)
 
 
 async def stale_journals(world: World, rng: random.Random) -> None:
@@ -334,7 +328,7 @@ async def stale_journals(world: World, rng: random.Random) -> None:
         if not (saved / "journal.db-wal").exists():
             (car.host.folder / "journal.db-wal").unlink(missing_ok=True)
 
-    await _often(world, rng, 40, strike)
+    await often(world, rng, 40, strike)
 
 
 async def restored_backups(world: World, rng: random.Random) -> None:
@@ -350,10 +344,13 @@ async def restored_backups(world: World, rng: random.Random) -> None:
     world.kill(host, rng.choice((0.5, 10.0)))
     shutil.rmtree(host.folder)
     copy_files(backup, host.folder)
-    world.requester.kill()
+    for requester in world.requesters:
+        requester.kill()
     kept = cursors_in(host.folder / "dispatcher.db")
     world.ledger.restored(kept)
-    world.loop.call_later(rng.choice((0.1, 20.0)), world.requester.start)
+    back_s = rng.choice((0.1, 20.0))
+    for requester in world.requesters:
+        world.loop.call_later(back_s, requester.start)
 
 
 # --- owners and hardware ----------------------------------------------------------------------
@@ -388,7 +385,7 @@ async def owners(world: World, rng: random.Random) -> None:
             car.write_policy()
         car.changed()
 
-    await _often(world, rng, 6, strike)
+    await often(world, rng, 6, strike)
 
 
 async def broken_sensors(world: World, rng: random.Random) -> None:
@@ -397,10 +394,10 @@ async def broken_sensors(world: World, rng: random.Random) -> None:
     async def strike() -> None:
         car = rng.choice(world.cars)
         name = rng.choice(("charge_percent", "is_parked", "compute_temperature_c"))
-        if rng.random() < _HALF or name == "is_parked":
+        if rng.random() < HALF or name == "is_parked":
             world.ledger.fault("sensor_stale", f"{car.name} {name}")
             car.sensors.mute.add(name)
-            if rng.random() < _HALF:
+            if rng.random() < HALF:
                 car.truth.signals[name] = _BEHIND_A_DEAD_SENSOR[name]
                 car.changed(tell=False)
         else:
@@ -412,12 +409,12 @@ async def broken_sensors(world: World, rng: random.Random) -> None:
         car.truth.signals[name] = good_signals()[name]
         car.changed()
 
-    await _often(world, rng, 20, strike)
+    await often(world, rng, 20, strike)
 
 
 async def engines(world: World, rng: random.Random) -> None:
     """Items hang or kill the engine; some do so on every car, some are undecodable."""
-    datas = [data for _, items, *_ in world.plan for data in items]
+    datas = [data for job in world.plan if job.tenant == TENANT for data in job.data]
     poison = frozenset(rng.sample(datas, min(2, len(datas))))
     broken = frozenset(rng.sample(datas, min(2, len(datas)))) - poison
     hang, crash = rng.choice((0.0, 0.02)), rng.choice((0.0, 0.02, 0.1))
@@ -437,7 +434,7 @@ async def slow_packages(world: World, rng: random.Random) -> None:
         await asyncio.sleep(rng.choice((1.0, 20.0)))
         world.is_fetch_failing = False
 
-    await _often(world, rng, 40, strike)
+    await often(world, rng, 40, strike)
 
 
 # --- operators and requesters -----------------------------------------------------------------
@@ -447,7 +444,7 @@ async def operators(world: World, rng: random.Random) -> None:
     """People cancel jobs, requeue dead letters, put cars into quarantine and take them out."""
 
     async def strike() -> None:
-        jobs = sorted(world.ledger.jobs)
+        jobs = sorted(job.job for job in world.ledger.jobs.values() if job.tenant == TENANT)
         kind = rng.choice(("cancel", "requeue", "quarantine"))
         async with world.client("operator") as client:
             try:
@@ -457,7 +454,7 @@ async def operators(world: World, rng: random.Random) -> None:
                     await client.quarantine(car)
                     await asyncio.sleep(rng.choice((0.5, 10.0)))
                     await client.quarantine(car, on=False)
-                elif jobs and kind == "cancel" and rng.random() < _HALF:
+                elif jobs and kind == "cancel" and rng.random() < HALF:
                     job = rng.choice(jobs)
                     world.ledger.fault(kind, job)
                     status = await client.cancel(job)
@@ -470,7 +467,7 @@ async def operators(world: World, rng: random.Random) -> None:
                 # A car that never connected, a disk that is full: said, not hidden.
                 world.ledger.note(f"operator: {error}")
 
-    await _often(world, rng, 12, strike)
+    await often(world, rng, 12, strike)
 
 
 async def _requeue(world: World, client: EdgeClient, job: str) -> None:
@@ -502,7 +499,7 @@ async def liars(world: World, rng: random.Random) -> None:
             bus.publish_soon(message)
 
     async with bus:
-        await _often(world, rng, 3, strike)
+        await often(world, rng, 3, strike)
 
 
 def _lie(world: World, rng: random.Random, car: Car) -> tuple[str, Message]:
@@ -581,7 +578,7 @@ async def eavesdroppers(world: World, rng: random.Random) -> None:
     async with bus:
         listening = asyncio.ensure_future(listen())
         try:
-            await _often(world, rng, 2, strike)
+            await often(world, rng, 2, strike)
         finally:
             listening.cancel()
 
@@ -663,6 +660,16 @@ NEMESES: Final[dict[str, Nemesis]] = {
     "liars": liars,
     "eavesdroppers": eavesdroppers,
     "feed_readers": feed_readers,
+    "neighbours": neighbours,
+    "twins": twins,
+    "deleters": deleters,
+    "third_parties": third_parties,
+    "clean_stops": clean_stops,
+    "drains": drains,
+    "prefetches": prefetches,
+    "killer_items": killer_items,
+    "echoes": echoes,
+    "small_outboxes": small_outboxes,
 }
 
 FAULT_KINDS: Final = (
@@ -712,6 +719,22 @@ FAULT_KINDS: Final = (
     "old_fence",
     "other_car",
     "foreign_item",
+    "foreign_request",
+    "foreign_fetch",
+    "twin_submit",
+    "other_body",
+    "rival_bodies",
+    "delete",
+    "delete_and_requeue",
+    "fetch_since",
+    "dispatcher_stop",
+    "car_stop",
+    "drain",
+    "desired",
+    "item_crashes_car",
+    "item_reboots_car",
+    "echo",
+    "outbox_overflow",
 )
 """Every kind that a campaign must have seen fire."""
 
@@ -729,7 +752,7 @@ def heal(world: World) -> None:
     world.broker.start()
     world.broker.newer = ""
     world.is_fetch_failing = False
-    for host in _hosts(world):
+    for host in hosts_of(world):
         host.utc_offset_ms = 0
         host.disk.is_full = host.disk.is_failing = False
         host.resume()
@@ -742,6 +765,6 @@ def heal(world: World) -> None:
             car.truth.has_consent = True
             car.write_policy()
         car.changed()
-    for host in (*_hosts(world), world.requester):
+    for host in (*hosts_of(world), *world.requesters):
         if not host.is_up:
             host.start()

@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from edge_runtime.contract.clock import Now
+from edge_runtime.contract.messages import Fence
 from edge_runtime.dispatcher.core.commands import StoreCommand
 from edge_runtime.dispatcher.storage import Recovered, SqliteStore
 from edge_runtime.sim.loop import SimLoop, current_life
-from edge_runtime.vehicle.core.commands import Persist, Write
+from edge_runtime.vehicle.core.commands import Persist, Write, WriteAttempt, WriteStarted
 from edge_runtime.vehicle.core.events import WritesCommitted, WritesFailed
 from edge_runtime.vehicle.journal import Emit, Journal
 
@@ -56,6 +57,7 @@ class OneLife:
     is_paused: bool = False
     paused_at_s: float = -1.0
     pauses: int = 0
+    is_told_to_end: bool = False
     held: list[asyncio.Handle] = field(default_factory=list)
 
 
@@ -79,8 +81,15 @@ class Host:
     open_files: list[Callable[[], None]] = field(default_factory=list)
     image: Path | None = None
     has_held: set[tuple[int, ...]] = field(default_factory=set)
-    let_go: set[tuple[int, ...]] = field(default_factory=set)
+    chunks_since_s: dict[tuple[int, ...], float] = field(default_factory=dict)
+    let_go: dict[tuple[int, ...], float] = field(default_factory=dict)
+    """Chunks that its journal has forgotten, and when."""
     on_end: Callable[["Host"], None] | None = None
+    on_death: Callable[[], None] | None = None
+    on_commit: Callable[[Sequence[StoreCommand], sqlite3.Connection], None] | None = None
+    went_back: list[tuple[int, Fence, Fence]] = field(default_factory=list)
+    """Attempts that its journal took after a newer one of their unit: unit, newer, older."""
+    _task: "asyncio.Task[None] | None" = None
 
     def __post_init__(self) -> None:
         self.folder = self.root / f"{self.name}.0"
@@ -106,6 +115,7 @@ class Host:
         context = contextvars.copy_context()
         context.run(current_life.set, life)
         task = self.loop.create_task(self.main(self), name=self.name, context=context)
+        self._task = task
         # In no life: it is told even of one that is over.
         task.add_done_callback(lambda done: self._ended(life, done), context=contextvars.Context())
 
@@ -122,6 +132,8 @@ class Host:
         error = None if task.cancelled() else task.exception()
         self.ends.append(error)
         self._leave_folder()
+        if self.on_death is not None:
+            self.on_death()
         if self.on_end is not None:
             self.on_end(self)
 
@@ -131,6 +143,14 @@ class Host:
             return
         self.life.is_dead = True
         self._leave_folder()
+        if self.on_death is not None:
+            self.on_death()
+
+    def stop(self) -> None:
+        """SIGTERM: the program is told to end, and may take its time."""
+        if self._task is not None and self.life is not None and not self.life.is_dead:
+            self.life.is_told_to_end = True
+            self._task.cancel()
 
     def reboot(self) -> None:
         """Lose power: the process dies and boot time begins again."""
@@ -210,6 +230,20 @@ def cursors_in(store: Path) -> dict[str, int]:
         db.close()
 
 
+class _Room:
+    """How large a full disk lets a database grow; a setting of each connection."""
+
+    def __init__(self) -> None:
+        self._set: tuple[sqlite3.Connection, int] | None = None
+
+    def limit(self, connection: sqlite3.Connection, disk: Disk) -> None:
+        """Let it grow as the disk says now."""
+        pages = 1 if disk.is_full else _NO_LIMIT
+        if self._set != (connection, pages):
+            self._set = (connection, pages)
+            connection.execute(f"PRAGMA max_page_count={pages}").fetchall()
+
+
 class SimStore(SqliteStore):
     """The production store on a host's disk."""
 
@@ -217,12 +251,14 @@ class SimStore(SqliteStore):
         super().__init__(host.folder / "dispatcher.db")
         self._host = host
         self._disk = host.disk
+        self._room = _Room()
         host.open_files.append(self._abandon)
 
     def _commit(self, commands: Sequence[StoreCommand]) -> int:
         self._disk.check()
-        pages = 1 if self._disk.is_full else _NO_LIMIT
-        self._db.execute(f"PRAGMA max_page_count={pages}").fetchall()
+        self._room.limit(self._db, self._disk)
+        if self._host.on_commit is not None:
+            self._host.on_commit(commands, self._db)
         return super()._commit(commands)
 
     @contextlib.contextmanager
@@ -259,11 +295,13 @@ class SimJournal(Journal):
         self._host = host
         self._held = self._keys("SELECT unit, epoch, counter, seq FROM chunk")
         self._disk = host.disk
+        self._room = _Room()
         self._loop = host.loop
         self._commit_delay_s = commit_delay_s
         self._waiting: list[tuple[int, Write]] = []
         self._is_asked = False
         self._emit: Emit | None = None
+        self._newest: dict[int, Fence] = {}
         host.open_files.append(self._abandon)
 
     def start(self, emit: Emit) -> None:
@@ -293,19 +331,22 @@ class SimJournal(Journal):
             self._loop.call_soon(self._emit, done)
 
     def _commit(self, batch: list[tuple[int, Write]]) -> WritesCommitted | WritesFailed:
-        pages = 1 if self._disk.is_full else _NO_LIMIT
-        self._connection.execute(f"PRAGMA max_page_count={pages}").fetchall()
+        self._room.limit(self._connection, self._disk)
         done = super()._commit(batch)
         self._host.synced(self._connection)
-        self._look()
+        if not all(isinstance(write, WriteStarted) for _, write in batch):
+            self._look()
         return done
 
     def _look(self) -> None:
         """Note what the file holds, and which chunks it no longer does."""
         chunks = self._keys("SELECT unit, epoch, counter, seq FROM chunk")
+        now_s = self._loop.time()
+        for key in chunks - self._held:
+            self._host.chunks_since_s.setdefault(key, now_s)
         self._host.has_held |= chunks
         self._host.has_held |= self._keys("SELECT unit, epoch, counter FROM attempt")
-        self._host.let_go |= self._held - chunks
+        self._host.let_go.update(dict.fromkeys(self._held - chunks, now_s))
         self._held = chunks
 
     def _keys(self, statement: str) -> set[tuple[int, ...]]:
@@ -314,6 +355,12 @@ class SimJournal(Journal):
     def _apply(self, write: Write) -> None:
         self._disk.check()
         super()._apply(write)
+        if isinstance(write, WriteAttempt):
+            unit, fence = write.offer.unit, write.offer.fence
+            newest = self._newest.setdefault(unit, fence)
+            if fence < newest:
+                self._host.went_back.append((unit, newest, fence))
+            self._newest[unit] = max(fence, newest)
 
     def _has_room(self) -> bool:
         return not self._disk.is_full

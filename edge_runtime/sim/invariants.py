@@ -11,17 +11,29 @@ from typing import Final
 
 import msgspec
 
-from edge_runtime.contract.limits import SIM_ATTEMPTS_PER_UNIT_MAX
+from edge_runtime.contract.limits import (
+    POISON_DISTINCT_CARS,
+    SIM_ATTEMPTS_PER_UNIT_MAX,
+    SIM_STARTS_PER_ITEM_MAX,
+)
 from edge_runtime.contract.messages import Fence, Item, ResultError
 from edge_runtime.contract.reasons import ItemError, JobState
 from edge_runtime.dispatcher.storage import StoreDamaged
+from edge_runtime.dispatcher.storage.schema import ITEM_BITS
 from edge_runtime.sim.car import answer
 from edge_runtime.sim.ledger import Submitted
-from edge_runtime.sim.world import World
+from edge_runtime.sim.world import TENANT, World
 
 _ENDED: Final = frozenset(
     state.value for state in JobState if state not in {JobState.ACCEPTED, JobState.RUNNING}
 )
+_DEADLY: Final = frozenset({ItemError.ENGINE_KILLED, ItemError.ENGINE_HUNG, ItemError.CAR_REBOOTED})
+_JOB_NO: Final = {
+    "item": f"(key >> {ITEM_BITS})",
+    "result": "job_no",
+    "attempt": "job_no",
+    "strike": "job_no",
+}
 _error: Final = msgspec.msgpack.Decoder(ResultError)
 _issued: Final = msgspec.msgpack.Decoder(tuple[int, ...])
 
@@ -66,11 +78,7 @@ def s4_exactly_once(world: World, db: sqlite3.Connection) -> None:
         cursors = [seen.cursor for seen in submitted.read]
         if cursors != list(range(1, len(cursors) + 1)):
             world.ledger.violated("S4", f"{submitted.job} was read as {cursors}")
-        stored = db.execute(
-            "SELECT r.cursor, r.item & 1048575, r.error IS NULL FROM result r"
-            " JOIN job j ON j.no = r.job_no WHERE j.id = ? ORDER BY r.cursor",
-            (submitted.job,),
-        ).fetchall()
+        stored = _stored(db, submitted.job)
         cursors_stored = {row[0] for row in stored}
         read = [
             (seen.cursor, seen.item, int(seen.ok))
@@ -102,6 +110,46 @@ def s2_failures_have_causes(world: World, db: sqlite3.Connection) -> None:
             world.ledger.violated("S2", f"{job} item {item} failed as {code.value} without cause")
 
 
+def s2_blame_has_grounds(world: World, db: sqlite3.Connection) -> None:
+    """S2. An item fails as one that kills only where it was in hand at enough deaths.
+
+    With `POISON_DISTINCT_CARS` different cars, or twice as many deaths. A journal that went back
+    may name an item of long ago.
+    """
+    if "stale_journals" in world.chosen:
+        return
+    k = POISON_DISTINCT_CARS
+    rows = db.execute(
+        "SELECT j.id, r.item & 1048575, r.error FROM result r JOIN job j ON j.no=r.job_no"
+        " WHERE r.error IS NOT NULL"
+    )
+    for job, item, blob in rows:
+        code, submitted = _error.decode(blob).code, world.ledger.jobs.get(job)
+        if code not in _DEADLY or submitted is None:
+            continue
+        deaths = world.ledger.deaths.get(submitted.data[item], [])
+        if len(set(deaths)) < k and len(deaths) < 2 * k:
+            world.ledger.violated("S2", f"{job} item {item} is {code.value} after {deaths}")
+
+
+def s2_forgotten_jobs_stay_away(world: World, db: sqlite3.Connection) -> None:
+    """S2. Of a job that was deleted nothing is left, in the store or retained at the broker."""
+    for table, job_no in _JOB_NO.items():
+        (count,) = db.execute(
+            f"SELECT count(*) FROM {table} WHERE {job_no} NOT IN (SELECT no FROM job)"  # noqa: S608 - constant names
+        ).fetchone()
+        if count:
+            world.ledger.violated("S2", f"{count} of {table} belong to no job")
+    if world.ledger.has_gone_back:
+        return
+    is_heard = not _lost_at_broker(world)
+    for job in sorted(world.ledger.deleted):
+        if db.execute("SELECT 1 FROM job WHERE id=?", (job,)).fetchone() is not None:
+            world.ledger.violated("S2", f"{job} was deleted and is there again")
+        if is_heard and world.broker.retains_of(job):
+            world.ledger.violated("S2", f"{job} was deleted, and its status is retained")
+
+
 def s2_cancelled_jobs_rest(world: World, db: sqlite3.Connection) -> None:
     """S2. What the answer to a cancel said of a job stays true: nothing is added to it."""
     for job, cursor in world.ledger.cancelled.items():
@@ -122,8 +170,7 @@ def s3_memory_and_store_agree(world: World, db: sqlite3.Connection) -> None:
 
 def s4_topics_skip_nothing(world: World, db: sqlite3.Connection) -> None:
     """S4. Raw topics may repeat and never skip, where the broker loses and refuses nothing."""
-    fired = world.dispatcher_faults.fired
-    if fired["loss"] or fired["refused"]:
+    if _lost_at_broker(world):
         return
     for job, cursor in db.execute(
         "SELECT j.id, r.cursor FROM result r JOIN job j ON j.no=r.job_no ORDER BY r.position"
@@ -138,7 +185,8 @@ def s4_feeds_are_whole(world: World, db: sqlite3.Connection) -> None:
         return
     stored = db.execute(
         "SELECT r.position, j.id, r.cursor FROM result r JOIN job j ON j.no=r.job_no"
-        " ORDER BY r.position"
+        " WHERE j.tenant=? ORDER BY r.position",
+        (TENANT,),
     ).fetchall()
     known = set(stored)
     read = [
@@ -151,6 +199,27 @@ def s4_feeds_are_whole(world: World, db: sqlite3.Connection) -> None:
         pairs = zip([*read, None], [*stored, None], strict=False)
         differs = next((pair for pair in pairs if pair[0] != pair[1]), None)
         world.ledger.violated("S4", f"the feed was read as (read, stored): {differs}")
+
+
+def s4_third_parties(world: World, db: sqlite3.Connection) -> None:
+    """S4. Who keeps a cursor and fetches over MQTT has what the store has: no gap, no repeat."""
+    if world.ledger.has_gone_back:
+        return
+    for third in world.third_parties:
+        for submitted in world.ledger.jobs.values():
+            if submitted.tenant != TENANT or not submitted.is_done:
+                continue
+            stored = _stored(db, submitted.job)
+            cursors = {row[0] for row in stored}
+            heard = [
+                entry
+                for entry in third.read.get(submitted.job, [])
+                if entry[2] or entry[0] in cursors or not submitted.was_requeued
+            ]
+            if heard != stored:
+                world.ledger.violated(
+                    "S4", f"{submitted.job}: {third.name} has {heard}, stored {stored}"
+                )
 
 
 def s5_no_fabrication(world: World, db: sqlite3.Connection) -> None:
@@ -196,14 +265,22 @@ def s6_fences(world: World, db: sqlite3.Connection) -> None:
         last = fence
 
 
+def s6_cars_follow_the_newest_fence(world: World, db: sqlite3.Connection) -> None:
+    """S6. A car never takes up an attempt of a unit after a newer one of that unit."""
+    del db
+    for car in world.cars:
+        for unit, newer, older in car.host.went_back:
+            world.ledger.violated("S6", f"{car.name} took unit {unit} at {older} after {newer}")
+
+
 def l1_everything_ends(world: World, db: sqlite3.Connection) -> None:
     """L1. Once faults have stopped, every accepted job ends."""
     for job, state in db.execute("SELECT id, state FROM job"):
         if state not in _ENDED:
             world.ledger.violated("L1", f"{job} is still {state}")
-    for key, *_ in world.plan:
-        if key not in world.ledger.keys:
-            world.ledger.violated("L1", f"{key} was never accepted")
+    for planned in world.plan:
+        if (planned.tenant, planned.key) not in world.ledger.keys:
+            world.ledger.violated("L1", f"{planned.tenant}'s {planned.key} was never accepted")
 
 
 def l1_engines_are_free(world: World, db: sqlite3.Connection) -> None:
@@ -212,6 +289,27 @@ def l1_engines_are_free(world: World, db: sqlite3.Connection) -> None:
     for car in world.cars:
         if car.engine is not None and car.engine.is_frozen:
             world.ledger.violated("L1", f"{car.name} keeps its engine frozen")
+
+
+def l1_desired_models_are_held(world: World, db: sqlite3.Connection) -> None:
+    """L1. A car that is told to hold a model ready fetches it, with work for it or without."""
+    del db
+    if "slow_packages" in world.chosen:
+        return  # there a nemesis empties shelves, of which nobody tells the car
+    for car in world.cars:
+        missing = sorted(car.desired - car.held)
+        if missing:
+            world.ledger.violated(
+                "L1", f"{car.name} was told to hold {missing[0][:8]} and does not"
+            )
+
+
+def l2_items_are_started_so_often(world: World, db: sqlite3.Connection) -> None:
+    """L2. No item is begun for ever, whatever it does to the cars that try it."""
+    del db
+    for data, count in world.ledger.starts.items():
+        if count > SIM_STARTS_PER_ITEM_MAX:
+            world.ledger.violated("L2", f"item {data[-4:].hex()} was begun {count} times")
 
 
 def l2_attempts_are_bounded(world: World, db: sqlite3.Connection) -> None:
@@ -250,13 +348,33 @@ def journals_are_empty(world: World, db: sqlite3.Connection) -> None:
 
 
 def s12_chunks_wait_for_answers(world: World, db: sqlite3.Connection) -> None:
-    """S12. A car lets go of a chunk only when the dispatcher has answered it."""
+    """S12. A car lets go of a chunk only when the dispatcher has answered it.
+
+    Or when its owner withdraws consent, who takes back what is not handed over.
+    """
     del db
     for car in world.cars:
-        for unit, epoch, counter, seq in sorted(car.host.let_go):
+        for chunk, gone_s in sorted(car.host.let_go.items()):
+            unit, epoch, counter, seq = chunk
             key = (car.name, unit, Fence(epoch, counter), seq)
-            if key not in world.ledger.answered:
+            since_s = car.host.chunks_since_s.get(chunk, 0.0)
+            if key not in world.ledger.answered and not car.has_withdrawn(since_s, gone_s):
                 world.ledger.violated("S12", f"{key} was dropped unanswered")
+
+
+def _lost_at_broker(world: World) -> bool:
+    """Whether something of the dispatcher's was acknowledged, or refused, and is not there."""
+    fired = world.dispatcher_faults.fired
+    return fired["loss"] > 0 or fired["refused"] > 0
+
+
+def _stored(db: sqlite3.Connection, job: str) -> list[tuple[int, int, int]]:
+    """A job's results as (cursor, item, whether good), in order."""
+    return db.execute(
+        "SELECT r.cursor, r.item & 1048575, r.error IS NULL FROM result r"
+        " JOIN job j ON j.no = r.job_no WHERE j.id = ? ORDER BY r.cursor",
+        (job,),
+    ).fetchall()
 
 
 def _right(submitted: Submitted, index: int) -> bytes:
@@ -267,16 +385,22 @@ CHECKS: Final[tuple[Callable[[World, sqlite3.Connection], None], ...]] = (
     s1_durable_accept,
     s2_conservation,
     s2_failures_have_causes,
+    s2_blame_has_grounds,
+    s2_forgotten_jobs_stay_away,
     s2_cancelled_jobs_rest,
     s3_memory_and_store_agree,
     s4_exactly_once,
     s4_topics_skip_nothing,
     s4_feeds_are_whole,
+    s4_third_parties,
     s5_no_fabrication,
     s5_work_is_counted_once,
     s6_fences,
+    s6_cars_follow_the_newest_fence,
     l1_everything_ends,
     l1_engines_are_free,
+    l1_desired_models_are_held,
+    l2_items_are_started_so_often,
     l2_attempts_are_bounded,
     l3_requesters_get_everything,
     journals_are_empty,

@@ -16,6 +16,8 @@ from edge_runtime.contract.limits import SIM_STORY_LINES_MAX
 from edge_runtime.contract.messages import Fence, JobResults
 from edge_runtime.contract.topics import Down, Topics
 
+_NO_RESULTS = ("/status", "/request")
+
 
 @dataclass(slots=True)
 class Seen:
@@ -32,6 +34,7 @@ class Submitted:
     """A job that its requester was told is accepted, and what it read of it since."""
 
     job: str
+    tenant: str
     key: str
     data: list[bytes]
     read: list[Seen] = field(default_factory=list)
@@ -52,12 +55,19 @@ class Ledger:
         self.fired: Counter[str] = Counter()
         self.rare: Counter[str] = Counter()
         self.jobs: dict[str, Submitted] = {}
-        self.keys: dict[str, str] = {}
+        self.keys: dict[tuple[str, str], str] = {}
         self.fences: dict[int, dict[Fence, str]] = {}
         self.newest_fence: dict[int, Fence] = {}
         self.published: dict[str, dict[int, tuple[int, bool, bytes]]] = {}
         self.answered: set[tuple[str, int, Fence, int]] = set()
         self.cancelled: dict[str, int] = {}
+        self.deleting: set[str] = set()
+        """Jobs that somebody has asked to forget."""
+        self.deleted: set[str] = set()
+        """Those of them for which the answer has come."""
+        self.deaths: dict[bytes, list[str]] = {}
+        """Items at which an engine, or a car's process, may have died; the cars, once a death."""
+        self.starts: Counter[bytes] = Counter()
         self.feed: list[tuple[int, str, int]] = []
         self.readers: list[object] = []
         self.lies: set[bytes] = set()
@@ -101,7 +111,7 @@ class Ledger:
         `kept` has the newest cursor of each job that the older store knows.
         """
         for job in [job for job in self.jobs if job not in kept]:
-            del self.keys[self.jobs[job].key]
+            del self.keys[self.jobs[job].tenant, self.jobs[job].key]
             del self.jobs[job]
         for job, submitted in self.jobs.items():
             submitted.read = [seen for seen in submitted.read if seen.cursor <= kept[job]]
@@ -118,7 +128,7 @@ class Ledger:
         self.note(f"{sender} -> {message.topic} {len(message.payload)} {digest}")
         if message.topic.endswith(f"/dn/{Down.WORK.value}"):
             self._offered(message)
-        elif message.topic.endswith("/results"):
+        elif "/t/" in message.topic and not message.topic.endswith(_NO_RESULTS):
             self._results(message)
         for heard in self.witnesses:
             heard(message)

@@ -76,6 +76,7 @@ def run_seed(
         world = World(loop, seed, folder, ground, scale or Scale())
         loop.on_time = lambda now_s: setattr(world.ledger, "now_s", now_s)
         chosen = nemeses if nemeses is not None else _draw(world)
+        world.chosen = frozenset(chosen)
         try:
             loop.run_until_complete(_live(world, chosen))
         except Stuck as stuck:
@@ -86,7 +87,7 @@ def run_seed(
         return _verdict(world, chosen, keeps_story=keeps_story)
     finally:
         loop.bury()
-        for host in (world.dispatcher, world.requester, *(car.host for car in world.cars)):
+        for host in (world.dispatcher, *world.requesters, *(car.host for car in world.cars)):
             host.close_files()
         asyncio.set_event_loop(None)
         loop.close()
@@ -124,11 +125,10 @@ async def _live(world: World, chosen: tuple[str, ...]) -> None:
 
 
 async def _drain(world: World) -> None:
-    """Until every job has been read to its end, or for as long as is allowed."""
+    """Until every job has been read to its end and rests, or for as long as is allowed."""
     limit_s = world.loop.time() + world.scale.healed_s
     while world.loop.time() < limit_s:
-        jobs = world.ledger.jobs.values()
-        if len(jobs) == len(world.plan) and all(job.is_done for job in jobs):
+        if world.is_served:
             break
         await asyncio.sleep(_DRAIN_STEP_S)
     await asyncio.sleep(_SETTLE_S)

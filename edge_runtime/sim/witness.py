@@ -3,6 +3,9 @@
 Invariants
 - S1: an accepted job, an offer, a result and a `stored` are in the dispatcher's store before
   anybody can read them; a Taken and a chunk have been in the car's journal before.
+- S2: what a car first says of a job after it was forgotten is not wanted.
+- S10: what is said on a tenant's topics is about that tenant's jobs.
+- S11: an item with strikes is offered alone.
 - S12: a car lets go of a chunk only after the dispatcher's answer to it.
 
 The witness reads the files themselves: a program that only believes to have written is caught.
@@ -16,9 +19,22 @@ from collections.abc import Iterable, Sequence
 from edge_runtime.bus import Message
 from edge_runtime.contract import codec
 from edge_runtime.contract.errors import Rejected
-from edge_runtime.contract.messages import Chunk, ChunkAnswer, Fence, JobResults, Taken
+from edge_runtime.contract.messages import (
+    Chunk,
+    ChunkAnswer,
+    Fence,
+    JobResults,
+    JobStatus,
+    Taken,
+)
 from edge_runtime.contract.reasons import ChunkVerdict
 from edge_runtime.contract.topics import Down, Topics, Up
+from edge_runtime.dispatcher.core.commands import (
+    AddStrike,
+    BeginAttempt,
+    StoreCommand,
+    WithdrawFailures,
+)
 from edge_runtime.sim.hosts import Host
 from edge_runtime.sim.ledger import Ledger
 
@@ -39,6 +55,8 @@ class Witness:
         self._acks = codec.acks_decoder()
         self._results = codec.results_decoder()
         self._chunks: dict[_ChunkKey, Chunk] = {}
+        self._hopeless: set[_ChunkKey] = set()
+        self._owners: dict[str, str] = {}
         self._proven: set[tuple[str | int, ...]] = set()
         self._db: sqlite3.Connection | None = None
         self._db_inode = -1
@@ -62,8 +80,8 @@ class Witness:
                     self._taken(message)
                 case Up.RESULT.value if "/up/" in message.topic:
                     self._sent(message)
-                case "results":
-                    self._published(message)
+                case _ if "/t/" in message.topic and kind != "request":
+                    self._told_tenant(message)
                 case _:
                     pass
         except Rejected:
@@ -72,6 +90,29 @@ class Witness:
     def accepted(self, job: str) -> None:
         """A requester has just been told that its job is accepted."""
         self._require_stored(("job", job), "SELECT 1 FROM job WHERE id=?")
+
+    def committing(self, commands: Sequence[StoreCommand], db: sqlite3.Connection) -> None:
+        """The dispatcher is about to commit a tick."""
+        struck: set[tuple[int, int]] = set()
+        withdrawn: set[tuple[int, int]] = set()
+        for command in commands:
+            match command:
+                case AddStrike(job_no=job_no, index=index):
+                    struck.add((job_no, index))
+                case WithdrawFailures(job_no=job_no, items=items):
+                    withdrawn |= {(job_no, index) for index in items}
+                    struck -= withdrawn
+                case BeginAttempt(job_no=job_no, issued=issued) if len(issued) > 1:
+                    known = db.execute("SELECT item_index FROM strike WHERE job_no=?", (job_no,))
+                    now = {(job_no, index) for (index,) in known} - withdrawn | struck
+                    together = sorted(i for i in issued if (job_no, i) in now)
+                    if together:
+                        self._ledger.violated(
+                            "S11",
+                            f"unit {command.unit} has {together}, which were struck, not alone",
+                        )
+                case _:
+                    pass
 
     def close(self) -> None:
         """Let go of the store."""
@@ -84,6 +125,8 @@ class Witness:
     def _offers(self, message: Message) -> None:
         work = self._work.decode(self._signed.decode(message.payload).body)
         for unit in work.units:
+            if unit.job in self._ledger.deleting:
+                continue
             self._require_stored(
                 ("offer", unit.unit, *unit.fence, work.vehicle),
                 "SELECT 1 FROM attempt WHERE unit=? AND epoch=? AND counter=? AND vehicle=?",
@@ -98,8 +141,11 @@ class Witness:
                 key = (control.vehicle, order.unit, order.fence, seq)
                 self._ledger.answered.add(key)
                 chunk = self._chunks.get(key)
-                if chunk is not None and order.verdict is ChunkVerdict.STORED:
-                    self._require_any_stored(chunk)
+                if chunk is None or order.verdict is not ChunkVerdict.STORED:
+                    continue
+                if key in self._hopeless and not self._ledger.has_gone_back:
+                    self._ledger.violated("S2", f"{key} of a forgotten job was stored")
+                self._require_any_stored(chunk)
 
     def _require_any_stored(self, chunk: Chunk) -> None:
         """`stored` says that one item at least was settled or struck."""
@@ -107,6 +153,7 @@ class Witness:
         if (
             key in self._proven
             or self._ledger.was_requeued(chunk.job)
+            or chunk.job in self._ledger.deleting
             or self._ledger.has_gone_back
         ):
             return
@@ -121,9 +168,27 @@ class Witness:
         if found.fetchone() is None:
             self._ledger.violated("S1", f"{_words(key)} was said before it was on disk")
 
-    def _published(self, message: Message) -> None:
-        results = codec.decode_public(message.payload)
-        if isinstance(results, JobResults) and not self._ledger.was_requeued(results.job):
+    def _told_tenant(self, message: Message) -> None:
+        told = codec.decode_public(message.payload)
+        if not isinstance(told, JobResults | JobStatus):
+            return
+        tenant, owner = message.topic.split("/")[3], self._owner(told.job)
+        if owner not in (None, tenant) or (isinstance(told, JobStatus) and told.tenant != tenant):
+            self._ledger.violated("S10", f"{message.topic} tells of {told.job} of {owner}")
+        if isinstance(told, JobResults):
+            self._published(told)
+
+    def _owner(self, job: str) -> str | None:
+        """Whose job it is; None for one that is not in the store."""
+        if job not in self._owners:
+            row = self._store().execute("SELECT tenant FROM job WHERE id=?", (job,)).fetchone()
+            if row is None:
+                return None
+            self._owners[job] = row[0]
+        return self._owners[job]
+
+    def _published(self, results: JobResults) -> None:
+        if not self._ledger.was_requeued(results.job) and results.job not in self._ledger.deleting:
             for entry in results.results:
                 self._require_stored(
                     ("result", results.job, entry.cursor),
@@ -160,7 +225,10 @@ class Witness:
     def _sent(self, message: Message) -> None:
         results = self._results.decode(message.payload)
         for chunk in results.chunks:
-            self._chunks[results.vehicle, chunk.unit, chunk.fence, chunk.seq] = chunk
+            key = (results.vehicle, chunk.unit, chunk.fence, chunk.seq)
+            if key not in self._chunks and chunk.job in self._ledger.deleted:
+                self._hopeless.add(key)
+            self._chunks[key] = chunk
             self._require_held(results.vehicle, (chunk.unit, *chunk.fence, chunk.seq))
 
     def _require_held(self, vehicle: str, key: tuple[int, ...]) -> None:

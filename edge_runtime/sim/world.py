@@ -6,20 +6,25 @@ engines, packages.
 """
 
 import asyncio
+import contextvars
+import math
 import random
-from collections.abc import Iterator, Mapping
+import sqlite3
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 
-from edge_runtime.bus import Bus, BusSettings, MemoryBroker, MemoryBus, Message
+from edge_runtime.bus import Bus, BusSettings, MemoryBroker, Message
 from edge_runtime.bus.memory import Faults
 from edge_runtime.client import EdgeClient
-from edge_runtime.client.errors import DispatcherUnreachable, JobRefused
+from edge_runtime.client.errors import DispatcherRefused, DispatcherUnreachable, JobRefused
 from edge_runtime.contract.errors import EdgeError
-from edge_runtime.contract.messages import Item
+from edge_runtime.contract.limits import BUS_OUTBOUND_MAX_MESSAGES
+from edge_runtime.contract.messages import Item, JobStatus
 from edge_runtime.contract.package import Package
 from edge_runtime.contract.tensors import Tensor
 from edge_runtime.contract.topics import Topics
@@ -27,10 +32,12 @@ from edge_runtime.dispatcher.api import build_app
 from edge_runtime.dispatcher.chores import Chores
 from edge_runtime.dispatcher.desk import FrontDesk
 from edge_runtime.dispatcher.service import DispatcherService, DispatcherSettings
+from edge_runtime.sim.buses import DrainWatch, WatchedBus
 from edge_runtime.sim.car import EngineScript, SimEngine, SimPackages, SimSensors, Truth
 from edge_runtime.sim.hosts import Host, OneLife, SimJournal, SimStore
 from edge_runtime.sim.ledger import Ledger, Seen, Submitted
 from edge_runtime.sim.loop import SimLoop
+from edge_runtime.sim.third_party import ThirdParty
 from edge_runtime.sim.web import Network, SimTransport
 from edge_runtime.sim.witness import Witness
 from edge_runtime.vehicle.agent import VehicleAgent, VehicleSettings
@@ -39,6 +46,13 @@ TENANT: Final = "sim"
 _RESTART_S: Final = 2.0
 _POLICY: Final = "dwell_s = 1\n[consent]\ngiven = {consent}\nversion = 1\n"
 _STOP_BOUND_S: Final = 5.0
+_LEAVE_BOUND_S: Final = 20.0
+_POLICY_READ_S: Final = 2.0
+"""After so long a car has read a new policy; not if it is paused or its process is dead."""
+_ITEMS_IN_DOUBT_MAX: Final = 4
+SMALL_OUTBOX_MESSAGES: Final = 2
+_DISK_TROUBLE: Final = frozenset({"full_disks", "failing_disks"})
+_HALF: Final = 0.5
 _DAY_S: Final = 86_400.0
 _LOOK_S: Final = 2.0
 
@@ -49,6 +63,17 @@ class Ground:
 
     models: Path
     packages: Mapping[str, Package]
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """A job that a requester will submit, under the key until it is accepted."""
+
+    tenant: str
+    key: str
+    data: list[bytes]
+    after_s: float
+    deadline_s: float
 
 
 @dataclass(frozen=True)
@@ -77,6 +102,10 @@ class WatchedBroker(MemoryBroker):
             message = _with_one_more_field(message)
         return super().publish(message)
 
+    def retains_of(self, job: str) -> bool:
+        """Whether a status of this job is retained."""
+        return any(topic.endswith(f"/jobs/{job}/status") for topic in self._retained)
+
     def expire(self, client_id: str) -> bool:
         """Forget a session as its expiry would; whether there was one."""
         self.cut(client_id)
@@ -100,7 +129,7 @@ def _with_one_more_field(message: Message) -> Message:
 
 
 class Car:
-    """A car's host and hardware."""
+    """A car's host and hardware; hears what its engine does (`EngineWatch`)."""
 
     def __init__(self, world: "World", name: str, folder: Path) -> None:
         self.world = world
@@ -108,13 +137,19 @@ class Car:
         self.rng = world.fork(name)
         self.truth = Truth(world.loop)
         self.held: set[str] = set()
+        self.desired: set[str] = set()
         self.script = EngineScript(item_s=self.rng.choice((0.05, 0.2, 0.5, 1.5)))
         self.faults = world.faults_for(name)
         self.host = Host(name, world.loop, folder, self._main)
         self.host.on_end = world.came_to_an_end
+        self.host.on_death = self._process_died
+        self.drain = DrainWatch(name, world.ledger)
+        # Which item its journal has as started when it dies, nobody can tell from outside.
+        self._in_doubt: deque[bytes] = deque(maxlen=_ITEMS_IN_DOUBT_MAX)
         self.sensors = SimSensors(self.truth, lambda: self.host.now().boot_ns)
         self.engine: SimEngine | None = None
         self._engine_life: OneLife | None = None
+        self._withdrawals: list[tuple[float, float]] = []
         self.policy = folder / f"{name}.toml"
         self._policies = 0
         self.write_policy()
@@ -122,11 +157,23 @@ class Car:
     def write_policy(self) -> None:
         """Put the owner's decision where the car reads it: a new file each time."""
         self._policies += 1
+        now_s = self.world.loop.time()
+        if not self.truth.has_consent:
+            self._withdrawals.append((now_s, math.inf))
+        elif self._withdrawals:
+            self._withdrawals[-1] = (self._withdrawals[-1][0], now_s)
         consent = str(self.truth.has_consent).lower()
         fresh = self.policy.with_name(f"{self.name}.policy.{self._policies}")
         # Its size tells it from the last one: file times are not simulated.
         fresh.write_text(_POLICY.format(consent=consent) + "#" * self._policies + "\n")
         fresh.replace(self.policy)
+
+    def has_withdrawn(self, since_s: float, until_s: float) -> bool:
+        """Whether between these times consent was withdrawn, as far as the car could know."""
+        return any(
+            begin_s <= until_s and since_s <= end_s + _POLICY_READ_S
+            for begin_s, end_s in self._withdrawals
+        )
 
     def changed(self, *, tell: bool = True) -> None:
         """The truth changed; sensors say so at once, and the bound on stopping begins."""
@@ -156,19 +203,51 @@ class Car:
                 "S9", f"{self.name} computes {_STOP_BOUND_S:g} s after its owner took the car"
             )
 
-    def _started(self, item: Item) -> None:
+    def died(self, item: Item) -> None:
+        """The engine died at an item."""
+        self.world.ledger.deaths.setdefault(item.data, []).append(self.name)
+
+    def takes_car_down(self) -> None:
+        """The item in hand ends the process, or the computer."""
+        world = self.world
+        if self.rng.random() < _HALF:
+            world.ledger.fault("item_crashes_car", self.name)
+        else:
+            world.ledger.fault("item_reboots_car", self.name)
+            self.host.booted_at_s, self.host.slept_s = world.loop.time(), 0.0
+        world.kill(self.host, self.rng.choice((0.5, 3.0)))
+
+    def _process_died(self) -> None:
+        for data in dict.fromkeys(self._in_doubt):
+            self.world.ledger.deaths.setdefault(data, []).append(self.name)
+        self._in_doubt.clear()
+
+    def started(self, item: Item) -> None:
+        """The computation of an item begins."""
+        self._in_doubt.append(item.data)
+        self.world.ledger.starts[item.data] += 1
         self.world.ledger.note(f"{self.name} computes {item.data[-4:].hex()}")
         since_s = self.truth.wrong_since_s
         if since_s is not None and self.world.loop.time() - since_s > _STOP_BOUND_S:
             self.world.ledger.violated("S9", f"{self.name} starts an item without leave")
 
     def _open_bus(self, settings: BusSettings) -> Bus:
-        return MemoryBus(settings, self.world.broker, self.faults, rng=self.rng)
+        watch = self.drain if "drains" in self.world.chosen else None
+        small = "small_outboxes" in self.world.chosen
+        return WatchedBus(
+            settings,
+            self.world.broker,
+            self.faults,
+            self.rng,
+            self.world.ledger,
+            watch=watch,
+            outbound_max_messages=SMALL_OUTBOX_MESSAGES if small else BUS_OUTBOUND_MAX_MESSAGES,
+        )
 
     def _make_engine(self, emit: Any) -> SimEngine:
         world = self.world
         self._engine_life = self.host.life
-        self.engine = SimEngine(emit, world.loop, self.script, self.rng, self._started)
+        self.engine = SimEngine(emit, world.loop, self.script, self.rng, self)
         return self.engine
 
     async def _main(self, host: Host) -> None:
@@ -202,6 +281,13 @@ class World:
     ) -> None:
         self.loop = loop
         self.seed = seed
+        self.chosen: frozenset[str] = frozenset()
+        """The nemeses that take part; known before anything starts."""
+        self.third_parties: list[ThirdParty] = []
+        self.keepers: list[asyncio.Future[None]] = []
+        """Who goes on when faults have stopped, as a nemesis does not."""
+        self.waits_for: list[Callable[[], bool]] = []
+        """What must have come true, besides all jobs being read, before the world is judged."""
         self.rng = random.Random(seed)  # noqa: S311 - a simulation must be repeatable
         self.scale = scale
         self.folder = folder
@@ -226,9 +312,10 @@ class World:
         self.witness.watch([car.host for car in self.cars])
         self.ledger.witnesses.append(self.witness.heard)
         self.dispatcher.open_files.append(self.witness.close)
-        self.requester = Host("requester", loop, folder, self._request)
-        self.requester.on_end = self.came_to_an_end
-        self.plan = list(self._plan())
+        self.dispatcher.on_commit = self.witness.committing
+        self.plan: list[Planned] = []
+        self.requesters: list[Host] = []
+        self.add_requester("requester", TENANT, list(self._plan()))
 
     # --- seeds ---
 
@@ -245,7 +332,7 @@ class World:
         """How long a commit takes."""
         return self._disk_rng.uniform(0.0005, 0.01)
 
-    def _plan(self) -> "Iterator[tuple[str, list[bytes], float, float]]":
+    def _plan(self) -> Iterator[Planned]:
         rng = self.fork("plan")
         number = 0
         for job in range(self.scale.jobs):
@@ -254,14 +341,38 @@ class World:
                 number += 1
                 data.append(tensor_item(number))
             deadline_s = rng.choice((20.0, _DAY_S, _DAY_S, _DAY_S))
-            yield f"key{job}", data, rng.uniform(0, self.scale.faults_s / 2), deadline_s
+            after_s = rng.uniform(0, self.scale.faults_s / 2)
+            yield Planned(TENANT, f"key{job}", data, after_s, deadline_s)
 
     # --- life ---
 
     def start(self) -> None:
         """Start every host."""
-        for host in (self.dispatcher, *(car.host for car in self.cars), self.requester):
+        for host in (self.dispatcher, *(car.host for car in self.cars), *self.requesters):
             host.start()
+
+    def stop(self, host: Host) -> None:
+        """SIGTERM: the process must end by itself within a bound; then it is started again."""
+        life = host.life
+        if life is None or life.is_dead:
+            return
+        pauses = life.pauses
+        host.stop()
+
+        def must_have_ended() -> None:
+            if not life.is_dead and life.pauses == pauses and not life.is_paused:
+                self.ledger.violated("L1", f"{host.name} does not end when it is told to")
+
+        self.loop.call_later(_LEAVE_BOUND_S, must_have_ended)
+
+    @property
+    def is_served(self) -> bool:
+        """Whether every job has been read to its end, and nobody waits for anything."""
+        jobs = self.ledger.jobs.values()
+        is_read = len(jobs) == len(self.plan) and all(job.is_done for job in jobs)
+        # Some jobs have no reader; they end all the same.
+        is_idle = self.service is not None and not self.service.core.state.jobs
+        return is_read and is_idle and all(is_true() for is_true in self.waits_for)
 
     def came_to_an_end(self, host: Host) -> None:
         """A host's program ended by itself; what supervises it starts it again."""
@@ -272,7 +383,24 @@ class World:
             self.network.server_died()
         if error is not None and not isinstance(error, EdgeError):
             self.ledger.violated("S11", f"{host.name} ended with {error!r}")
+        if host.life is not None and host.life.is_told_to_end:
+            self._must_have_given_back(host)
         self.loop.call_later(_RESTART_S, host.start)
+
+    def _must_have_given_back(self, host: Host) -> None:
+        """A car that ends because it is told to, with a sound disk, gives its units back first."""
+        was_paused = host.life is not None and host.life.pauses > 0
+        if host is self.dispatcher or was_paused or self.chosen & _DISK_TROUBLE:
+            return
+        journal = sqlite3.connect(host.folder / "journal.db")
+        try:
+            (left,) = journal.execute("SELECT count(*) FROM attempt").fetchone()
+        finally:
+            journal.close()
+        if left:
+            self.ledger.violated(
+                "S12", f"{host.name} ended with {left} units that it did not give back"
+            )
 
     def kill(self, host: Host, restart_after_s: float, *, cuts_power: bool = False) -> None:
         """SIGKILL, or worse; its connections are reset; it is started again."""
@@ -285,7 +413,8 @@ class World:
         self.broker.cut(self.client_id(host))
         if host is self.dispatcher:
             self.network.server_died()
-        self.loop.call_later(restart_after_s, host.start)
+        # In no life: an item that ends its car's process may be the cause of this.
+        self.loop.call_later(restart_after_s, host.start, context=contextvars.Context())
 
     def client_id(self, host: Host) -> str:
         """Under which name a host is known to the broker."""
@@ -303,7 +432,7 @@ class World:
         rng = self._dispatcher_rng
 
         def open_bus(settings: BusSettings) -> Bus:
-            return MemoryBus(settings, self.broker, self.dispatcher_faults, rng=rng)
+            return WatchedBus(settings, self.broker, self.dispatcher_faults, rng, self.ledger)
 
         settings = DispatcherSettings("memory://sim", models_dir=self._models)
         async with DispatcherService(settings, SimStore(host), open_bus, host.now) as service:
@@ -312,44 +441,66 @@ class World:
             self.network.listen(host, build_app(desk))
             service.announce("http://dispatcher")
             Chores(service).start()
-            await service.wait_failed()
+            try:
+                await service.wait_failed()
+            finally:
+                self.network.server_died()
 
-    # --- the requester ---
+    # --- the requesters ---
 
-    def client(self, name: str) -> EdgeClient:
+    def client(self, name: str, tenant: str = TENANT) -> EdgeClient:
         """The production SDK on the simulated network."""
-        transport = SimTransport(self.network, TENANT, 120.0, self.fork(f"{name}/client"))
+        transport = SimTransport(self.network, tenant, 120.0, self.fork(f"{name}/client"))
         return EdgeClient(transport=transport)
 
-    async def _request(self, host: Host) -> None:
-        del host
-        async with self.client("requester") as client:
-            await asyncio.gather(*(self._follow(client, *job) for job in self.plan))
+    def add_requester(self, name: str, tenant: str, plan: Sequence[Planned]) -> Host:
+        """A host that submits the tenant's jobs and reads each to its end."""
 
-    async def _follow(
-        self, client: EdgeClient, key: str, data: list[bytes], after_s: float, deadline_s: float
-    ) -> None:
+        async def main(host: Host) -> None:
+            async with self.client(host.name, tenant) as client:
+                await asyncio.gather(*(self._follow(client, job) for job in plan))
+
+        host = Host(name, self.loop, self.folder, main)
+        host.on_end = self.came_to_an_end
+        self.plan += plan
+        self.requesters.append(host)
+        return host
+
+    async def _follow(self, client: EdgeClient, job: Planned) -> None:
         """Submit a job and read it to its end, over as many failures as there are."""
-        await asyncio.sleep(after_s)
+        await asyncio.sleep(job.after_s)
         while True:
-            handle = client.submit("noop", data, idempotency_key=key, deadline_s=deadline_s)
+            handle = client.submit(
+                "noop", job.data, idempotency_key=job.key, deadline_s=job.deadline_s
+            )
             try:
                 status = await handle
                 break
             except (DispatcherUnreachable, JobRefused) as error:
-                self.ledger.note(f"requester: {key} not accepted: {error}")
-                if isinstance(error, JobRefused) and not _is_passing(error):
-                    self.ledger.violated("S8", f"{key} refused: {error}")
+                self.ledger.note(f"{job.tenant}: {job.key} not accepted: {error}")
+                if isinstance(error, JobRefused) and not is_passing(error):
+                    self.ledger.violated("S8", f"{job.key} refused: {error}")
                     return
-        known = self.ledger.keys.setdefault(key, status.job)
-        if known != status.job:
-            self.ledger.violated("S8", f"{key} is two jobs: {known}, {status.job}")
-        submitted = self.ledger.jobs.setdefault(status.job, Submitted(status.job, key, data))
-        self.ledger.note(f"requester: {key} accepted as {status.job}")
-        self.witness.accepted(status.job)
+        submitted = self.was_accepted(job, status)
         while True:  # a dead letter may be requeued long after its job's end
             await self._read(client, submitted)
             await asyncio.sleep(_LOOK_S)
+
+    def was_accepted(self, job: Planned, status: JobStatus) -> Submitted:
+        """Somebody has just been told that a job is accepted: it must be the one of its key."""
+        known = self.ledger.keys.setdefault((job.tenant, job.key), status.job)
+        if known != status.job:
+            self.ledger.violated("S8", f"{job.key} is two jobs: {known}, {status.job}")
+        submitted = self.ledger.jobs.setdefault(
+            status.job, Submitted(status.job, job.tenant, job.key, job.data)
+        )
+        if submitted.tenant != job.tenant:
+            self.ledger.violated(
+                "S10", f"{status.job} of {submitted.tenant} is also {job.tenant}'s"
+            )
+        self.ledger.note(f"{job.tenant}: {job.key} accepted as {status.job}")
+        self.witness.accepted(status.job)
+        return submitted
 
     async def _read(self, client: EdgeClient, submitted: Submitted) -> None:
         """Read a job to its end from where it was left."""
@@ -365,7 +516,8 @@ class World:
                 self.ledger.note(f"requester: {submitted.job} unreachable: {error}")
 
 
-def _is_passing(error: JobRefused) -> bool:
+def is_passing(error: DispatcherRefused) -> bool:
+    """Whether asking again later may be answered otherwise."""
     return error.problem.status in {429, 502, 503, 504, 507}
 
 
