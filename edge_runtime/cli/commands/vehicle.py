@@ -57,6 +57,13 @@ class VehicleOptions:
     models_url: Annotated[
         str | None, Parameter(help="Where packages are fetched; none: where a dispatcher says.")
     ] = None
+    models_root: Annotated[
+        Path | None,
+        Parameter(
+            help="Root of the signed repository that packages must be published in, which "
+            "`models init-repository` made; none: whatever has the digest that work names."
+        ),
+    ] = None
     model_quota_bytes: Annotated[
         int, Parameter(help="Most that model packages may take on disk, bytes.")
     ] = _DEFAULT_QUOTA_BYTES
@@ -144,17 +151,24 @@ def vehicle(options: VehicleOptions = _DEFAULTS, sensing: SensorOptions = _SENSI
             tls=tls,
         )
         engine = _engine_options(options)
-        packages = PackageStore(options.state_dir / "packages", options.model_quota_bytes)
-        await live(
-            lambda: VehicleAgent(
-                settings,
-                open_bus=open_bus,
-                make_engine=lambda emit: SupervisedEngine(engine, emit),
-                packages=packages,
-                sensors=sensors,
-                identity=identity,
-            )
+        packages = PackageStore(
+            options.state_dir / "packages",
+            options.model_quota_bytes,
+            trusted_root=options.models_root,
         )
+        try:
+            await live(
+                lambda: VehicleAgent(
+                    settings,
+                    open_bus=open_bus,
+                    make_engine=lambda emit: SupervisedEngine(engine, emit),
+                    packages=packages,
+                    sensors=sensors,
+                    identity=identity,
+                )
+            )
+        finally:
+            await packages.close()
 
     return run_service(run)
 
