@@ -9,7 +9,6 @@ Invariants
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from math import isfinite
 from typing import Any, Final
 
 from edge_runtime.contract import limits
@@ -111,4 +110,5 @@ def _is_possible(signal: VssSignal, value: float) -> bool:
         return False
     if signal.datatype != "float" and not isinstance(value, int):
         return False
-    return isfinite(value) and signal.minimum <= value <= signal.maximum
+    # False for NaN and the infinities too; `isfinite` would raise for an endless whole number.
+    return signal.minimum <= value <= signal.maximum
