@@ -46,7 +46,7 @@ from edge_runtime.bus.port import (
     Message,
 )
 from edge_runtime.bus.reconnecting import ReconnectingBus
-from edge_runtime.bus.tls import tls_context
+from edge_runtime.bus.tls import refusal_hint, tls_context
 from edge_runtime.contract.limits import (
     BUS_CLOSE_TIMEOUT_S,
     BUS_CONNECT_TIMEOUT_S,
@@ -117,7 +117,8 @@ class MqttiumLink:
                 code = _CODES_OF_311.get(code, code)
             raise BusRefused("connect", "", code, _name(PacketTypes.CONNACK, code)) from error
         except _BROKEN as error:
-            raise BusUnavailable(f"{endpoint.address}: {error}") from error
+            hint = refusal_hint(self._tls, error) if endpoint.is_tls else ""
+            raise BusUnavailable(f"{endpoint.address}: {error}{hint}") from error
         negotiated = self._client.negotiated
         window = negotiated.receive_maximum if self._is_5 else WINDOW_311
         return LinkInfo(

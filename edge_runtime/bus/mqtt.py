@@ -46,7 +46,7 @@ from edge_runtime.bus.port import (
     Message,
 )
 from edge_runtime.bus.reconnecting import ReconnectingBus
-from edge_runtime.bus.tls import start_tls, tls_context
+from edge_runtime.bus.tls import refusal_hint, start_tls, tls_context
 from edge_runtime.contract.limits import (
     BUS_CLOSE_TIMEOUT_S,
     BUS_CONNECT_TIMEOUT_S,
@@ -101,7 +101,8 @@ class PahoLink:
             code, reason = _code_of(error.rc)
             raise BusRefused("connect", "", code, reason) from error
         except (aiomqtt.MqttError, OSError) as error:
-            raise BusUnavailable(f"{self._endpoint.address}: {error}") from error
+            hint = refusal_hint(self._tls, error) if self._endpoint.is_tls else ""
+            raise BusUnavailable(f"{self._endpoint.address}: {error}{hint}") from error
 
     async def _connected(self) -> socket.socket:
         """A connected socket, with TLS where the URL says so. Raises OSError, BusUnavailable."""

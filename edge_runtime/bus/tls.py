@@ -55,6 +55,18 @@ async def start_tls(connected: socket.socket, context: ssl.SSLContext, host: str
         raise
 
 
+def refusal_hint(settings: TlsSettings, error: Exception) -> str:
+    """What to add to `error` where the broker may have hung up for our certificate.
+
+    With TLS 1.3 it judges that after the handshake, and its word on it may be lost.
+    """
+    if isinstance(error, ssl.SSLError | ConnectionRefusedError | socket.gaierror):
+        return ""
+    if settings.cert is None:
+        return "; does the broker want a certificate of ours?"
+    return "; is our certificate expired, revoked or unknown to the broker?"
+
+
 async def _until(add: Callable[..., None], remove: Callable[[int], bool], descriptor: int) -> None:
     ready = asyncio.Event()
     add(descriptor, ready.set)

@@ -12,6 +12,7 @@ from edge_runtime.bus import Bus, BusSettings, MemoryBroker, MemoryBus
 from edge_runtime.contract.package import Package
 from edge_runtime.contract.reasons import Availability
 from edge_runtime.vehicle.agent import VehicleAgent, VehicleSettings
+from edge_runtime.vehicle.identity import NOBODY, Identity
 from edge_runtime.vehicle.inference.engine import SupervisedEngine
 from edge_runtime.vehicle.inference.options import EngineOptions
 from edge_runtime.vehicle.models.store import PackageStore
@@ -32,6 +33,7 @@ class Garage:
     units_max: int = 4
     url: str = "memory://house"
     models_url: str | None = "http://127.0.0.1:9"
+    identity: Identity = NOBODY
 
     def __post_init__(self) -> None:
         self.policy.write_text(POLICY)
@@ -71,6 +73,7 @@ class Garage:
             make_engine=lambda emit: SupervisedEngine(self.engine, emit),
             packages=self.packages(),
             sensors=self.sensors,
+            identity=self.identity,
         ) as agent:
             watching = asyncio.create_task(agent.wait_ended())
             try:
