@@ -8,6 +8,7 @@ from edge_runtime.bus import Message
 from edge_runtime.contract import codec, limits
 from edge_runtime.contract.errors import Rejected
 from edge_runtime.contract.messages import FleetAggregate, JobResults, ResultEntry
+from edge_runtime.dispatcher.keeper import RepositoryKeeper
 from edge_runtime.dispatcher.service import DispatcherService
 from edge_runtime.dispatcher.storage import StoreError
 
@@ -26,6 +27,10 @@ class Chores:
         """Run for as long as the service lives."""
         for work in (self._sweep_forever, self._aggregate_forever, self._answer_forever):
             self._service.spawn(work)
+        settings = self._service.settings
+        if settings.repository is not None and settings.repository_keys:
+            keeper = RepositoryKeeper(settings.repository, settings.repository_keys)
+            self._service.spawn(keeper.keep)
 
     # --- retention ---
 

@@ -337,6 +337,10 @@ class FrontDesk:
         """A file of a package, only if its manifest names it."""
         return self._service.shelf.file(digest, path)
 
+    def model_metadata(self, name: str) -> Path:
+        """A file of the signed repository's metadata."""
+        return self._service.shelf.metadata(name)
+
     async def backup(self, target: Path) -> int:
         """Online backup of the store to a new file; bytes written."""
         try:

@@ -124,6 +124,10 @@ class Front(Protocol):
         """A file of a package, only if its manifest names it; `Refusal` 404 otherwise."""
         ...
 
+    def model_metadata(self, name: str) -> Path:
+        """A file of the signed repository's metadata; `Refusal` 404 where there is none."""
+        ...
+
     async def backup(self, target: Path) -> int:
         """Online backup of the store to a new file; bytes written."""
         ...

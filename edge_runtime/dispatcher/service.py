@@ -72,11 +72,15 @@ def system_clock() -> Now:
 class DispatcherSettings:
     """What a dispatcher needs to know.
 
-    `tls` is for a broker at `mqtts://`; `signer` signs every `dn` message, None leaves them bare.
+    `repository` is a signed repository to serve, `repository_keys` are folders with the keys of its
+    snapshot and timestamp, none where somebody else signs. `tls` is for a broker at `mqtts://`;
+    `signer` signs every `dn` message, None leaves them bare.
     """
 
     broker_url: str
     models_dir: Path | None = None
+    repository: Path | None = None
+    repository_keys: tuple[Path, ...] = ()
     dispatcher_id: str = "dispatcher"
     namespace: str = DEFAULT_NAMESPACE
     protocol: int = 5
@@ -119,7 +123,7 @@ class DispatcherService:
         self.store = store
         self.clock = clock
         self.counters: Counter[str] = Counter()
-        self.shelf = Shelf(settings.models_dir)
+        self.shelf = Shelf(settings.models_dir, settings.repository)
         self.store_state = "opening"
         self.models_url = ""
         self.bus_tried = asyncio.Event()

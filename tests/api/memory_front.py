@@ -316,6 +316,11 @@ class MemoryFront:
             raise not_found("path")
         return self.model_root / path
 
+    def model_metadata(self, name: str) -> Path:
+        if self.model_root is None or name != "timestamp.json":
+            raise not_found("name")
+        return self.model_root / name
+
     async def backup(self, target: Path) -> int:
         return await asyncio.to_thread(target.write_bytes, b"store")
 

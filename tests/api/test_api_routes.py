@@ -191,6 +191,15 @@ async def test_manifest_is_served_byte_for_byte(api: Served) -> None:
     await api.call("GET", f"/v1/models/{'b' * 64}/manifest", status=404)
 
 
+@pytest.mark.usefixtures("package")
+async def test_signed_metadata_is_served_byte_for_byte(api: Served, tmp_path: Path) -> None:
+    (tmp_path / "package" / "timestamp.json").write_bytes(b'{"signed": 1}')
+    async with api.session.get(api.url("/v1/metadata/timestamp.json")) as response:
+        assert await response.read() == b'{"signed": 1}'
+    await api.call("GET", "/v1/metadata/9.root.json", status=404)
+    await api.call("GET", "/v1/metadata/..%2f..%2fsecret", status=404)
+
+
 @pytest.mark.parametrize(
     ("asked", "first", "stop"),
     [

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import functools
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
@@ -32,6 +33,36 @@ if TYPE_CHECKING:
     from edge_runtime.dispatcher.service import DispatcherService
 
 _DEFAULT_STORE: Final = Path("dispatcher.db")
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class SignedModels:
+    """A signed repository to serve."""
+
+    repository: Annotated[
+        Path | None,
+        Parameter(help="Signed repository whose packages are served too (models init-repository)."),
+    ] = None
+    repository_keys: Annotated[
+        tuple[Path, ...],
+        Parameter(
+            help="Folder with the keys of its snapshot and timestamp, which are then signed again "
+            "in time; none: somebody else signs."
+        ),
+    ] = ()
+
+    def check(self) -> None:
+        """Raise `ConfigError` for a folder that is not there."""
+        if self.repository is not None:
+            readable_folder("--repository", self.repository)
+        for folder in self.repository_keys:
+            readable_folder("--repository-keys", folder)
+        if self.repository_keys and self.repository is None:
+            raise ConfigError("--repository-keys are for a --repository")
+
+
+_UNSIGNED: Final = SignedModels()
 _TLS: Final = TlsOptions()
 
 
@@ -40,6 +71,7 @@ def dispatcher(
     broker: BrokerUrl = DEFAULT_BROKER,
     store: Annotated[Path, Parameter(help="SQLite file of jobs and results.")] = _DEFAULT_STORE,
     models: ModelsFolder = DEFAULT_MODELS,
+    signed: SignedModels = _UNSIGNED,
     http: Annotated[str, Parameter(help="Address of the HTTP API, HOST:PORT.")] = DEFAULT_HTTP,
     allow_remote: Annotated[
         bool, Parameter(negative="", help="Let --http be no loopback address: no accounts yet.")
@@ -66,9 +98,8 @@ def dispatcher(
     check_broker_url("--broker", broker)
     certificates, signer = tls.settings(broker), tls.signer(signing_key)
     host, port = parse_address("--http", http)
-    require_id("--id", dispatcher_id)
-    require_id("--namespace", namespace)
-    _check_places(store, models, models_url)
+    _check_names(dispatcher_id, namespace)
+    _check_places(store, models, models_url, signed)
 
     async def run() -> None:
         from edge_runtime.bus import open_bus
@@ -81,6 +112,8 @@ def dispatcher(
         settings = DispatcherSettings(
             broker_url=broker,
             models_dir=models,
+            repository=signed.repository,
+            repository_keys=signed.repository_keys,
             dispatcher_id=dispatcher_id,
             namespace=namespace,
             protocol=protocol,
@@ -105,8 +138,15 @@ def dispatcher(
     return run_service(run)
 
 
-def _check_places(store: Path, models: Path, models_url: str | None) -> None:
-    readable_folder("--models", models)
+def _check_names(dispatcher_id: str, namespace: str) -> None:
+    require_id("--id", dispatcher_id)
+    require_id("--namespace", namespace)
+
+
+def _check_places(store: Path, models: Path, models_url: str | None, signed: SignedModels) -> None:
+    signed.check()
+    if signed.repository is None or models != DEFAULT_MODELS:
+        readable_folder("--models", models)
     if not store.resolve().parent.is_dir():
         raise ConfigError(f"--store {store}: its folder does not exist")
     if models_url is not None:

@@ -131,6 +131,7 @@ def _litestar_path(path: str) -> str:
         .replace("{job}", "{job:str}")
         .replace("{vehicle}", "{vehicle:str}")
         .replace("{digest}", "{digest:str}")
+        .replace("{name}", "{name:str}")
     )
 
 

@@ -280,6 +280,15 @@ OPERATIONS: Final[tuple[Operation, ...]] = (
     ),
     Operation(
         method="GET",
+        path="/v1/metadata/{name}",
+        handler="metadata",
+        summary="Signed metadata of the model repository (TUF), such as timestamp.json",
+        answers={200: bytes},
+        problems=(404,),
+        tags=("models",),
+    ),
+    Operation(
+        method="GET",
         path="/v1/health",
         handler="health",
         summary="Readiness and counters",

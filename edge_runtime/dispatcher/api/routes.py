@@ -258,6 +258,17 @@ class Routes:
         path = self._front.model_file(digest, name)
         return await answer_file(path, digest, name, request.headers)
 
+    async def metadata(self, request: _Request) -> ASGIApp:
+        """Signed metadata of the model repository, byte for byte."""
+        path = self._front.model_metadata(request.path_params["name"])
+        try:
+            data = await asyncio.to_thread(path.read_bytes)
+        except OSError:
+            raise refusal(
+                HTTPStatus.NOT_FOUND, "not_found", "the metadata cannot be read", field="name"
+            ) from None
+        return Answer(data, JSON)
+
     # --- health -----------------------------------------------------------------------------------
 
     async def health(self, request: _Request) -> ASGIApp:
