@@ -11,7 +11,7 @@ import msgspec
 import pytest
 import structlog
 
-from edge_runtime.contract import messages
+from edge_runtime.contract import limits, messages
 from edge_runtime.dispatcher.core import commands as dispatcher_commands
 from edge_runtime.dispatcher.service import DispatcherService
 from edge_runtime.sim.campaign import Scenario, silence
@@ -23,12 +23,9 @@ from edge_runtime.vehicle.core import commands as vehicle_commands
 SEEDS = 60
 SEEDS_OF_PEOPLE = 20
 
-NOT_YET: dict[str, str] = {
-    "desired": "no dispatcher publishes it before models are prefetched",
-    "drain": "no operator drains a car in a world yet",
-    "LoadJobs": "needs ten thousand open jobs; tests/dispatcher/test_core_stateful.py has it",
-    "fetch_since": "the third party of a world reads over HTTP",
-}
+SEEDS_OF_CROWDS = 5
+
+NOT_YET: dict[str, str] = {}
 """Tags of messages, and names of commands, that no world has; and why."""
 
 
@@ -96,6 +93,12 @@ def exercised() -> dict[str, set[str]]:
             Scenario().run(seed, ground)
         for seed in range(SEEDS_OF_PEOPLE):
             Scenario(nemeses=("engines", "operators"), faults_s=180).run(seed, ground)
+        # Ten thousand open jobs would fill a window of its true size.
+        patch.setattr(limits, "WINDOW_JOBS_MAX", 2)
+        patch.setattr(limits, "TENANT_WINDOW_JOBS_MIN", 2)
+        for seed in range(SEEDS_OF_CROWDS):
+            crowd = Scenario(nemeses=("dispatcher_kills", "neighbours"), jobs=20).run(seed, ground)
+            assert crowd.violations == ()
     patch.undo()
     structlog.configure(**before)
     return seen
