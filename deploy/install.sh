@@ -59,7 +59,8 @@ if [ "$role" = vehicle ]; then
   [ -e "$etc/policy.toml" ] || "$opt/$version/bin/python" -c \
     'from edge_runtime.vehicle.policy import example_policy; print(example_policy(), end="")' \
     >"$etc/policy.toml"
-  install -m 0644 "$here/systemd/edge-runtime-sleep.service" /etc/systemd/system/
+  install -m 0644 "$here/systemd/edge-runtime-sleep.service" \
+    "$here/systemd/edge-runtime-rollback.service" /etc/systemd/system/
 fi
 install -m 0644 "$here/systemd/edge-runtime-$role.service" /etc/systemd/system/
 if [ -d /run/systemd/system ]; then

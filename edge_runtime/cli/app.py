@@ -65,6 +65,9 @@ def build_app() -> App:
         "results": (f"{_COMMANDS}.results:results", "Print a job's results.", _REQUESTS),
         "tap": (f"{_COMMANDS}.tap:tap", "Read the bus as a person.", _OPERATIONS),
         "simulate": (f"{_COMMANDS}.simulate:simulate", "Prove it in seeded worlds.", _OPERATIONS),
+        "doctor": (f"{_COMMANDS}.doctor:doctor", "Say what is wrong with a car.", _OPERATIONS),
+        "upgrade": (f"{_COMMANDS}.upgrade:upgrade", "Run another release of it.", _OPERATIONS),
+        "wipe": (f"{_COMMANDS}.wipe:wipe", "Take the owner's data out of a car.", _OPERATIONS),
         "version": (f"{_COMMANDS}.version:version", "Print versions.", _OPERATIONS),
     }
     for name, (path, help_line, group) in single.items():

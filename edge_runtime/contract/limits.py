@@ -340,6 +340,9 @@ CAR_FAREWELL_MS: Final = 300
 ENGINE_SILENCE_MAX_S: Final = 300.0
 """An engine with work that says nothing for so long has escaped its own watchdog: the car's
 watchdog is not fed. An item may honestly take it only where its model's reference time is 15 s."""
+UPGRADE_COMMAND_MAX_S: Final = 180.0
+"""Longest that systemctl, or the doctor of a new release, may take."""
+UPGRADE_HEALTHY_MAX_S: Final = 3_600.0
 CAR_ASLEEP_AWAKE_MAX_S: Final = 60.0
 """A car that was told of a sleep, and sees so much time pass awake, takes up its work again."""
 STORE_SILENCE_MAX_S: Final = 30.0

@@ -67,7 +67,7 @@ async def test_stopping_in_the_middle_of_work_takes_no_time_and_loses_nothing(
 TRACES = {
     "the folder of its runtime": "test -e /run/edge-runtime",
     "a user": "ls /run/systemd/dynamic-uid | grep edge-runtime",
-    "a place for temporary files": "find /var -maxdepth 2 -name 'systemd-private-*edge-runtime*' | grep .",
+    "a place for temporary files": "find /var -maxdepth 2 -name 'systemd-*edge-runtime*' | grep .",
     "its credentials": "ls /run/credentials | grep edge-runtime",
 }
 
