@@ -75,9 +75,14 @@ class FourProcesses:
 
 @contextmanager
 def four_processes(
-    folder: Path, models: Path, cars: tuple[str, ...] = ("car-1", "car-2")
+    folder: Path,
+    models: Path,
+    cars: tuple[str, ...] = ("car-1", "car-2"),
+    *,
+    for_dispatcher: tuple[str, ...] = (),
+    for_cars: tuple[str, ...] = (),
 ) -> Iterator[FourProcesses]:
-    """All four (or fewer cars), started; none is left afterwards."""
+    """All four (or fewer cars), started; none is left afterwards. `for_…` are more arguments."""
     mqtt, http = free_port(), free_port()
     broker_url = f"mqtt://127.0.0.1:{mqtt}"
     policy = folder / "policy.toml"
@@ -94,6 +99,7 @@ def four_processes(
                 f"--models={models}",
                 f"--http=127.0.0.1:{http}",
                 f"--backups={folder / 'backups'}",
+                *for_dispatcher,
             ],
             folder,
         ),
@@ -107,6 +113,7 @@ def four_processes(
                     f"--state-dir={folder / name}",
                     f"--policy={policy}",
                     "--sensors=simulated",
+                    *for_cars,
                 ],
                 folder,
             )
