@@ -5,6 +5,7 @@ Invariants
   acknowledge is published again: raw topics may repeat, they never skip for good.
 - The published cursor in the store never runs ahead of the broker's acknowledgement.
 - Memory is bounded: what does not fit in the queue is read from the store when its turn comes.
+- The store remembers whose retained status is to be cleared until the broker has acknowledged it.
 - Results go first. A job's status is retained and the newest replaces the one that waits, so
   statuses wait until results pause for `STATUS_QUIET_MS`, at most `STATUS_PUBLISH_INTERVAL_MS`.
 """
@@ -250,9 +251,18 @@ class Publisher:
             for job, tenant, status in waiting
         ]
         done = await self._publish_all(messages)
+        cleared = []
         for (job, tenant, status), is_done in zip(waiting, done, strict=True):
             if not is_done and job not in self._statuses:
                 self._put_status(job, tenant, status)
+            elif is_done and status is None:
+                cleared.append(job)
+        if cleared:
+            try:
+                await self._store.cleared(cleared)
+            except StoreError as error:
+                # They are cleared once more after the next start.
+                _log.warning("cleared_statuses_not_stored", error=str(error))
 
     async def _publish_all(self, messages: Sequence[Message]) -> list[bool]:
         """Publish in order, together; which were acknowledged. A refusal counts as done."""

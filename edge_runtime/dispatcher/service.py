@@ -162,6 +162,8 @@ class DispatcherService:
             self.bus = await self._stack.enter_async_context(self._open_bus(self._bus_settings()))
             self.publisher = Publisher(self.bus, self.store, self.topics, self.counters)
             self.publisher.catch_up(await self.store.unpublished(limits.STATUSES_WAITING_MAX))
+            for tenant, job in await self.store.to_clear(limits.STATUSES_WAITING_MAX):
+                self.publisher.clear_status(tenant, job)
         except BaseException:
             await self._stack.aclose()
             raise

@@ -350,6 +350,9 @@ async def test_a_deleted_job_is_gone_with_everything(store: SqliteStore) -> None
     await store.commit([result(1, 1, 0), result(1, 2, 1, failed=True), ended(1, 1, 1)])
     assert await store.delete("job1")
     assert not await store.delete("job1")
+    assert await store.to_clear(10) == [("tenant", "job1")]
+    await store.cleared(["job1", "job2"])
+    assert await store.to_clear(10) == []
     assert await store.job("job1") is None
     assert await store.results("job1", 0, 10) == []
     assert await store.feed("tenant", 0, 10) == []

@@ -138,7 +138,18 @@ class Store(Protocol):
         ...
 
     async def delete(self, job: str) -> bool:
-        """Forget an ended job with its items, results and attempts."""
+        """Forget an ended job with its items, results and attempts.
+
+        What remains is that its status topic is to be cleared, until `cleared` says it is.
+        """
+        ...
+
+    async def to_clear(self, limit: int) -> list[tuple[str, str]]:
+        """(tenant, job) of deleted jobs whose status topic was not cleared yet."""
+        ...
+
+    async def cleared(self, jobs: Sequence[str]) -> None:
+        """The broker has acknowledged that these jobs' statuses are gone."""
         ...
 
     async def expired(self, now_ms: int, limit: int) -> list[tuple[str, str]]:

@@ -88,7 +88,11 @@ CREATE TABLE quarantine(vehicle TEXT PRIMARY KEY) WITHOUT ROWID;
 CREATE INDEX job_finished ON job(finished_ms) WHERE finished_ms IS NOT NULL;
 """
 
-MIGRATIONS: tuple[str, ...] = (_VERSION_1, _VERSION_2)
+_VERSION_3 = """
+CREATE TABLE forgotten(job TEXT PRIMARY KEY, tenant TEXT NOT NULL) WITHOUT ROWID;
+"""
+
+MIGRATIONS: tuple[str, ...] = (_VERSION_1, _VERSION_2, _VERSION_3)
 VERSION = len(MIGRATIONS)
 
 

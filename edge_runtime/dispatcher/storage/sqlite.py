@@ -416,14 +416,33 @@ class SqliteStore:
         self._recent.forget()
         return is_gone
 
+    async def to_clear(self, limit: int) -> list[tuple[str, str]]:
+        """(tenant, job) of deleted jobs whose status topic was not cleared yet."""
+
+        def read() -> list[tuple[str, str]]:
+            statement = "SELECT tenant, job FROM forgotten LIMIT ?"
+            return self._db.execute(statement, (limit,)).fetchall()
+
+        return await self._run(read)
+
+    async def cleared(self, jobs: Sequence[str]) -> None:
+        """The broker has acknowledged that these jobs' statuses are gone."""
+
+        def forget() -> None:
+            with self._transaction() as db:
+                db.executemany("DELETE FROM forgotten WHERE job=?", [(job,) for job in jobs])
+
+        await self._run(forget)
+
     def _delete(self, job: str) -> bool:
         with self._transaction() as db:
             row = db.execute(
-                "SELECT no FROM job WHERE id=? AND finished_ms IS NOT NULL", (job,)
+                "SELECT no, tenant FROM job WHERE id=? AND finished_ms IS NOT NULL", (job,)
             ).fetchone()
             if row is None:
                 return False
-            no = row[0]
+            no, tenant = row
+            db.execute("INSERT OR REPLACE INTO forgotten(job, tenant) VALUES(?, ?)", (job, tenant))
             first = no << ITEM_BITS
             span = (first, first + ITEM_SPAN)
             keep_newest(db, "position", "job_no", "unit")
