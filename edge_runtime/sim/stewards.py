@@ -7,7 +7,7 @@ from typing import Final
 from edge_runtime.bus import BusOverflow, BusSettings, MemoryBus, Message
 from edge_runtime.bus.memory import Faults
 from edge_runtime.contract import codec
-from edge_runtime.contract.messages import Control, Desired, Drain
+from edge_runtime.contract.messages import Control, Desired, Drain, Fence
 from edge_runtime.contract.topics import Down
 from edge_runtime.sim.nemesis import hosts_of, often
 from edge_runtime.sim.world import TENANT, World
@@ -105,19 +105,36 @@ async def killer_items(world: World, rng: random.Random) -> None:
 async def echoes(world: World, rng: random.Random) -> None:
     """What was offered before comes again, late, as from a broker that redelivers."""
     heard: list[Message] = []
+    newest: dict[tuple[str, int], tuple[Fence, Message]] = {}
+    signed, work = codec.signed_decoder(), codec.work_decoder()
     ear = BusSettings("memory://sim", "er-echo", subscriptions=(("er/1/+/v/+/dn/work", 1),))
     bus = MemoryBus(ear, world.broker, Faults(rng), rng=rng)
 
-    async def listen() -> None:
-        async for event in bus.events():
-            if isinstance(event, Message) and len(heard) < _OFFERS_KEPT_MAX:
-                heard.append(event)
-
-    async def strike() -> None:
-        if heard and bus.is_connected:
-            old = rng.choice(heard)
+    def repeat(old: Message) -> None:
+        if bus.is_connected and not world.is_healed:
             world.ledger.fault("echo", old.topic)
             _publish(world, bus, Message(old.topic, old.payload))
+
+    def hear(message: Message) -> None:
+        """An offer that has just been overtaken by a newer one of its unit comes right after it."""
+        offers = work.decode(signed.decode(message.payload).body)
+        for offer in offers.units:
+            key = (offers.vehicle, offer.unit)
+            fence, before = newest.setdefault(key, (offer.fence, message))
+            if fence < offer.fence:
+                newest[key] = (offer.fence, message)
+                world.loop.call_later(rng.uniform(0.05, 1.0), repeat, before)
+
+    async def listen() -> None:
+        async for event in bus.events():
+            if isinstance(event, Message):
+                hear(event)
+                if len(heard) < _OFFERS_KEPT_MAX:
+                    heard.append(event)
+
+    async def strike() -> None:
+        if heard:
+            repeat(rng.choice(heard))
 
     async with bus:
         listening = asyncio.ensure_future(listen())

@@ -168,11 +168,15 @@ async def _submit(client: EdgeClient, job: Planned, data: list[bytes]) -> JobSta
 async def _submit_twice(world: World, client: EdgeClient, job: Planned) -> None:
     """The same job twice at once: both are told of one."""
     world.ledger.fault("twin_submit", job.key)
-    for outcome in await asyncio.gather(*(_submit(client, job, job.data) for _ in range(2))):
+
+    async def submit() -> None:
+        outcome = await _submit(client, job, job.data)
         if isinstance(outcome, JobStatus):
             world.was_accepted(job, outcome)
         elif isinstance(outcome, JobRefused) and not is_passing(outcome):
             world.ledger.violated("S8", f"{job.key} refused to its twin: {outcome}")
+
+    await asyncio.gather(submit(), submit())
 
 
 async def _submit_other_body(world: World, client: EdgeClient, job: Planned) -> None:

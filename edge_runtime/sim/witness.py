@@ -3,6 +3,7 @@
 Invariants
 - S1: an accepted job, an offer, a result and a `stored` are in the dispatcher's store before
   anybody can read them; a Taken and a chunk have been in the car's journal before.
+- S2: an item is struck only for a death at which it was in hand.
 - S2: what a car first says of a job after it was forgotten is not wanted.
 - S10: what is said on a tenant's topics is about that tenant's jobs.
 - S11: an item with strikes is offered alone.
@@ -97,8 +98,9 @@ class Witness:
         withdrawn: set[tuple[int, int]] = set()
         for command in commands:
             match command:
-                case AddStrike(job_no=job_no, index=index):
+                case AddStrike(job_no=job_no, index=index, vehicle=vehicle):
                     struck.add((job_no, index))
+                    self._require_death(db, job_no, index, vehicle)
                 case WithdrawFailures(job_no=job_no, items=items):
                     withdrawn |= {(job_no, index) for index in items}
                     struck -= withdrawn
@@ -113,6 +115,20 @@ class Witness:
                         )
                 case _:
                     pass
+
+    def _require_death(self, db: sqlite3.Connection, job_no: int, index: int, vehicle: str) -> None:
+        """A strike says that the item was in hand when something died on that car.
+
+        A journal that went back may name an item of long ago.
+        """
+        row = db.execute("SELECT id FROM job WHERE no=?", (job_no,)).fetchone()
+        job = None if row is None else self._ledger.jobs.get(row[0])
+        if job is None or self._ledger.fired["stale_journal"]:
+            return
+        if vehicle not in self._ledger.deaths.get(job.data[index], ()):
+            self._ledger.violated(
+                "S2", f"{job.job} item {index} is struck for nothing on {vehicle}"
+            )
 
     def close(self) -> None:
         """Let go of the store."""

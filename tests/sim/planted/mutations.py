@@ -589,6 +589,16 @@ _TENANTS = (
         needs=("deleters",),
     ),
     Mutation(
+        "to-clear-forgotten",
+        "After a restart nobody knows any more which statuses were to be cleared.",
+        "S2",
+        "dispatcher/service.py",
+        "            for tenant, job in await self.store.to_clear(limits.STATUSES_WAITING_MAX):\n"
+        "                self.publisher.clear_status(tenant, job)\n",
+        "",
+        needs=("deleters", "dispatcher_kills"),
+    ),
+    Mutation(
         "fetch-skips-one",
         "What is fetched over MQTT begins one after what follows the cursor.",
         "S4",
