@@ -122,6 +122,16 @@ def _subtrees() -> list[tuple[App, Group]]:
         "kick": ("pki:kick", "End a live session."),
         "signing-key": ("pki:signing_key", "Keys that sign what goes to cars."),
     }
+    owner = {
+        "status": ("owner:status", "Consent, what the car does, energy, work done."),
+        "why": ("owner:why", "Which rules forbid or allow work now."),
+        "ledger": ("owner:ledger", "What work took, and the budgets."),
+        "pause": ("owner:pause", "Stop all work now."),
+        "resume": ("owner:resume", "Let work begin again."),
+        "consent": ("owner:consent", "Agree that this car works for others."),
+        "withdraw": ("owner:withdraw", "Withdraw consent: work stops now and for good."),
+        "policy": ("owner:policy", "Print a complete policy file."),
+    }
     schemas = {
         "write": ("schemas:write", "Generate the schemas."),
         "check": ("schemas:check", "Fail where the schemas differ from the code."),
@@ -132,6 +142,7 @@ def _subtrees() -> list[tuple[App, Group]]:
         (_group("models", "Model packages.", models), _OPERATIONS),
         (_group("store", "The dispatcher's store.", store), _OPERATIONS),
         (_group("pki", "Certificates and signing keys.", pki), _OPERATIONS),
+        (_group("owner", "What a car's owner asks and decides.", owner), _OPERATIONS),
         (_group("schemas", "What travels, as documents.", schemas), _OPERATIONS),
     ]
 

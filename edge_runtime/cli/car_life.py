@@ -53,10 +53,14 @@ class _Power:
         self.is_awake.set()
 
 
-async def live(make_agent: Callable[[], "VehicleAgent"]) -> None:
+async def live(
+    make_agent: Callable[[], "VehicleAgent"],
+    attend: Callable[["VehicleAgent"], contextlib.AbstractAsyncContextManager[None]],
+) -> None:
     """Run agents, one after the other, until one breaks (raises what did) or until cancelled.
 
-    `make_agent` is called once for every time that the computer is awake.
+    `make_agent` is called once for every time that the computer is awake; `attend` is around
+    each agent from its first moment to the one before its leaving.
     """
     power = _Power()
     power.wake()
@@ -80,6 +84,7 @@ async def live(make_agent: Callable[[], "VehicleAgent"]) -> None:
             async with contextlib.AsyncExitStack() as stack:
                 async with systemd.more_time():
                     made = await stack.enter_async_context(make_agent())
+                    await stack.enter_async_context(attend(made))
                     await _prove_ready(made)
                 agent = made
                 await stack.enter_async_context(systemd.reported(systemd.Report(status, why_stuck)))

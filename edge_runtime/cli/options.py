@@ -13,6 +13,8 @@ DEFAULT_HTTP: Final = "127.0.0.1:8080"
 DEFAULT_URL: Final = f"http://{DEFAULT_HTTP}"
 DEFAULT_TENANT: Final = "default"
 DEFAULT_MODELS: Final = Path(".data/models")
+DEFAULT_STATE: Final = Path("vehicle-state")
+DEFAULT_POLICY: Final = Path("policy.toml")
 _PORT_LAST: Final = 65_535
 
 BrokerUrl = Annotated[
@@ -40,6 +42,13 @@ def parse_address(option: str, value: str) -> tuple[str, int]:
     if int(port) > _PORT_LAST:
         raise ConfigError(f"{option} {value!r}: a port is at most {_PORT_LAST}")
     return host.strip("[]"), int(port)
+
+
+def check_port(option: str, value: int) -> int:
+    """`value` where it is a port, or 0 for any free one; `ConfigError` otherwise."""
+    if not 0 <= value <= _PORT_LAST:
+        raise ConfigError(f"{option} must be 0 to {_PORT_LAST}, not {value}")
+    return value
 
 
 def check_broker_url(option: str, value: str) -> str:

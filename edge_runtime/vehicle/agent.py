@@ -65,6 +65,8 @@ from edge_runtime.vehicle.intake import Hosts, Intake
 from edge_runtime.vehicle.journal import Journal
 from edge_runtime.vehicle.models.supply import Supply
 from edge_runtime.vehicle.outgoing import Outgoing
+from edge_runtime.vehicle.owner import OwnerReport, Tally, report_running
+from edge_runtime.vehicle.owner_decisions import decisions_path
 from edge_runtime.vehicle.policy_file import PolicyFile
 from edge_runtime.vehicle.ports import EmitEvent, Engine, PackageStore, Sensors
 
@@ -141,7 +143,8 @@ class VehicleAgent:
         self._intake = Intake(
             settings.vehicle, self._topics, self._hosts, jitter.random, identity.verify
         )
-        self._policy = PolicyFile(settings.policy)
+        self._policy = PolicyFile(settings.policy, decisions_path(settings.state_dir))
+        self._tally = Tally()
         self._urgent: list[Event] = []
         self._events: list[Event] = []
         self._drain_asked = False
@@ -425,6 +428,7 @@ class VehicleAgent:
             case do.EnsureModel():
                 self._spawn(self._supply.have(command.digest), "fetch model")
             case do.LogUnit():
+                self._tally.add(command)
                 self._lines.info("unit", **_fields(command))
             case do.LogStop():
                 self._lines.info("engine_stopped", **_fields(command))
@@ -474,6 +478,11 @@ class VehicleAgent:
             await asyncio.sleep(limits.SENSOR_PERIOD_MS / 1000)
             self.look_again()
             self._supply.look_at_network()
+
+    def owner_report(self) -> OwnerReport:
+        """What the owner may know of this car now."""
+        vehicle, now = self.settings.vehicle, self._clock()
+        return report_running(vehicle, self._policy, self.core, self._tally, now)
 
     def look_again(self) -> None:
         """Obey the owner's policy as it is on disk now, and judge the clock."""

@@ -16,12 +16,16 @@ from edge_runtime.cli.identity import CarIdentityOptions
 from edge_runtime.cli.lifecycle import run_service
 from edge_runtime.cli.options import (
     DEFAULT_BROKER,
+    DEFAULT_POLICY,
+    DEFAULT_STATE,
     BrokerUrl,
     Namespace,
     Protocol,
     check_broker_url,
     check_http_url,
+    check_port,
 )
+from edge_runtime.cli.owner_doors import owner_doors
 from edge_runtime.cli.sensing import SensorOptions, make_sensors
 from edge_runtime.contract import limits
 from edge_runtime.contract.errors import ConfigError
@@ -30,8 +34,6 @@ from edge_runtime.contract.topics import DEFAULT_NAMESPACE, require_id
 if TYPE_CHECKING:
     from edge_runtime.vehicle.inference.options import EngineOptions
 
-_DEFAULT_STATE: Final = Path("vehicle-state")
-_DEFAULT_POLICY: Final = Path("policy.toml")
 _DEFAULT_QUOTA_BYTES: Final = 4 * 1024 * 1024 * 1024
 _DEFAULT_WATTS: Final = 40.0
 _WHO: Final = CarIdentityOptions()
@@ -49,11 +51,15 @@ class VehicleOptions:
     ] = ""
     broker: BrokerUrl = DEFAULT_BROKER
     state_dir: Annotated[Path, Parameter(help="Folder of the journal and the model packages.")] = (
-        _DEFAULT_STATE
+        DEFAULT_STATE
     )
     policy: Annotated[
         Path, Parameter(help="The owner's policy, TOML; without consent in it, no work.")
-    ] = _DEFAULT_POLICY
+    ] = DEFAULT_POLICY
+    owner_page_port: Annotated[
+        int | None,
+        Parameter(help="Port on 127.0.0.1 of a page for the owner, 0 for any; none: no page."),
+    ] = None
     models_url: Annotated[
         str | None, Parameter(help="Where packages are fetched; none: where a dispatcher says.")
     ] = None
@@ -106,6 +112,8 @@ class VehicleOptions:
         require_id("--namespace", self.namespace)
         if self.models_url is not None:
             check_http_url("--models-url", self.models_url)
+        if self.owner_page_port is not None:
+            check_port("--owner-page-port", self.owner_page_port)
         if not 1 <= self.units_max <= limits.CAR_UNITS_MAX:
             raise ConfigError(
                 f"--units-max must be 1 to {limits.CAR_UNITS_MAX}, not {self.units_max}"
@@ -165,7 +173,8 @@ def vehicle(options: VehicleOptions = _DEFAULTS, sensing: SensorOptions = _SENSI
                     packages=packages,
                     sensors=sensors,
                     identity=identity,
-                )
+                ),
+                attend=lambda agent: owner_doors(agent, options.state_dir, options.owner_page_port),
             )
         finally:
             await packages.close()
