@@ -11,7 +11,7 @@ Invariants
   roles, and no ONNX file that keeps weights elsewhere.
 
 Shared by the dispatcher, which serves packages, and the car, which runs them. Deliberately
-absent: onnxruntime, onnx, numpy; signatures (a later issue signs manifests).
+absent: onnxruntime, onnx, numpy; signatures, which `edge_runtime.registry` puts on manifests.
 """
 
 import hashlib
