@@ -202,7 +202,7 @@ class Rig:
         wait_for("broker", lambda: broker.check() and accepts(port))
         return broker
 
-    def start_dispatcher(self, models: Path = SYNTHETIC) -> Process:
+    def start_dispatcher(self, models: Path = SYNTHETIC, *, options: Sequence[str] = ()) -> Process:
         """The dispatcher as an operator starts it: SQLite, synchronous=FULL."""
         port = free_port()
         self.url = f"http://{_HOST}:{port}"
@@ -213,6 +213,7 @@ class Rig:
             f"--store={self.folder / 'dispatcher.db'}",
             f"--models={models}",
             f"--http={_HOST}:{port}",
+            *options,
         )
         wait_for("dispatcher", lambda: dispatcher.check() and _is_ready(self.url))
         return dispatcher
