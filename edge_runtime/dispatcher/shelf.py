@@ -57,12 +57,14 @@ class Shelf:
         # TUF's library: not loaded by a dispatcher without a repository.
         from edge_runtime.registry.repository import ModelRepository  # noqa: PLC0415
 
+        timestamp = repository / METADATA_PATH / "timestamp.json"
         try:
-            if not self._is_new(repository / METADATA_PATH / "timestamp.json"):
+            if not self._is_new(timestamp):
                 return
             digests = {entry.digest for entry in ModelRepository(repository).published()}
         except (EdgeError, OSError) as error:
             _log.error("repository_not_read", repository=str(repository), reason=str(error))
+            self._seen.pop(timestamp, None)
             return
         before, self._published = self._published, {}
         for digest in sorted(digests):

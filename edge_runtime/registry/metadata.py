@@ -31,6 +31,13 @@ from edge_runtime.pki.files import PUBLIC_MODE, write_file
 
 S = TypeVar("S", Root, Targets, Snapshot, Timestamp)
 _VERSIONED: Final = re.compile(r"(\d{1,9})\.([a-z0-9-]+)\.json")
+_SIZES: Final = {
+    Root.type: limits.ROOT_METADATA_MAX_BYTES,
+    Targets.type: limits.TARGETS_METADATA_MAX_BYTES,
+    Snapshot.type: limits.SNAPSHOT_METADATA_MAX_BYTES,
+    Timestamp.type: limits.TIMESTAMP_METADATA_MAX_BYTES,
+}
+_LEFTOVER: Final = re.compile(r"\..+\.json\.[a-z0-9_]{8}")
 _LOCK_FILE: Final = ".lock"
 _LOCK_LOOK_S: Final = 0.05
 
@@ -70,7 +77,9 @@ class MetadataFolder:
 
     def _sweep(self) -> None:
         for leftover in self.path.glob(".*"):
-            leftover.unlink(missing_ok=True)
+            # Ours only: somebody else's file may be on its way in (rsync names it alike).
+            if _LEFTOVER.fullmatch(leftover.name):
+                leftover.unlink(missing_ok=True)
 
     def versions(self, role: str) -> list[int]:
         """Every version of a role that lies here, oldest first."""
@@ -92,7 +101,9 @@ class MetadataFolder:
     @staticmethod
     def _read(path: Path, kind: type[S]) -> Metadata[S]:
         try:
-            metadata: Metadata[Any] = Metadata.from_bytes(path.read_bytes())
+            data = path.read_bytes()
+            _require_size(path, kind.type, data)
+            metadata: Metadata[Any] = Metadata.from_bytes(data)
         except OSError as error:
             raise RepositoryProblem(f"{path}: {error.strerror}") from error
         except (DeserializationError, RepositoryError) as error:
@@ -109,6 +120,7 @@ class MetadataFolder:
         path = self.path / f"{name}.json"
         if role != Timestamp.type and path.exists():
             raise RepositoryProblem(f"{path} exists: a version is written once")
+        _require_size(path, metadata.signed.type, data)
         write_file(path, data, mode=PUBLIC_MODE)
         return MetaFile.from_data(version, data, ["sha256"])
 
@@ -116,3 +128,11 @@ class MetadataFolder:
         """What the metadata above says of a version that lies here."""
         path = self.path / f"{version}.{role}.json"
         return MetaFile.from_data(version, path.read_bytes(), ["sha256"])
+
+
+def _require_size(path: Path, kind: str, data: bytes) -> None:
+    """Refuse what no car would read."""
+    if len(data) > _SIZES[kind]:
+        raise RepositoryProblem(
+            f"{path.name} has {len(data)} bytes, and cars read {_SIZES[kind]}: revoke what is old"
+        )

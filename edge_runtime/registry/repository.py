@@ -13,13 +13,16 @@ Sources: the TUF specification 1.0, sections 4 (formats), 5 (client) and 6 (key 
 Deliberately absent: delegations below a publisher, mirrors, a secret kept in this folder.
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Annotated, Any, Final, TypeVar
 
+import msgspec
 import structlog
+from msgspec import Meta
 from securesystemslib.signer import CryptoSigner, Key
 from tuf.api.exceptions import UnsignedMetadataError
 from tuf.api.metadata import (
@@ -49,6 +52,7 @@ _KINDS: Final[Mapping[str, Any]] = {
     "snapshot": Snapshot,
     "timestamp": Timestamp,
 }
+_DIGEST: Final = re.compile(r"[0-9a-f]{64}")
 _RENEW_BELOW: Final = 0.5  # of a role's life
 
 _log = structlog.get_logger()
@@ -99,6 +103,14 @@ class Published:
     name: str
     version: str
     total_bytes: int
+
+
+class _Said(msgspec.Struct, frozen=True):
+    """The part of a target that is for people."""
+
+    name: Annotated[str, Meta(max_length=limits.ID_MAX_CHARS)] = ""
+    version: Annotated[str, Meta(max_length=limits.ID_MAX_CHARS)] = ""
+    bytes: Annotated[int, Meta(ge=0, le=limits.PACKAGE_MAX_BYTES)] = 0
 
 
 class ModelRepository:
@@ -342,12 +354,13 @@ class ModelRepository:
         _require_signed("targets", targets, root)
         roles = {"targets.json": metadata.described("targets", targets.signed.version)}
         for name in _delegations(targets):
-            newest = metadata.newest(name, Targets)
-            if newest is None:
-                continue
             try:
+                newest = metadata.newest(name, Targets)
+                if newest is None:
+                    continue
                 targets.signed.verify_delegate(name, newest.signed_bytes, newest.signatures)
-            except UnsignedMetadataError as error:
+            except (UnsignedMetadataError, RepositoryProblem) as error:
+                # The others' packages must not wait for this one to be put right.
                 _log.warning("publisher_not_signed", publisher=name, why=str(error))
                 continue
             roles[f"{name}.json"] = metadata.described(name, newest.signed.version)
@@ -373,6 +386,8 @@ class ModelRepository:
             raise RepositoryProblem(f"{self.folder}: no model repository; make one with init")
         version = timestamp.signed.snapshot_meta.version
         meta = self.metadata.version("snapshot", version, Snapshot).signed.meta
+        if "targets.json" not in meta:
+            raise RepositoryProblem(f"{self.folder}: snapshot {version} names no targets")
         targets = self.metadata.version("targets", meta["targets.json"].version, Targets)
         found: list[Published] = []
         for name in _delegations(targets):
@@ -380,17 +395,11 @@ class ModelRepository:
             if described is None:
                 continue
             role = self.metadata.version(name, described.version, Targets).signed
-            for path, target in role.targets.items():
-                custom = target.custom if isinstance(target.custom, dict) else {}
-                found.append(
-                    Published(
-                        publisher=name,
-                        digest=path.rpartition("/")[2],
-                        name=str(custom.get("name", "")),
-                        version=str(custom.get("version", "")),
-                        total_bytes=int(custom.get("bytes", 0)),
-                    )
-                )
+            found += (
+                _published(name, path, target)
+                for path, target in role.targets.items()
+                if _DIGEST.fullmatch(path.rpartition("/")[2])
+            )
         return sorted(found, key=lambda entry: (entry.publisher, entry.name, entry.digest))
 
     def _root(self) -> Metadata[Root]:
@@ -459,6 +468,21 @@ class ModelRepository:
         for judge in judges:
             _require_signed(role, metadata, judge.signed)
         return self.metadata.write(role, metadata)
+
+
+def _published(publisher: str, path: str, target: TargetFile) -> Published:
+    """What a publisher says of a package; it may say anything."""
+    try:
+        said = msgspec.convert(target.custom, _Said)
+    except msgspec.ValidationError:
+        said = _Said()
+    return Published(
+        publisher=publisher,
+        digest=path.rpartition("/")[2],
+        name=said.name if said.name.isprintable() else "",
+        version=said.version if said.version.isprintable() else "",
+        total_bytes=said.bytes,
+    )
 
 
 def _require_signed(role: str, metadata: Metadata[Any], root: Root) -> None:

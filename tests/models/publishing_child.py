@@ -23,7 +23,7 @@ def main() -> None:
     def write_or_die(path: Path, data: bytes, **options: Any) -> None:
         if next(writes) == kill_at:
             # What a crash in the middle of the real thing leaves: part of a file beside.
-            path.with_name(f".{path.name}.half").write_bytes(data[: len(data) // 2])
+            path.with_name(f".{path.name}.halfhalf").write_bytes(data[: len(data) // 2])
             os.kill(os.getpid(), signal.SIGKILL)
         write_file(path, data, **options)
 

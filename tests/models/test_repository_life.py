@@ -1,6 +1,7 @@
 """A signed repository over time: keys change, publishers go, processes die, networks fail."""
 
 import asyncio
+import resource
 import shutil
 import signal
 import subprocess
@@ -13,10 +14,12 @@ import psutil
 import pytest
 from repository_rig import IMPATIENT, PASSPHRASE, QUOTA, Registry
 from repository_server import Evil, FolderServer
+from tuf.api.metadata import Metadata, Targets
 
 from edge_runtime.contract.errors import ConfigError
 from edge_runtime.contract.package import Package, PackageFault, PackageRefused
 from edge_runtime.registry.keys import KeyProblem, KeyRing, read_public_key
+from edge_runtime.registry.metadata import RepositoryProblem
 from edge_runtime.registry.repository import ModelRepository, Quorum
 from edge_runtime.vehicle.models.store import FetchFailed, PackageStore, StoreFull
 
@@ -179,6 +182,34 @@ def test_names_and_counts_are_bounded(registry: Registry) -> None:
         registry.repository.create(registry.ring, {})
     with pytest.raises(ConfigError, match="threshold"):
         Quorum(keys=1, threshold=2)
+
+
+def test_what_a_publisher_says_of_a_package_is_not_believed(registry: Registry) -> None:
+    package = registry.published("first")
+    metadata = Metadata[Targets].from_file(str(registry.newest("acme")))
+    (target,) = metadata.signed.targets.values()
+    hostile: list[object] = [{"bytes": "x"}, {"name": ["x"]}, "x", {"name": "a\x1b[2J"}, None]
+    for custom in hostile:
+        target.unrecognized_fields["custom"] = custom
+        registry.repository._write("acme", metadata, registry.ring)
+        registry.repository.refresh(registry.ring)
+        (entry,) = registry.repository.published()
+        assert (entry.digest, entry.name, entry.total_bytes) == (package.digest, "", 0)
+    metadata.signed.targets = {"acme/..": target}
+    registry.repository._write("acme", metadata, registry.ring)
+    registry.repository.refresh(registry.ring)
+    assert registry.repository.published() == []
+
+
+def test_a_broken_list_of_one_publisher_does_not_hold_up_the_others(registry: Registry) -> None:
+    registry.repository.add_publisher("other", registry.ring)
+    first = registry.published("first")
+    (registry.metadata / "2.acme.json").write_bytes(b"{")
+    second = registry.published("second", "other")
+    digests = {entry.digest for entry in registry.repository.published()}
+    assert digests == {first.digest, second.digest}
+    with pytest.raises(RepositoryProblem, match="no TUF metadata"):
+        registry.repository.publish(registry.package("third"), "acme", registry.ring)
 
 
 # --- the online keys -----------------------------------------------------------------------------
@@ -371,6 +402,49 @@ async def test_the_quota_holds_before_a_file_is_fetched(
     assert weights_path(second) not in server.requests
     assert (await car.fetch(second.digest, server.url)).digest == second.digest
     assert car.digests() == (second.digest,)
+
+
+async def test_a_download_is_broken_off_where_the_network_is_not_allowed_any_more(
+    registry: Registry, server: FolderServer
+) -> None:
+    package = registry.published("first", size=50_000)
+    path = weights_path(package)
+    server.evil[path] = Evil(body=(registry.served / path[1:]).read_bytes(), trickle=True)
+    car = PackageStore(registry.folder / "car", QUOTA, trusted_root=registry.root)
+    fetch = asyncio.create_task(car.fetch(package.digest, server.url))
+    await asyncio.to_thread(server.await_request, path)
+    car.break_off()
+    with pytest.raises(FetchFailed, match="ended with -9"):
+        await fetch
+    server.evil.clear()
+    assert (await car.fetch(package.digest, server.url)).digest == package.digest
+
+
+async def test_a_disk_that_is_full_in_the_middle_leaves_nothing_behind(
+    registry: Registry, server: FolderServer
+) -> None:
+    """The kernel refuses bytes beyond a bound, as a full disk does."""
+    package = registry.published("first", size=200_000)
+    car = registry.car()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        with pytest.raises(StoreFull, match="no space left"):
+            await car.fetch(package.digest, server.url)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not list((registry.folder / "car").glob(".partial-*"))
+    assert (await car.fetch(package.digest, server.url)).digest == package.digest
+
+
+async def test_a_partial_file_that_is_too_long_is_begun_again(
+    registry: Registry, server: FolderServer
+) -> None:
+    package = registry.published("first", size=1_000)
+    partial = registry.folder / "car" / f".partial-{package.digest}" / "package" / "weights.bin"
+    partial.parent.mkdir(parents=True)
+    partial.write_bytes(bytes(5_000))
+    assert (await registry.car().fetch(package.digest, server.url)).digest == package.digest
 
 
 # --- without a network, and without a root -------------------------------------------------------

@@ -102,12 +102,12 @@ class Downloader:
                 raise
 
     def _go_on(self, url: str, file: PackageFile, target: Path) -> None:
-        sha256 = hashlib.sha256()
+        sha256, length = hashlib.sha256(), 0
         with target.open("a+b") as output:
             output.seek(0)
-            while block := output.read(_COPY_BYTES):
+            while length <= file.length and (block := output.read(_COPY_BYTES)):
                 sha256.update(block)
-            length = output.tell()
+                length += len(block)
             if length < file.length:
                 length = self._append(url, file, output, sha256)
         if length > file.length:

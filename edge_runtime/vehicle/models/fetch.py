@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from edge_runtime.vehicle.models.trust import Trust
 
 _DIE_WITH_PARENT: Final = 1  # PR_SET_PDEATHSIG
-_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
+_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 def _tie_to(parent: int) -> None:
