@@ -21,7 +21,7 @@ from edge_runtime.vehicle.core.commands import LogUnit
 from edge_runtime.vehicle.core.explain import Explanation, RuleSays, explain_stopped
 from edge_runtime.vehicle.core.machine import VehicleCore
 from edge_runtime.vehicle.core.readings import Readings
-from edge_runtime.vehicle.core.rules import Circumstances, Side, findings, hours_of, used_signals
+from edge_runtime.vehicle.core.rules import Circumstances, Side, findings, used_signals
 from edge_runtime.vehicle.policy import Consent, OwnerPolicy
 from edge_runtime.vehicle.policy_file import PolicyFile
 
@@ -153,7 +153,7 @@ def _why_stopped(read: OwnerPolicy | HoldReason, file: PolicyFile, now: Now) -> 
         return explain_stopped((), now, also=broken)
     trusted = now.utc_ms >= PLAUSIBLE_UTC_MS
     around = Circumstances(read, Readings(), trusted, 0.0)
-    hours = hours_of(read, now.utc_ms)
+    hours = read.hours_at(now.utc_ms)
     found = tuple(
         finding
         for finding in findings(now, read, around, used_signals(read), hours)

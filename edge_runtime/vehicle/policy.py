@@ -12,6 +12,7 @@ owner decides by command, which is in a file of its own (`owner_decisions`).
 """
 
 import datetime as dt
+import functools
 import os
 import stat
 import zoneinfo
@@ -30,7 +31,7 @@ Percent = Annotated[float, Meta(ge=0, le=100)]
 Celsius = Annotated[float, Meta(ge=-60, le=150)]
 Volt = Annotated[float, Meta(ge=0, le=60)]
 Minutes = Annotated[float, Meta(ge=0, le=limits.POLICY_AHEAD_MAX_MIN)]
-Hours = Annotated[float, Meta(ge=0, le=limits.POLICY_AHEAD_MAX_MIN / 60)]
+HoursAhead = Annotated[float, Meta(ge=0, le=limits.POLICY_AHEAD_MAX_MIN / 60)]
 Price = Annotated[float, Meta(ge=-limits.POLICY_PRICE_MAX, le=limits.POLICY_PRICE_MAX)]
 WattHours = Annotated[float, Meta(gt=0, le=limits.POLICY_BUDGET_MAX_WH)]
 ClockTime = Annotated[str, Meta(pattern="^([01][0-9]|2[0-3]):[0-5][0-9]$")]
@@ -94,11 +95,13 @@ class Window(_Section, frozen=True):
 
     def holds(self, weekday: int, minute: int) -> bool:
         """Whether minute `minute` of weekday `weekday` (0 is Monday) lies in the window."""
+        is_today, was_yesterday = _DAYS[weekday] in self.days, _DAYS[weekday - 1] in self.days
+        if not (is_today or was_yesterday):
+            return False
         start, end = _minutes(self.start), _minutes(self.end)
-        today, yesterday = _DAYS[weekday], _DAYS[weekday - 1]
         if start < end:
-            return today in self.days and start <= minute < end
-        return (today in self.days and minute >= start) or (yesterday in self.days and minute < end)
+            return is_today and start <= minute < end
+        return (is_today and minute >= start) or (was_yesterday and minute < end)
 
 
 class TariffWindow(Window, frozen=True, kw_only=True):
@@ -127,7 +130,7 @@ class Departure(_Section, frozen=True):
         ),
     ] = 30.0
     reserve_hours: Annotated[
-        Hours,
+        HoursAhead,
         Meta(description="From so long before the departure the reserve must be there. 0: never."),
     ] = 0.0
     reserve_start_percent: Annotated[
@@ -235,6 +238,14 @@ class LocalMinute(NamedTuple):
     minute: int
 
 
+class Hours(NamedTuple):
+    """What the owner's calendar says of one minute; an unknown price is None."""
+
+    is_in_schedule: bool
+    is_quiet: bool
+    price_per_kwh: float | None
+
+
 class OwnerPolicy(_Section, frozen=True):
     """What the owner allows. Every key may be left out; each has the default that is shown."""
 
@@ -328,19 +339,19 @@ class OwnerPolicy(_Section, frozen=True):
         there = (_EPOCH + dt.timedelta(milliseconds=utc_ms)).astimezone(zone)
         return LocalMinute(there.weekday(), there.hour * _MINUTES_PER_HOUR + there.minute)
 
-    def in_schedule(self, utc_ms: int) -> bool:
-        """Whether work is allowed at this hour; always, without a schedule."""
-        return not self.schedule or _any_holds(self.schedule, self.local_minute(utc_ms))
-
-    def in_quiet_hours(self, utc_ms: int) -> bool:
-        """Whether this hour is to be quiet."""
-        return bool(self.quiet_hours) and _any_holds(self.quiet_hours, self.local_minute(utc_ms))
-
-    def price_per_kwh(self, utc_ms: int) -> float | None:
-        """What energy costs now; None where nothing says so."""
+    def hours_at(self, utc_ms: int) -> Hours:
+        """What the owner's calendar says; the same for the whole of a UTC minute."""
         here = self.local_minute(utc_ms)
         prices = [window.price_per_kwh for window in self.tariff if window.holds(*here)]
-        return max(prices) if prices else self.energy.price_per_kwh
+        return Hours(
+            is_in_schedule=not self.schedule or _any_holds(self.schedule, here),
+            is_quiet=_any_holds(self.quiet_hours, here),
+            price_per_kwh=max(prices) if prices else self.energy.price_per_kwh,
+        )
+
+    def in_schedule(self, utc_ms: int) -> bool:
+        """Whether work is allowed at this hour; always, without a schedule."""
+        return self.hours_at(utc_ms).is_in_schedule
 
 
 def is_withdrawn(policy: OwnerPolicy | HoldReason) -> bool:
@@ -417,6 +428,7 @@ def example_policy() -> str:
     return _EXAMPLE
 
 
+@functools.lru_cache(maxsize=24 * _MINUTES_PER_HOUR)
 def _minutes(clock_time: str) -> int:
     return int(clock_time[:2]) * _MINUTES_PER_HOUR + int(clock_time[3:])
 

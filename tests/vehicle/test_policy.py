@@ -194,7 +194,7 @@ def test_where_tariffs_overlap_the_highest_price_counts_and_none_is_unknown() ->
         TariffWindow(start="02:00", end="04:00", price_per_kwh=0.3),
     )
     policy = OwnerPolicy(tariff=tariff)
-    assert [policy.price_per_kwh(at(0, hour)) for hour in (0, 1, 2, 3, 4)] == [
+    assert [policy.hours_at(at(0, hour)).price_per_kwh for hour in (0, 1, 2, 3, 4)] == [
         None,
         0.2,
         0.3,
@@ -202,11 +202,11 @@ def test_where_tariffs_overlap_the_highest_price_counts_and_none_is_unknown() ->
         None,
     ]
     always = OwnerPolicy(tariff=tariff, energy=Energy(price_per_kwh=0.5))
-    assert always.price_per_kwh(at(0, 12)) == 0.5
+    assert always.hours_at(at(0, 12)).price_per_kwh == 0.5
 
 
 def test_quiet_hours_are_none_unless_they_are_written() -> None:
-    assert not OwnerPolicy().in_quiet_hours(at(0, 12, 30))
+    assert not OwnerPolicy().hours_at(at(0, 12, 30)).is_quiet
     quiet = OwnerPolicy(quiet_hours=(Window(start="12:00", end="13:00", days=("mon",)),))
-    assert quiet.in_quiet_hours(at(0, 12, 30))
-    assert not quiet.in_quiet_hours(at(1, 12, 30))
+    assert quiet.hours_at(at(0, 12, 30)).is_quiet
+    assert not quiet.hours_at(at(1, 12, 30)).is_quiet

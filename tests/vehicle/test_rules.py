@@ -1,9 +1,12 @@
 """The owner's rules one by one: what each says of a moment, and with which key and numbers."""
 
+from itertools import pairwise
 from typing import Any
 
 import msgspec
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from test_admission import GOOD, MIDNIGHT_UTC_MS, POLICY, Car, S
 
 from edge_runtime.contract.reasons import HoldReason
@@ -345,3 +348,150 @@ def test_what_the_rules_say_does_not_depend_on_the_order_of_policies() -> None:
     it.advance(10)
     assert it.decide() == Ready()
     assert set(GOOD) <= set(it.values)
+
+
+# --- noise ----------------------------------------------------------------------------------------
+
+NOISY = policy(
+    ambient_temperature=AirTemperature(),
+    cabin_temperature=AirTemperature(),
+    departure=Departure(reserve_hours=8, conditioning="stop"),
+    energy=Energy(price_max_per_kwh=0.3, price_per_kwh=0.2),
+)
+STEADY: dict[str, Any] = {
+    **GOOD,
+    "charge_percent": 95.0,
+    "ambient_temperature_c": 20.0,
+    "cabin_temperature_c": 20.0,
+    "departure_utc_s": NOON_S + 12 * 3600,
+    "is_conditioning": False,
+    "is_network_metered": False,
+}
+LEVELS: list[tuple[str, float]] = [
+    *(("charge_percent", level) for level in (50.0, 60.0, 85.0, 90.0)),
+    *(("battery_temperature_c", level) for level in (0.0, 5.0, 35.0, 42.0)),
+    *(("ambient_temperature_c", level) for level in (-15.0, -10.0, 35.0, 40.0)),
+    *(("cabin_temperature_c", level) for level in (-15.0, -10.0, 35.0, 40.0)),
+    *(("compute_temperature_c", level) for level in (70.0, 78.0, 85.0)),
+    *(("low_voltage_v", level) for level in (11.8, 12.2)),
+    ("power_saving_level", 5),
+    ("departure_utc_s", NOON_S + 30 * 60),
+    ("departure_utc_s", NOON_S - 30 * 60),
+    ("departure_utc_s", NOON_S + 8 * 3600),
+]
+FLAGS = ("is_parked", "is_occupied", "is_plugged", "is_conditioning", "is_network_metered")
+
+
+def begun_at(it: Car, changes: list[tuple[float, dict[str, Any]]]) -> list[int]:
+    """Boot times at which the car became ready, while `changes` come after so many seconds each."""
+    times: list[int] = []
+    was_ready = False
+    for seconds, values in changes:
+        it.advance(seconds)
+        is_ready = it.decide(**values) == Ready()
+        if is_ready and not was_ready:
+            times.append(it.boot_ns)
+        was_ready = is_ready
+    return times
+
+
+def assert_no_flapping(times: list[int], dwell_ns: int) -> None:
+    assert all(after - before >= dwell_ns for before, after in pairwise(times))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    level=st.sampled_from(LEVELS),
+    noise=st.lists(st.floats(-0.5, 0.5), min_size=30, max_size=120),
+    period_s=st.sampled_from([0.05, 0.2, 1.0, 4.0]),
+    begins_good=st.booleans(),
+)
+def test_noise_around_a_level_never_makes_it_flap(
+    level: tuple[str, float], noise: list[float], period_s: float, *, begins_good: bool
+) -> None:
+    name, at = level
+    it = Car(policy=NOISY)
+    it.values = dict(STEADY)
+    if begins_good:
+        it.open()
+    whole = isinstance(at, int)
+    swing = 3600 if name == "departure_utc_s" else 4
+    values: list[Any] = [round(at + swing * n) if whole else at + n for n in noise]
+    changes = [(period_s, {name: value}) for value in values]
+    assert_no_flapping(begun_at(it, changes), NOISY.dwell_ns)
+    it.decide(**STEADY)
+    it.advance(10)
+    assert it.decide() == Ready()
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    name=st.sampled_from(FLAGS),
+    flips=st.lists(st.booleans(), min_size=30, max_size=150),
+    period_s=st.sampled_from([0.05, 1.0, 4.0]),
+)
+def test_a_flag_that_chatters_never_makes_it_flap(
+    name: str, flips: list[bool], period_s: float
+) -> None:
+    it = Car(policy=NOISY)
+    it.values = dict(STEADY)
+    it.open()
+    changes = [(period_s, {name: flip}) for flip in flips]
+    assert_no_flapping(begun_at(it, changes), NOISY.dwell_ns)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    steps=st.lists(
+        st.tuples(
+            st.sampled_from([0.0, 0.3, 1.0, 5.0, 11.0, 61.0]),
+            st.dictionaries(
+                st.sampled_from(sorted(STEADY)),
+                st.none() | st.booleans() | st.integers(-100, 100) | st.floats(),
+                max_size=3,
+            ),
+            st.booleans(),
+        ),
+        min_size=1,
+        max_size=60,
+    ),
+    cap=st.integers(1, 4),
+)
+def test_no_sequence_of_anything_flaps_or_passes_the_cap(steps: list[Any], cap: int) -> None:
+    it = Car(policy=msgspec.structs.replace(NOISY, cycles_per_day_max=cap))
+    it.values = dict(STEADY)
+    changes = [(s, dict(STEADY) | values if good else values) for s, values, good in steps]
+    times = begun_at(it, changes)
+    assert_no_flapping(times, NOISY.dwell_ns)
+    assert len(times) <= cap
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    name=st.sampled_from(sorted(STEADY)),
+    fault=st.sampled_from(["absent", "stale", "nan", "text", "huge", "wrong kind"]),
+)
+def test_whatever_is_wrong_with_a_signal_work_stops(name: str, fault: str) -> None:
+    """Absent decides only where a rule needs the signal; the rest stops work, whatever it is."""
+    everything = msgspec.structs.replace(NOISY, require=tuple(STEADY))
+    it = Car(policy=everything)
+    it.values = dict(STEADY)
+    it.open()
+    bad: dict[str, Any] = {
+        "absent": None,
+        "nan": float("nan"),
+        "text": "80",
+        "huge": 1e300,
+        "wrong kind": 1 if isinstance(STEADY[name], bool) else True,
+    }
+    if fault == "stale":
+        del it.values[name]
+        it.advance(5.001)
+        decision = it.decide()
+    else:
+        decision = it.decide(**{name: bad[fault]})
+    assert decision != Ready()
+    assert isinstance(decision, Hold)
+    assert decision.stop
+    assert decision.reason in {HoldReason.SENSOR_STALE, HoldReason.SENSOR_INVALID}
+    assert deciding(it).signal == name

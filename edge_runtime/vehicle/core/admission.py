@@ -22,15 +22,13 @@ from edge_runtime.vehicle.core.rules import (
     USED_SIGNALS,
     Circumstances,
     Finding,
-    Hours,
     Level,
     Side,
     findings,
-    hours_of,
     minutes_to_departure,
     used_signals,
 )
-from edge_runtime.vehicle.policy import OwnerPolicy
+from edge_runtime.vehicle.policy import Hours, OwnerPolicy
 
 __all__ = (
     "MS_PER_DAY",
@@ -101,7 +99,7 @@ class _Calendar:
         if minute != self._minute:
             self._minute = minute
             if policy.has_hours:
-                self._hours = hours_of(policy, now.utc_ms)
+                self._hours = policy.hours_at(now.utc_ms)
         return self._used, self._hours
 
 

@@ -19,7 +19,7 @@ from edge_runtime.contract import limits
 from edge_runtime.contract.clock import Now
 from edge_runtime.contract.reasons import HoldReason
 from edge_runtime.vehicle.core.readings import Quality, Readings
-from edge_runtime.vehicle.policy import AirTemperature, BatteryTemperature, OwnerPolicy
+from edge_runtime.vehicle.policy import AirTemperature, BatteryTemperature, Hours, OwnerPolicy
 
 MS_PER_MINUTE: Final = 60_000
 _MINUTES_PER_HOUR: Final = 60
@@ -97,21 +97,6 @@ class Circumstances:
     equivalent_full_cycles_year: float | None = None
     data_mb_month: float | None = None
     region: str = "default"
-
-
-class Hours(NamedTuple):
-    """What the owner's calendar says of one minute."""
-
-    is_in_schedule: bool
-    is_quiet: bool
-    price_per_kwh: float | None
-
-
-def hours_of(policy: OwnerPolicy, utc_ms: int) -> Hours:
-    """What the calendar says; the same for the whole of a UTC minute."""
-    return Hours(
-        policy.in_schedule(utc_ms), policy.in_quiet_hours(utc_ms), policy.price_per_kwh(utc_ms)
-    )
 
 
 def used_signals(policy: OwnerPolicy) -> tuple[tuple[str, str], ...]:
