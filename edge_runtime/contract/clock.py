@@ -4,6 +4,7 @@ Boot time runs on while the computer sleeps and never jumps: leases, dwell and f
 UTC may jump and may be wrong: deadlines, schedules and certificates use it.
 """
 
+from datetime import date
 from typing import NamedTuple
 
 NS_PER_MS = 1_000_000
@@ -21,3 +22,13 @@ class Now(NamedTuple):
     def boot_ms(self) -> int:
         """Boot time in whole milliseconds."""
         return self.boot_ns // NS_PER_MS
+
+
+_DAY_ZERO = date(1970, 1, 1).toordinal()
+_LAST_DAY = date.max.toordinal() - _DAY_ZERO
+
+
+def utc_month(day: int) -> tuple[int, int]:
+    """(year, month) of a UTC day that is numbered from 1 January 1970; no day is an error."""
+    then = date.fromordinal(_DAY_ZERO + min(max(day, 0), _LAST_DAY))
+    return then.year, then.month

@@ -412,6 +412,25 @@ HOST_ANNOUNCE_AGAIN_S: Final = 30.0
 STREAM_HEARTBEAT_S: Final = 15.0
 OPEN_JOBS_COUNT_REFRESH_S: Final = 5.0
 
+# --- the energy ledger ------------------------------------------------------------------
+ENERGY_GAP_MAX_MS: Final = 2 * CAR_TIMER_MAX_MS
+"""Longest time between two looks that counts as computing; more is a computer that slept."""
+ENERGY_READING_MAX_MS: Final = 3_000
+"""A measured power is taken for the present one for this long; then the model has its place."""
+ENERGY_RIDE_MS: Final = 10_000
+"""The ledger is written with a chunk at most this often, and with every unit's last one."""
+ENERGY_WRITE_MS: Final = 60_000
+"""Without a chunk to ride with, the ledger is written at most this often."""
+ENERGY_DAYS_KEPT_MAX: Final = 400
+"""Days kept one by one; older ones are folded into one row."""
+ENERGY_MODEL_ITEMS_MAX: Final = 4_096
+"""From here on a model's older items count half: its cost on this car may change."""
+POWER_MAX_W: Final = 10_000.0
+"""No car's computer draws more: a counter that says so is not believed."""
+PACK_MAX_KWH: Final = 1_000.0
+ENERGY_FILE_MAX_BYTES: Final = 64
+"""A counter's file in sysfs holds one number."""
+
 # --- identity ---------------------------------------------------------------------------
 PKI_FILE_MAX_BYTES: Final = 64 * 1024
 """Largest key, certificate, request or answer that is read."""

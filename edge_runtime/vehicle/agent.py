@@ -45,10 +45,13 @@ from edge_runtime.contract.reasons import HoldReason
 from edge_runtime.contract.topics import DEFAULT_NAMESPACE, Topics, require_id
 from edge_runtime.vehicle.clock import read_clock
 from edge_runtime.vehicle.core import commands as do
+from edge_runtime.vehicle.core.energy import EnergyFacts
 from edge_runtime.vehicle.core.events import (
     BusConnected,
     BusDisconnected,
+    BytesMoved,
     ClockJudged,
+    EnergyMeasured,
     Event,
     ModelReady,
     PolicyChanged,
@@ -59,6 +62,8 @@ from edge_runtime.vehicle.core.events import (
 from edge_runtime.vehicle.core.machine import VehicleCore
 from edge_runtime.vehicle.core.snapshot import CarFacts
 from edge_runtime.vehicle.core.stops import StopSummary
+from edge_runtime.vehicle.energy.counters import PowerMeter
+from edge_runtime.vehicle.energy.tables import UNKNOWN_CELL, wear_table
 from edge_runtime.vehicle.engine_room import EngineRoom
 from edge_runtime.vehicle.identity import NOBODY, Identity
 from edge_runtime.vehicle.intake import Hosts, Intake
@@ -71,6 +76,8 @@ from edge_runtime.vehicle.policy_file import PolicyFile
 from edge_runtime.vehicle.ports import EmitEvent, Engine, PackageStore, Sensors
 
 _CLOCK_SLACK_S: Final = 3_600
+_PACKET_BYTES: Final = 64
+"""What TCP/IP, TLS and MQTT add to a message, about; re-sent packets are not seen here."""
 _FAREWELL_S: Final = limits.CAR_FAREWELL_MS / 1000
 
 _log = structlog.get_logger()
@@ -81,7 +88,9 @@ class VehicleSettings:
     """What a car needs to know. The journal is `state_dir/journal.db`.
 
     `models_url` is where packages are fetched; None: where a dispatcher says. `units_max` bounds
-    the units held at once; `compute_power_w` turns busy time into energy.
+    the units held at once. `compute_power_w` is what the computer draws while it infers and
+    `idle_power_w` without work, where that was measured; `pack_kwh` and `cell` (a name of
+    `vehicle.energy.tables`) are the traction battery's.
     """
 
     vehicle: str
@@ -94,6 +103,9 @@ class VehicleSettings:
     hardware: str = f"cpu-{platform.machine()}"
     units_max: int = 4
     compute_power_w: float = 40.0
+    idle_power_w: float | None = None
+    pack_kwh: float = 60.0
+    cell: str = UNKNOWN_CELL
     models_url: str | None = None
     tls: TlsSettings = field(default_factory=TlsSettings)
 
@@ -104,6 +116,14 @@ class VehicleSettings:
             raise ConfigError(
                 f"units_max must be 1 to {limits.CAR_UNITS_MAX}, not {self.units_max}"
             )
+        for name, value, most in (
+            ("compute_power_w", self.compute_power_w, limits.POWER_MAX_W),
+            ("idle_power_w", self.idle_power_w or 0.0, self.compute_power_w),
+            ("pack_kwh", self.pack_kwh, limits.PACK_MAX_KWH),
+        ):
+            if not 0 <= value <= most or (value == 0 and name == "pack_kwh"):
+                raise ConfigError(f"{name} must be over 0 and at most {most:g}, not {value:g}")
+        wear_table(self.cell)
 
 
 class VehicleAgent:
@@ -125,12 +145,15 @@ class VehicleAgent:
         clock: Callable[[], Now] = read_clock,
         open_journal: Callable[[Path], Journal] = Journal,
         rng: random.Random | None = None,
+        meter: PowerMeter | None = None,
     ) -> None:
         self.settings = settings
         self._open_bus = open_bus
         self._make_engine = make_engine
         self.packages = packages
         self._sensors = sensors
+        self._meter = meter
+        self._sent_bytes = self._received_bytes = 0
         self._clock = clock
         self._open_journal = open_journal
         # Bound once: a busy car writes a thousand lines a second.
@@ -252,6 +275,11 @@ class VehicleAgent:
             tasks=tuple(sorted(KNOWN_TASKS)),
             units_max=settings.units_max,
             compute_power_w=settings.compute_power_w,
+            energy=EnergyFacts(
+                idle_w=settings.idle_power_w,
+                pack_kwh=settings.pack_kwh,
+                wear=wear_table(settings.cell),
+            ),
         )
         self._outgoing = Outgoing(settings.vehicle, snapshot.boot, self._topics)
         self.core = VehicleCore(facts, self._policy.read(), snapshot, now)
@@ -365,9 +393,15 @@ class VehicleAgent:
             self._is_busy = is_busy
             self._engine_heard_s = self._loop.time()
             self._sensors.note_load(is_busy=is_busy)
+            if self._meter is not None:
+                self._measured(self._meter.note_load(is_busy=is_busy))
         if not self._timer_asked:
             self._timer_asked = True
             self._loop.call_soon(self._set_timer)
+
+    def _measured(self, event: EnergyMeasured | None) -> None:
+        if event is not None:
+            self._computed(event)
 
     def _set_timer(self) -> None:
         """Wake when the core wants to be; asked once per turn of the loop."""
@@ -441,6 +475,7 @@ class VehicleAgent:
 
     def _publish(self, message: Message) -> None:
         """A hint: what matters is sent again until the dispatcher has answered."""
+        self._sent_bytes += len(message.topic) + len(message.payload) + _PACKET_BYTES
         try:
             self._bus.publish_soon(message)
         except BusOverflow:
@@ -466,6 +501,7 @@ class VehicleAgent:
                 turn_ends_s = self._loop.time() + turn_s
 
     def _received(self, message: Message) -> None:
+        self._received_bytes += len(message.topic) + len(message.payload) + _PACKET_BYTES
         event = self._intake.event(message)
         if event is not None:
             self.tell(event)
@@ -478,6 +514,7 @@ class VehicleAgent:
             await asyncio.sleep(limits.SENSOR_PERIOD_MS / 1000)
             self.look_again()
             self._supply.look_at_network()
+            self._count_costs()
 
     def owner_report(self) -> OwnerReport:
         """What the owner may know of this car now."""
@@ -502,6 +539,15 @@ class VehicleAgent:
                     break
                 await asyncio.sleep(1)
             self._bus.reconnect("certificates were renewed")
+
+    def _count_costs(self) -> None:
+        """Tell what was drawn and what was sent and received since the last time."""
+        if self._meter is not None:
+            self._measured(self._meter.look())
+        self._received_bytes += self._supply.take_fetched_bytes()
+        if self._sent_bytes or self._received_bytes:
+            self.tell(BytesMoved(self._sent_bytes, self._received_bytes))
+            self._sent_bytes = self._received_bytes = 0
 
     def _judge_clock(self) -> None:
         """A clock before this program was written, or before this boot was numbered, is wrong."""

@@ -1,4 +1,4 @@
-"""The car's durable memory: taken attempts, the item in hand, unanswered chunks, cancelled fences.
+"""The car's durable memory: attempts, the item in hand, unanswered chunks, fences, energy.
 
 Invariants
 - One file, one connection, one thread. Everything that is queued goes into one transaction
@@ -40,14 +40,16 @@ from edge_runtime.vehicle.core.commands import (
     WriteChunk,
     WriteEnergy,
     WriteFence,
+    WriteModelEnergy,
     WriteStarted,
 )
+from edge_runtime.vehicle.core.energy_rows import ROW_FIELDS, DayEnergy, ModelEnergy
 from edge_runtime.vehicle.core.events import WritesCommitted, WritesFailed
 from edge_runtime.vehicle.core.snapshot import JournalSnapshot, SavedAttempt, SavedFence
 
 Emit = Callable[[WritesCommitted | WritesFailed], None]
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 
 _SCHEMA: Final = """
 CREATE TABLE meta (name TEXT PRIMARY KEY, value REAL NOT NULL) STRICT, WITHOUT ROWID;
@@ -65,6 +67,27 @@ CREATE TABLE fence (
 ) STRICT;
 CREATE INDEX fence_until ON fence (until_ms);
 """
+_ENERGY_SCHEMA: Final = """
+CREATE TABLE energy (
+    day INTEGER PRIMARY KEY, grid_j REAL NOT NULL, pack_j REAL NOT NULL, units_j REAL NOT NULL,
+    measured_j REAL NOT NULL, computing_s REAL NOT NULL, battery_hot_s REAL NOT NULL,
+    compute_hot_s REAL NOT NULL, efc REAL NOT NULL, cycle_wear_percent REAL NOT NULL,
+    warmth_wear_percent REAL NOT NULL, items INTEGER NOT NULL, units INTEGER NOT NULL,
+    sent_bytes INTEGER NOT NULL, received_bytes INTEGER NOT NULL, methods INTEGER NOT NULL
+) STRICT;
+CREATE TABLE model_energy (
+    digest TEXT PRIMARY KEY, joules REAL NOT NULL, items INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+INSERT INTO energy
+    SELECT CAST(day.value AS INTEGER), 0.0, joules.value, joules.value,
+        0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0, 0, 0, 0, 1
+    FROM meta AS day JOIN meta AS joules
+    WHERE day.name = 'energy_day' AND joules.name = 'energy_j' AND joules.value >= 0;
+DELETE FROM meta WHERE name IN ('energy_day', 'energy_j');
+"""
+"""Version 1 knew neither source nor method: what it counted is the pack's, by stated power."""
+_MIGRATIONS: Final = (_SCHEMA, _ENERGY_SCHEMA)
+"""What leads from each version to the next."""
 _PRAGMAS: Final = (
     "journal_mode=WAL",
     "synchronous=FULL",
@@ -160,8 +183,11 @@ class Journal:
                         (limits.FENCES_REMEMBERED_MAX,),
                     )
                 ),
-                energy_day=int(meta.get("energy_day", 0)),
-                energy_j=meta.get("energy_j", 0.0),
+                energy=energy_rows(connection),
+                model_energy=tuple(
+                    ModelEnergy(*row)
+                    for row in connection.execute("SELECT digest, joules, items FROM model_energy")
+                ),
             )
         except sqlite3.Error as error:
             raise JournalError(f"the journal {self.path} cannot be read: {error}") from error
@@ -224,19 +250,14 @@ class Journal:
         try:
             self._connection.execute("BEGIN IMMEDIATE")
             has_room = self._has_room() if _asks_for_room(batch) else True
-            energy: WriteEnergy | None = None
             overtaken = _overtaken_starts(batch)
             for number, write in batch:
                 if number in overtaken:
                     continue
                 if isinstance(write, WriteAttempt | CheckSpace) and not has_room:
                     refused.append(number)
-                elif isinstance(write, WriteEnergy):
-                    energy = write  # each replaces the one before: only the last counts
                 else:
                     self._apply(write)
-            if energy is not None:
-                self._apply(energy)
             self._connection.execute("COMMIT")
         except sqlite3.Error as error:
             return WritesFailed(through, self._recover(error))
@@ -306,9 +327,17 @@ class Journal:
                     "INSERT OR REPLACE INTO fence VALUES (?, ?, ?, ?)", (unit, *fence, until_ms)
                 )
                 execute(_FORGET_FENCES, (limits.FENCES_REMEMBERED_MAX,))
-            case WriteEnergy(day=day, joules=joules):
-                _put_meta(self._connection, "energy_day", day)
-                _put_meta(self._connection, "energy_j", joules)
+            case WriteEnergy(row=row, drops=drops):
+                execute(_PUT_ENERGY, msgspec.structs.astuple(row))
+                for day in drops:
+                    execute("DELETE FROM energy WHERE day = ?", (day,))
+            case WriteModelEnergy(model=model) if model.items > 0:
+                execute(
+                    "INSERT OR REPLACE INTO model_energy VALUES (?, ?, ?)",
+                    (model.digest, model.joules, model.items),
+                )
+            case WriteModelEnergy(model=model):
+                execute("DELETE FROM model_energy WHERE digest = ?", (model.digest,))
             case CheckSpace():
                 pass
             case _:
@@ -340,9 +369,10 @@ class Journal:
                 f"the journal {self.path} is of version {version};"
                 f" this program reads up to {SCHEMA_VERSION}"
             )
-        if version == 0:
+        if version < SCHEMA_VERSION:
+            steps = "".join(_MIGRATIONS[version:])
             connection.executescript(
-                f"BEGIN IMMEDIATE;{_SCHEMA}PRAGMA user_version={SCHEMA_VERSION};COMMIT;"
+                f"BEGIN IMMEDIATE;{steps}PRAGMA user_version={SCHEMA_VERSION};COMMIT;"
             )
 
 
@@ -356,23 +386,29 @@ _FORGET_FENCES: Final = """
 DELETE FROM fence WHERE until_ms <
     (SELECT until_ms FROM fence ORDER BY until_ms DESC LIMIT 1 OFFSET ?)
 """
+_PUT_ENERGY: Final = (
+    f"INSERT INTO energy ({', '.join(ROW_FIELDS)}) VALUES ({', '.join('?' * len(ROW_FIELDS))})"  # noqa: S608 - fields of a struct
+    " ON CONFLICT (day) DO UPDATE SET "
+    + ", ".join(
+        f"{name} = {name} | excluded.{name}"
+        if name == "methods"
+        else f"{name} = MAX({name}, excluded.{name})"
+        for name in ROW_FIELDS[1:]
+    )
+)
+"""Whatever order writes come in, the newest numbers win: they only grow."""
 _DELETE_ATTEMPT: Final = "DELETE FROM attempt WHERE unit = ? AND epoch = ? AND counter = ?"
 
 
 def _overtaken_starts(batch: list[tuple[int, Write]]) -> set[int]:
-    """Starts that this very commit makes untrue: a later item starts, or the attempt goes."""
+    """Starts that this very commit makes untrue, since a later item of the unit starts in it."""
     overtaken: set[int] = set()
     last: dict[int, int] = {}
     for number, write in batch:
-        match write:
-            case WriteStarted(unit=unit):
-                if unit in last:
-                    overtaken.add(last[unit])
-                last[unit] = number
-            case WriteChunk(unit=unit, ends=True) if unit in last:
-                overtaken.add(last.pop(unit))
-            case _:
-                pass
+        if isinstance(write, WriteStarted):
+            if write.unit in last:
+                overtaken.add(last[write.unit])
+            last[write.unit] = number
     return overtaken
 
 
@@ -382,6 +418,13 @@ def _asks_for_room(batch: Iterable[tuple[int, Write]]) -> bool:
 
 def _put_meta(connection: sqlite3.Connection, name: str, value: float) -> None:
     connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (name, value))
+
+
+def energy_rows(connection: sqlite3.Connection) -> tuple[DayEnergy, ...]:
+    """The energy ledger's rows; one that is impossible is left out."""
+    rows = connection.execute(f"SELECT {', '.join(ROW_FIELDS)} FROM energy ORDER BY day")  # noqa: S608 - fields of a struct
+    days = (DayEnergy(*row) for row in rows)
+    return tuple(day for day in days if day.is_possible)
 
 
 def _attempts(connection: sqlite3.Connection) -> Iterable[SavedAttempt]:

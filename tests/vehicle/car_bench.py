@@ -35,6 +35,7 @@ from edge_runtime.contract.reasons import (
 )
 from edge_runtime.vehicle.core import commands as c
 from edge_runtime.vehicle.core import events as e
+from edge_runtime.vehicle.core.energy_rows import ROW_FIELDS, DayEnergy, ModelEnergy
 from edge_runtime.vehicle.core.machine import VehicleCore
 from edge_runtime.vehicle.core.snapshot import (
     CarFacts,
@@ -95,7 +96,8 @@ class ModelJournal:
     attempts: dict[int, SavedAttempt] = field(default_factory=dict)
     chunks: dict[tuple[int, Fence, int], bytes] = field(default_factory=dict)
     fences: dict[int, SavedFence] = field(default_factory=dict)
-    energy: tuple[int, float] = (0, 0.0)
+    energy: dict[int, DayEnergy] = field(default_factory=dict)
+    model_energy: dict[str, ModelEnergy] = field(default_factory=dict)
     queued: list[tuple[int, c.Write]] = field(default_factory=list)
     ever_held: set[tuple[int, Fence]] = field(default_factory=set)
     is_full: bool = False
@@ -141,10 +143,25 @@ class ModelJournal:
             case c.WriteFence():
                 self.fences[write.unit] = SavedFence(write.unit, write.fence, write.until_ms)
             case c.WriteEnergy():
-                self.energy = (write.day, write.joules)
+                self._write_energy(write)
+            case c.WriteModelEnergy() if write.model.items > 0:
+                self.model_energy[write.model.digest] = write.model
+            case c.WriteModelEnergy():
+                self.model_energy.pop(write.model.digest, None)
             case c.CheckSpace():
                 pass
         return True
+
+    def _write_energy(self, write: c.WriteEnergy) -> None:
+        held = self.energy.get(write.row.day)
+        row = msgspec.structs.replace(write.row)
+        if held is not None:
+            for name in ROW_FIELDS[1:]:
+                old, new = getattr(held, name), getattr(row, name)
+                setattr(row, name, old | new if name == "methods" else max(old, new))
+        self.energy[row.day] = row
+        for day in write.drops:
+            self.energy.pop(day, None)
 
     def _write_chunk(self, write: c.WriteChunk) -> None:
         self.chunks[write.unit, write.fence, write.seq] = write.body
@@ -166,8 +183,8 @@ class ModelJournal:
             attempts=tuple(self.attempts.values()),
             chunks=tuple(self.chunks.values()),
             fences=tuple(self.fences.values()),
-            energy_day=self.energy[0],
-            energy_j=self.energy[1],
+            energy=tuple(msgspec.structs.replace(row) for row in self.energy.values()),
+            model_energy=tuple(self.model_energy.values()),
         )
 
 

@@ -9,6 +9,7 @@ from car_bench import offer
 
 from edge_runtime.contract.messages import Fence
 from edge_runtime.vehicle.core import commands as c
+from edge_runtime.vehicle.core.energy_rows import DayEnergy
 from edge_runtime.vehicle.core.events import WritesCommitted, WritesFailed
 from edge_runtime.vehicle.journal import Journal
 
@@ -24,7 +25,7 @@ def writes_of(unit: int) -> list[c.Write]:
         c.WriteStarted(unit, 0),
         c.WriteChunk(unit, fence, 0, b"a" * 300, ends=False),
         c.WriteStarted(unit, 1),
-        c.WriteEnergy(1, float(unit)),
+        c.WriteEnergy(DayEnergy(1, pack_j=float(unit))),
     ]
     if unit % 3:
         life.append(c.WriteChunk(unit, fence, 1, b"b" * 300, ends=True))

@@ -128,11 +128,6 @@ def test_no_policy_says_so() -> None:
             "now is outside every window of schedule",
         ),
         (
-            {"energy": Energy(budget_wh_per_month=10)},
-            {},
-            "energy spent this month is not known, and energy.budget_wh_per_month is 10 Wh",
-        ),
-        (
             {"energy": Energy(price_max_per_kwh=0.3, price_per_kwh=0.31)},
             {},
             "the price of energy 0.31 per kWh is above energy.price_max_per_kwh 0.3 per kWh",

@@ -21,6 +21,7 @@ from edge_runtime.contract.messages import Fence
 from edge_runtime.contract.reasons import HoldReason
 from edge_runtime.vehicle.core import commands as c
 from edge_runtime.vehicle.core import events as e
+from edge_runtime.vehicle.core.energy_rows import DayEnergy, ModelEnergy
 from edge_runtime.vehicle.core.snapshot import JournalSnapshot
 from edge_runtime.vehicle.journal import Journal, JournalError, JournalHeld
 
@@ -93,8 +94,8 @@ def contents(snapshot: JournalSnapshot) -> tuple[Any, ...]:
         sorted(snapshot.attempts, key=lambda saved: saved.offer.unit),
         sorted(snapshot.chunks),
         sorted(snapshot.fences, key=lambda fence: fence.unit),
-        snapshot.energy_day,
-        snapshot.energy_j,
+        sorted(snapshot.energy, key=lambda row: row.day),
+        sorted(snapshot.model_energy, key=lambda model: model.digest),
     )
 
 
@@ -110,6 +111,22 @@ def expected(writes: list[c.Write]) -> tuple[Any, ...]:
 fences = st.builds(Fence, st.just(1), st.integers(1, 2))
 units = st.integers(1, 3)
 seqs = st.integers(0, 3)
+joules = st.floats(0, 1e9)
+counts = st.integers(0, 2**40)
+day_rows = st.builds(
+    DayEnergy,
+    day=st.integers(1, 4),
+    grid_j=joules,
+    pack_j=joules,
+    units_j=joules,
+    efc=joules,
+    items=counts,
+    sent_bytes=counts,
+    methods=st.integers(0, 63),
+)
+model_rows = st.builds(
+    ModelEnergy, digest=st.sampled_from("abc"), joules=joules, items=st.integers(0, 2)
+)
 writes_strategy: st.SearchStrategy[c.Write] = st.one_of(
     st.builds(lambda unit, fence: c.WriteAttempt(offer(unit, fence.counter)), units, fences),
     st.builds(c.WriteStarted, units, st.integers(0, 3)),
@@ -117,7 +134,8 @@ writes_strategy: st.SearchStrategy[c.Write] = st.one_of(
     st.builds(c.DropChunks, units, fences, seqs, seqs),
     st.builds(c.DropAttempt, units, fences),
     st.builds(c.WriteFence, units, fences, st.just(FAR_MS)),
-    st.builds(c.WriteEnergy, st.integers(1, 9), st.floats(0, 1e9)),
+    st.builds(c.WriteEnergy, day_rows, st.lists(st.integers(1, 4), max_size=2).map(tuple)),
+    st.builds(c.WriteModelEnergy, model_rows),
     st.just(c.CheckSpace()),
 )
 

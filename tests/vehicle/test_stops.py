@@ -43,7 +43,7 @@ def freeze_at_item_1() -> Bench:
 
 def test_a_kill_costs_the_item_in_hand_and_says_so() -> None:
     car = freeze_at_item_1()
-    assert car.core.work.meter.spent_wh(car.now) == pytest.approx(wh(10.0))
+    assert car.core.work.energy.spent(car.now).wh_today == pytest.approx(wh(10.0))
     said = car.advance(limits.THAW_GRACE_MS / 1000)
     lines = {line.unit: line for line in only(c.LogUnit, said)}
     assert (lines[1].items_lost, lines[2].items_lost) == (1, 0)
@@ -56,7 +56,9 @@ def test_a_kill_costs_the_item_in_hand_and_says_so() -> None:
     assert stop.reason == HoldReason.OCCUPIED.value
     summary = car.core.work.stops.summary()
     assert (summary.thawed, summary.killed, summary.items_lost) == (0, 1, 1)
-    assert car.core.work.meter.spent_wh(car.now) == pytest.approx(wh(190.0)), "waste is spent too"
+    assert car.core.work.energy.spent(car.now).wh_today == pytest.approx(wh(190.0)), (
+        "waste is spent too"
+    )
 
 
 def test_a_thaw_costs_nothing_and_says_so() -> None:

@@ -973,10 +973,10 @@ def test_a_chunk_that_does_not_decode_after_a_crash_is_counted_and_left() -> Non
 
 
 def test_energy_of_the_day_survives_a_crash_and_ends_at_midnight() -> None:
-    budget = Energy(budget_wh_per_day=0.001)
+    budget = Energy(budget_wh_per_day=0.03)
     car = Bench(msgspec.structs.replace(POLICY, energy=budget)).open()
     car.take()
-    car.send(e.ItemFinished(car.run_of(1), 0, b"\xc0", 100.0))
+    car.send(e.ItemFinished(car.run_of(1), 0, b"\xc0", 3_000.0))
     assert car.core.decision != Ready()
     car.advance(0.3)
     car.commit()

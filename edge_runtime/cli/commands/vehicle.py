@@ -36,6 +36,9 @@ if TYPE_CHECKING:
 
 _DEFAULT_QUOTA_BYTES: Final = 4 * 1024 * 1024 * 1024
 _DEFAULT_WATTS: Final = 40.0
+_DEFAULT_PACK_KWH: Final = 60.0
+_REAL_SOURCES: Final = frozenset({"linux", "kuksa"})
+"""With these the car is this computer: its counters count."""
 _WHO: Final = CarIdentityOptions()
 _SENSING: Final = SensorOptions()
 
@@ -79,6 +82,17 @@ class VehicleOptions:
     compute_watts: Annotated[
         float, Parameter(help="What the computer draws while it infers, watts.")
     ] = _DEFAULT_WATTS
+    idle_watts: Annotated[
+        float | None,
+        Parameter(help="What the computer draws without work, as measured once, watts."),
+    ] = None
+    pack_kwh: Annotated[
+        float, Parameter(help="Usable capacity of the traction battery, kWh, for the wear ledger.")
+    ] = _DEFAULT_PACK_KWH
+    cell: Annotated[
+        str,
+        Parameter(help="The battery's cells: lfp, nmc622, nmc811 or nca; unknown takes the worst."),
+    ] = "unknown"
     region: Annotated[str, Parameter(help="Where the car is, for placement.")] = "default"
     hardware: Annotated[str, Parameter(help="Class within which outputs compare.")] = (
         f"cpu-{platform.machine()}"
@@ -139,6 +153,7 @@ def vehicle(options: VehicleOptions = _DEFAULTS, sensing: SensorOptions = _SENSI
     async def run() -> None:
         from edge_runtime.bus import open_bus
         from edge_runtime.vehicle.agent import VehicleAgent, VehicleSettings
+        from edge_runtime.vehicle.energy.counters import PowerMeter
         from edge_runtime.vehicle.inference.engine import SupervisedEngine
         from edge_runtime.vehicle.models.store import PackageStore
 
@@ -155,6 +170,9 @@ def vehicle(options: VehicleOptions = _DEFAULTS, sensing: SensorOptions = _SENSI
             hardware=options.hardware,
             units_max=options.units_max,
             compute_power_w=options.compute_watts,
+            idle_power_w=options.idle_watts,
+            pack_kwh=options.pack_kwh,
+            cell=options.cell,
             models_url=options.models_url,
             tls=tls,
         )
@@ -173,6 +191,7 @@ def vehicle(options: VehicleOptions = _DEFAULTS, sensing: SensorOptions = _SENSI
                     packages=packages,
                     sensors=sensors,
                     identity=identity,
+                    meter=PowerMeter() if sensing.sensors in _REAL_SOURCES else None,
                 ),
                 attend=lambda agent: owner_doors(agent, options.state_dir, options.owner_page_port),
             )

@@ -120,9 +120,6 @@ class OpenChunk:
         )
 
 
-J_PER_WH: Final = 3_600.0
-
-
 @dataclass(frozen=True, slots=True)
 class InHand:
     """The item that a stop found being computed, and for how long it had been."""

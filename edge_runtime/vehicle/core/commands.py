@@ -18,6 +18,7 @@ from edge_runtime.contract.messages import (
     VehicleState,
     Verdict,
 )
+from edge_runtime.vehicle.core.energy_rows import DayEnergy, ModelEnergy
 
 
 class _Record(msgspec.Struct, frozen=True):
@@ -78,10 +79,19 @@ class WriteFence(_Record, frozen=True):
 
 
 class WriteEnergy(_Record, frozen=True):
-    """Energy spent for others on UTC day number `day`."""
+    """The ledger's row of one day, in place of the one before; `drops` are days that went into it.
 
-    day: int
-    joules: float
+    Numbers of a row only grow: of two versions of a number the larger is kept.
+    """
+
+    row: DayEnergy
+    drops: tuple[int, ...] = ()
+
+
+class WriteModelEnergy(_Record, frozen=True):
+    """What items of one model took, in place of what was known; without items it is forgotten."""
+
+    model: ModelEnergy
 
 
 class CheckSpace(_Record, frozen=True):
@@ -96,6 +106,7 @@ Write = (
     | DropAttempt
     | WriteFence
     | WriteEnergy
+    | WriteModelEnergy
     | CheckSpace
 )
 
@@ -215,6 +226,7 @@ class LogUnit(_Record, frozen=True):
     traceparent: str | None
     items_lost: int = 0
     wasted_wh: float = 0.0
+    energy_method: str = ""
 
 
 class LogStop(_Record, frozen=True):

@@ -16,6 +16,7 @@ import msgspec
 
 from edge_runtime.contract.messages import Order, StopReport, UnitOffer
 from edge_runtime.contract.reasons import HoldReason, ItemError
+from edge_runtime.vehicle.core.energy_rows import PowerMethod
 from edge_runtime.vehicle.policy import OwnerPolicy
 
 
@@ -51,6 +52,22 @@ class ClockJudged(_Event, frozen=True):
     """Whether UTC on this computer can be believed."""
 
     is_trusted: bool
+
+
+class EnergyMeasured(_Event, frozen=True):
+    """The computer drew this between two boot times, in all of which it computed for others."""
+
+    joules: float
+    from_ns: int
+    to_ns: int
+    method: PowerMethod
+
+
+class BytesMoved(_Event, frozen=True):
+    """So much was sent and received since the last time, messages and packages together."""
+
+    sent: int
+    received: int
 
 
 class ShutdownRequested(_Event, frozen=True):
@@ -225,6 +242,8 @@ Event = (
     | PolicyChanged
     | SignalsRead
     | ClockJudged
+    | EnergyMeasured
+    | BytesMoved
     | ShutdownRequested
     | BusConnected
     | BusDisconnected

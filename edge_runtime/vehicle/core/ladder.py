@@ -21,7 +21,7 @@ from edge_runtime.contract import limits
 from edge_runtime.contract.clock import NS_PER_MS, Now
 from edge_runtime.contract.messages import StopReport
 from edge_runtime.contract.reasons import HoldReason, ReleaseReason, StopTier
-from edge_runtime.vehicle.core.attempts import J_PER_WH, Phase, StopIntent
+from edge_runtime.vehicle.core.attempts import Phase, StopIntent
 from edge_runtime.vehicle.core.commands import (
     CancelRun,
     FreezeEngine,
@@ -29,6 +29,7 @@ from edge_runtime.vehicle.core.commands import (
     LogStop,
     ThawEngine,
 )
+from edge_runtime.vehicle.core.energy_rows import J_PER_WH
 from edge_runtime.vehicle.core.work import Work
 
 MAY_PASS_SOON: Final = frozenset(

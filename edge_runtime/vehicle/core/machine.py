@@ -24,6 +24,7 @@ from edge_runtime.contract.messages import (
     Offline,
     Order,
     Rebirth,
+    UnitOffer,
 )
 from edge_runtime.contract.reasons import Availability, HoldReason, ReleaseReason
 from edge_runtime.vehicle.core.admission import (
@@ -46,10 +47,14 @@ from edge_runtime.vehicle.core.commands import (
     WriteAttempt,
     WriteChunk,
 )
+from edge_runtime.vehicle.core.energy import Budgets
+from edge_runtime.vehicle.core.energy_rows import LedgerSummary
 from edge_runtime.vehicle.core.events import (
     BusConnected,
     BusDisconnected,
+    BytesMoved,
     ClockJudged,
+    EnergyMeasured,
     EngineDied,
     EngineFrozen,
     EngineKilled,
@@ -129,7 +134,7 @@ class VehicleCore:
 
     def _restore(self, snapshot: JournalSnapshot, now: Now) -> None:
         work = self._work
-        work.meter.day, work.meter.joules = snapshot.energy_day, snapshot.energy_j
+        work.energy.restore(snapshot.energy, snapshot.model_energy, now)
         restored = 0
         for chunk, body in decode_chunks(snapshot.chunks):
             work.outbox.add(chunk, body, Phase.REPORTING if chunk.ending is not None else None)
@@ -150,9 +155,12 @@ class VehicleCore:
 
     def handle_all(self, events: Iterable[Event], now: Now) -> list[Command]:
         """Take events that came together, in order; what follows is settled once for all."""
+        energy = self._work.energy
+        energy.advance(now)
         for event in events:
             self._apply(event, now)
         self._settle(now)
+        energy.note(now, is_computing=self.is_computing, has_work=bool(self._work.runs))
         commands, self._work.out = self._work.out, []
         return commands
 
@@ -194,6 +202,8 @@ class VehicleCore:
         | PolicyChanged
         | SignalsRead
         | ClockJudged
+        | EnergyMeasured
+        | BytesMoved
         | ShutdownRequested
         | BusConnected
         | BusDisconnected
@@ -207,9 +217,12 @@ class VehicleCore:
                 self._tick(now)
             case SignalsRead():
                 self._readings.update(event.values, event.at_ns)
+                self._work.energy.look(self._readings, self._owners_policy, now)
             case PolicyChanged():
                 self._policy = event.policy
                 self._note_consent(now)
+            case EnergyMeasured() | BytesMoved():
+                self._work.energy.told(event, now)
             case ClockJudged():
                 self._work.is_clock_trusted = event.is_trusted
             case BusConnected():
@@ -245,6 +258,8 @@ class VehicleCore:
                 work.out.append(PublishChunks(message))
             self._publish_verdicts()
         del work.verdicts[: -limits.VERDICTS_WAITING_MAX]
+        is_leaving = self._leave_ns is not None and not work.attempts
+        work.write_energy(0 if is_leaving else limits.ENERGY_WRITE_MS, now)
         persist = work.ledger.flush()
         if persist is not None:
             work.out.append(persist)
@@ -314,11 +329,15 @@ class VehicleCore:
             self._reconsider(now)
 
     def _around(self, now: Now) -> Circumstances:
+        spent = self._work.energy.spent(now)
         return Circumstances(
             self._policy,
             self._readings,
             self._work.is_clock_trusted,
-            self._work.meter.spent_wh(now),
+            spent_wh_today=spent.wh_today,
+            spent_wh_month=spent.wh_month,
+            equivalent_full_cycles_year=spent.equivalent_full_cycles_year,
+            data_mb_month=spent.data_mb_month,
             region=self._facts.region,
         )
 
@@ -369,10 +388,16 @@ class VehicleCore:
 
     def _offered(self, event: UnitsOffered, now: Now) -> None:
         work = self._work
-        policy = self._policy
-        allowed = policy.allowed if isinstance(policy, OwnerPolicy) else Allowed()
+        policy = self._owners_policy
+        allowed = policy.allowed if policy is not None else Allowed()
+
+        def over_budget(offer: UnitOffer) -> HoldReason | None:
+            need_j = work.energy.estimate_j(offer.model, len(offer.items)) + work.reserved_j()
+            return work.energy.over_budget(need_j, _budgets(policy), now)
+
         for offer in event.units:
-            gate = Gate(self._hold(), allowed, self._facts.tasks, work.free_units, work.models)
+            tasks, free = self._facts.tasks, work.free_units
+            gate = Gate(self._hold(), allowed, tasks, free, work.models, over_budget)
             work.offered(offer, gate, now)
 
     def _order(self, order: Order, jitter: float, now: Now) -> None:
@@ -430,7 +455,7 @@ class VehicleCore:
     def _budget_left_wh(self, now: Now) -> float | None:
         policy = self._policy
         budget = policy.energy.budget_wh_per_day if isinstance(policy, OwnerPolicy) else None
-        return None if budget is None else max(0.0, budget - self._work.meter.spent_wh(now))
+        return None if budget is None else max(0.0, budget - self._work.energy.spent(now).wh_today)
 
     def _hold(self) -> HoldReason | None:
         return None if isinstance(self._decision, Ready) else self._decision.reason
@@ -481,6 +506,10 @@ class VehicleCore:
     # --- for people, tests and errors ------------------------------------------------------------
 
     @property
+    def _owners_policy(self) -> OwnerPolicy | None:
+        return self._policy if isinstance(self._policy, OwnerPolicy) else None
+
+    @property
     def decision(self) -> Decision:
         """What admission said last."""
         return self._decision
@@ -499,6 +528,10 @@ class VehicleCore:
     def is_computing(self) -> bool:
         """Whether the engine has work and is not stopped."""
         return bool(self._work.runs) and self._ladder.is_going
+
+    def energy_summary(self, now: Now) -> LedgerSummary:
+        """What work for others has cost this car."""
+        return self._work.energy.summary(now)
 
     @property
     def work(self) -> Work:
@@ -540,6 +573,17 @@ class BrokenInvariant(LocalError):  # noqa: N818 - named for what happened
     def __init__(self, problems: list[str], now: Now) -> None:
         super().__init__(f"at {now.boot_ns} ns: " + "; ".join(problems))
         self.problems = problems
+
+
+def _budgets(policy: OwnerPolicy | None) -> Budgets:
+    """The owner's budgets of energy and wear."""
+    if policy is None:
+        return Budgets()
+    return Budgets(
+        wh_per_day=policy.energy.budget_wh_per_day,
+        wh_per_month=policy.energy.budget_wh_per_month,
+        equivalent_full_cycles_per_year=policy.wear.equivalent_full_cycles_per_year,
+    )
 
 
 def _stops(decision: Decision) -> bool:

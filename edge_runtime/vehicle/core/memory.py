@@ -1,4 +1,4 @@
-"""Small bounded memories of the core: fences, models, the engine's health, energy, the story.
+"""Small bounded memories of the core: fences, models, the engine's health, the story.
 
 Invariants
 - Each has a bound from `contract.limits`; the oldest entry goes first.
@@ -8,15 +8,11 @@ Invariants
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Final
 
 from edge_runtime.contract import limits
 from edge_runtime.contract.clock import NS_PER_MS, Now
 from edge_runtime.contract.messages import Fence, Verdict
-from edge_runtime.vehicle.core.admission import MS_PER_DAY
 from edge_runtime.vehicle.core.events import ModelFault
-
-_J_PER_WH: Final = 3_600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,29 +153,6 @@ class EngineHealth:
         """End the rest when its time has come."""
         if self.unhealthy_until_ns is not None and now.boot_ns >= self.unhealthy_until_ns:
             self.unhealthy_until_ns = None
-
-
-@dataclass(slots=True)
-class EnergyMeter:
-    """Energy spent for others on one UTC day."""
-
-    day: int = 0
-    joules: float = 0.0
-
-    def spend(self, joules: float, now: Now) -> None:
-        """Add to today's."""
-        self._turn(now)
-        self.joules += joules
-
-    def spent_wh(self, now: Now) -> float:
-        """Today's, in watt-hours."""
-        self._turn(now)
-        return self.joules / _J_PER_WH
-
-    def _turn(self, now: Now) -> None:
-        day = now.utc_ms // MS_PER_DAY
-        if day != self.day:
-            self.day, self.joules = day, 0.0
 
 
 @dataclass(slots=True)

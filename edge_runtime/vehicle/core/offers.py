@@ -4,6 +4,7 @@ The order of the questions is the order of what the dispatcher can do about the 
 what holds the whole car, then what is wrong with this offer for ever, then what passes.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -18,13 +19,17 @@ from edge_runtime.vehicle.policy import Allowed
 
 @dataclass(frozen=True, slots=True)
 class Gate:
-    """What decides about an offer, apart from the offer."""
+    """What decides about an offer, apart from the offer.
+
+    `over_budget` says which of the owner's budgets the offer would pass, with all that is held.
+    """
 
     hold: HoldReason | None
     allowed: Allowed
     tasks: tuple[str, ...]
     free_units: int
     models: ModelShelf
+    over_budget: Callable[[UnitOffer], HoldReason | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +53,8 @@ def judge(offer: UnitOffer, deadline_ns: int, gate: Gate, now: Now) -> Refusal |
         return Refusal(MODEL_REFUSALS[fault[0]], fault[1])
     if gate.free_units <= 0:
         return Refusal(RefusalReason.BUSY, limits.REFUSAL_RETRY_MS)
+    if (budget := gate.over_budget(offer)) is not None:
+        return Refusal(RefusalReason.HOLD, limits.HOLD_RETRY_MS, budget)
     return None
 
 

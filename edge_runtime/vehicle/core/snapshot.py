@@ -7,12 +7,15 @@ import msgspec
 
 from edge_runtime.contract import limits
 from edge_runtime.contract.messages import Fence, UnitOffer
+from edge_runtime.vehicle.core.energy import EnergyFacts
+from edge_runtime.vehicle.core.energy_rows import DayEnergy, ModelEnergy
 
 
 class CarFacts(msgspec.Struct, frozen=True, kw_only=True):
     """What does not change while the process lives.
 
-    `compute_power_w` turns busy time into energy. `tasks` are what the engine can do.
+    `compute_power_w` is what the computer draws while it infers, where nothing measures it.
+    `tasks` are what the engine can do.
     """
 
     vehicle: str
@@ -25,6 +28,7 @@ class CarFacts(msgspec.Struct, frozen=True, kw_only=True):
     units_max: int = 4
     message_max_bytes: int = limits.MESSAGE_MAX_BYTES
     compute_power_w: float = 40.0
+    energy: EnergyFacts = EnergyFacts()
 
 
 class SavedAttempt(msgspec.Struct, frozen=True):
@@ -53,5 +57,5 @@ class JournalSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     attempts: tuple[SavedAttempt, ...] = ()
     chunks: tuple[bytes, ...] = ()
     fences: tuple[SavedFence, ...] = ()
-    energy_day: int = 0
-    energy_j: float = 0.0
+    energy: tuple[DayEnergy, ...] = ()
+    model_energy: tuple[ModelEnergy, ...] = ()

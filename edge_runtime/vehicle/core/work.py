@@ -18,6 +18,7 @@ from edge_runtime.contract.clock import NS_PER_MS, Now
 from edge_runtime.contract.codec import encode
 from edge_runtime.contract.limits import (
     CHUNKS_UNANSWERED_MAX,
+    ENERGY_RIDE_MS,
     HOLD_RETRY_MS,
     JOB_DEADLINE_MAX_S,
     REFUSAL_RETRY_MS,
@@ -47,7 +48,6 @@ from edge_runtime.contract.reasons import (
     StopTier,
 )
 from edge_runtime.vehicle.core.attempts import (
-    J_PER_WH,
     Attempt,
     InHand,
     OpenChunk,
@@ -69,10 +69,11 @@ from edge_runtime.vehicle.core.commands import (
     SubmitRun,
     WriteAttempt,
     WriteChunk,
-    WriteEnergy,
     WriteFence,
     WriteStarted,
 )
+from edge_runtime.vehicle.core.energy import EnergyLedger
+from edge_runtime.vehicle.core.energy_rows import J_PER_WH
 from edge_runtime.vehicle.core.events import (
     EngineDied,
     ItemBroke,
@@ -87,7 +88,6 @@ from edge_runtime.vehicle.core.events import (
 )
 from edge_runtime.vehicle.core.ledger import Ledger
 from edge_runtime.vehicle.core.memory import (
-    EnergyMeter,
     EngineHealth,
     FenceMemory,
     ModelShelf,
@@ -114,7 +114,7 @@ class Work:
     fences: FenceMemory = field(default_factory=FenceMemory)
     models: ModelShelf = field(default_factory=ModelShelf)
     health: EngineHealth = field(default_factory=EngineHealth)
-    meter: EnergyMeter = field(default_factory=EnergyMeter)
+    energy: EnergyLedger = field(init=False)
     story: Story = field(default_factory=Story)
     stops: StopTally = field(default_factory=StopTally)
     is_clock_trusted: bool = False
@@ -123,6 +123,9 @@ class Work:
     may_feed: bool = False
     """Whether an attempt may have become ready to submit since `feed` last looked."""
     _next_run: int = 1
+
+    def __post_init__(self) -> None:
+        self.energy = EnergyLedger(self.facts.energy, self.facts.compute_power_w)
 
     # --- offers ---------------------------------------------------------------------------
 
@@ -341,9 +344,9 @@ class Work:
         attempt.run_progress += 1
         if event.index in attempt.remaining:
             result = finished_item(event.index, event.output, event.busy_ms)
-            busy_ms = result.busy_ms if isinstance(result, ItemDone) else 0.0
-            energy_j = busy_ms / 1000 * self.facts.compute_power_w
-            self.meter.spend(energy_j, now)
+            energy_j = 0.0
+            if isinstance(result, ItemDone):
+                energy_j = self.energy.item(attempt.offer.model, result.busy_ms, now)
             self._report(attempt, result, energy_j, now)
 
     def broke(self, event: ItemBroke, now: Now) -> None:
@@ -368,9 +371,7 @@ class Work:
         in_hand, attempt.in_hand = attempt.in_hand, None
         if in_hand is None or in_hand.index not in attempt.remaining:
             return 0
-        wasted_j = in_hand.busy_ms / 1000 * self.facts.compute_power_w
-        attempt.totals.wasted_j += wasted_j
-        self.meter.spend(wasted_j, now)
+        attempt.totals.wasted_j += self.energy.wasted(in_hand.busy_ms, now)
         return 1
 
     def run_ended(self, event: RunEnded, now: Now) -> None:
@@ -462,6 +463,7 @@ class Work:
             self._close(attempt, None, None, now)
 
     def _complete(self, attempt: Attempt, now: Now) -> None:
+        self.energy.unit_done(now)
         self._end(attempt, Phase.REPORTING, Ending(outcome=Outcome.COMPLETED), now)
 
     def _close(
@@ -469,9 +471,23 @@ class Work:
     ) -> None:
         chunk = attempt.close_chunk(ending)
         self._keep(chunk, ended_as)
-        if chunk.energy_j:
-            self.meter.spend(0.0, now)
-            self.ledger.append(WriteEnergy(self.meter.day, self.meter.joules))
+        self.write_energy(0 if ending is not None else ENERGY_RIDE_MS, now)
+
+    def write_energy(self, every_ms: int, now: Now) -> None:
+        """Journal what the energy ledger has new, unless it was written less long ago.
+
+        While storage is in trouble it waits in the ledger: no write of it need be kept.
+        """
+        if self.ledger.trouble is None and self.energy.is_due(now, every_ms):
+            for write in self.energy.take_writes(now):
+                self.ledger.append(write)
+
+    def reserved_j(self) -> float:
+        """What the items that are held, and not finished, will take."""
+        return sum(
+            self.energy.estimate_j(attempt.offer.model, len(attempt.remaining))
+            for attempt in self.attempts.values()
+        )
 
     def _keep(self, chunk: Chunk, ended_as: Phase | None) -> None:
         body = encode(chunk)
@@ -617,6 +633,7 @@ class Work:
                 traceparent=offer.traceparent,
                 items_lost=totals.lost,
                 wasted_wh=totals.wasted_j / J_PER_WH,
+                energy_method=self.energy.method.value,
             )
         )
 
@@ -649,6 +666,7 @@ class Work:
             if unit not in self.attempts or self.attempts[unit].run_id != run_id:
                 yield f"run {run_id} belongs to no attempt"
         yield from self._feed_problems()
+        yield from self.energy.problems()
         yield from self.outbox.problems()
 
     def _feed_problems(self) -> Iterator[str]:

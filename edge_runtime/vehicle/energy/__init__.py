@@ -1,0 +1,1 @@
+"""What the energy ledger is told and carries: counters of the computer, tables of the pack."""
