@@ -178,7 +178,7 @@ SNAPSHOT_METADATA_MAX_BYTES: Final = 256 * 1024
 TARGETS_METADATA_MAX_BYTES: Final = 4 * 1024 * 1024
 """Of the list of publishers, and of one publisher's list of packages: about 8,000 of them."""
 ROOT_ROTATIONS_MAX: Final = 256
-"""New versions of the root that a car follows in one go; a longer absence takes several."""
+"""Versions of the root that a car follows from the one it was given; then it needs a newer file."""
 PUBLISHERS_MAX: Final = 64
 ROLE_KEYS_MAX: Final = 16
 KEY_FILE_MAX_BYTES: Final = 16 * 1024
