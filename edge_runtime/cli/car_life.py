@@ -17,6 +17,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -157,10 +158,16 @@ def describe(agent: "VehicleAgent") -> str:
 
 
 def _why_stuck(agent: "VehicleAgent") -> str | None:
-    silence_s = agent.engine_silence_s
+    """The engine's own watchdog ends a hung item long before this: then that one does not work."""
+    from edge_runtime.vehicle.inference.engine import SupervisedEngine
+
+    engine = agent.engine
+    if not agent.core.is_computing or not isinstance(engine, SupervisedEngine):
+        return None
+    silence_s = (time.monotonic_ns() - engine.progress_ns) / 1e9
     if silence_s <= limits.ENGINE_SILENCE_MAX_S:
         return None
-    return f"the engine has work and said nothing for {silence_s:.0f} s"
+    return f"the engine has work and no output came for {silence_s:.0f} s"
 
 
 @contextlib.contextmanager

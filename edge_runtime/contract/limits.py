@@ -337,9 +337,9 @@ CAR_TIMER_MAX_MS: Final = 5_000
 CAR_BUS_TURN_MS: Final = 2
 """Messages are taken for this long before a sensor, the engine and the journal have a turn."""
 CAR_FAREWELL_MS: Final = 300
-ENGINE_SILENCE_MAX_S: Final = 300.0
-"""An engine with work that says nothing for so long has escaped its own watchdog: the car's
-watchdog is not fed. An item may honestly take it only where its model's reference time is 15 s."""
+ENGINE_SILENCE_MAX_S: Final = ENGINE_HANG_MAX_MS / 1000 + 60
+"""An engine with work and no output for so long has escaped its own watchdog: systemd's is not
+fed any more."""
 UPGRADE_COMMAND_MAX_S: Final = 180.0
 """Longest that systemctl, or the doctor of a new release, may take."""
 UPGRADE_HEALTHY_MAX_S: Final = 3_600.0

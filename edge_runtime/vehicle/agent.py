@@ -185,7 +185,6 @@ class VehicleAgent:
         """What the dispatcher is told when this agent leaves."""
         self.bus_tried = asyncio.Event()
         """Set once the broker has been reached, or not, for the first time."""
-        self._engine_heard_s = 0.0
         # Bound once: a line is written for every unit.
         self._lines = _log.bind(vehicle=settings.vehicle)
         self.core: VehicleCore
@@ -217,15 +216,6 @@ class VehicleAgent:
     def is_connected(self) -> bool:
         """Whether there is a connection to the broker."""
         return self._bus.is_connected
-
-    @property
-    def engine_silence_s(self) -> float:
-        """How long an engine that has work, and may do it, has said nothing; else 0.
-
-        The engine's own watchdog ends a hung item long before this is large: when it grows, that
-        watchdog does not work.
-        """
-        return self._loop.time() - self._engine_heard_s if self._is_busy else 0.0
 
     # --- life ----------------------------------------------------------------------------
 
@@ -354,7 +344,6 @@ class VehicleAgent:
 
     def _computed(self, event: Event) -> None:
         """The engine tells of many items in one message: they are handled together."""
-        self._engine_heard_s = self._loop.time()
         self._events.append(event)
         if not self._is_handling and not self._drain_asked:
             self._drain_asked = True
@@ -391,7 +380,6 @@ class VehicleAgent:
         is_busy = self.core.is_computing
         if is_busy is not self._is_busy:
             self._is_busy = is_busy
-            self._engine_heard_s = self._loop.time()
             self._sensors.note_load(is_busy=is_busy)
             if self._meter is not None:
                 self._measured(self._meter.note_load(is_busy=is_busy))
