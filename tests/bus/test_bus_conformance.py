@@ -126,6 +126,32 @@ async def test_a_clean_close_leaves_no_will(rig: Rig) -> None:
         assert (await reader.message()).topic == rig.topic("end")
 
 
+async def test_a_reconnect_that_was_asked_for_says_goodbye_and_subscribes_again(rig: Rig) -> None:
+    will = Message(rig.topic("gone"), b"gone")
+    bus = rig.bus("to", will=will, session_expiry_s=0)
+    # Before it is up there is nothing to make anew.
+    bus.reconnect("too early")
+    async with Reader(rig.bus("#")) as watcher, Reader(bus) as reader:
+        await watcher.up()
+        await reader.up()
+        for number in (1, 2):
+            reader.bus.reconnect("a reason")
+            reader.bus.reconnect("another, of no effect")
+            assert (await reader.down()).reason == "a reason"
+            await reader.up()
+            assert reader.bus.counters.reconnects == number
+            await watcher.bus.publish(Message(rig.topic("to"), b"still here"))
+            assert (await reader.message()).payload == b"still here"
+        assert {message.topic for message in watcher.received} == {rig.topic("to")}
+
+
+async def test_closing_right_after_asking_for_a_reconnect_closes(rig: Rig) -> None:
+    async with Reader(rig.bus()) as reader:
+        await reader.up()
+        reader.bus.reconnect("a reason")
+    assert not reader.bus.is_connected
+
+
 async def test_the_will_can_be_changed_for_the_next_connection(rig: Rig) -> None:
     old, new = (Message(rig.topic("will"), payload) for payload in (b"old", b"new"))
     settings = rig.settings(will=old)

@@ -1,9 +1,10 @@
 """Ed25519 keys and envelopes: what is believed, and why the rest is not."""
 
-import subprocess
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ed25519
 from hypothesis import given
 from hypothesis import strategies as st
 from nacl.signing import SigningKey
@@ -118,16 +119,20 @@ def test_too_many_keys_are_refused(tmp_path: Path) -> None:
 
 
 def test_files_are_those_of_openssl(tmp_path: Path) -> None:
-    private, public = tmp_path / "private.pem", tmp_path / "public.pem"
-    run = ["openssl", "genpkey", "-algorithm", "ed25519", "-out", private]
-    subprocess.run(run, check=True, capture_output=True)
-    subprocess.run(
-        ["openssl", "pkey", "-in", private, "-pubout", "-out", public],
-        check=True,
-        capture_output=True,
+    key = ed25519.Ed25519PrivateKey.generate()
+    private = tmp_path / "private.pem"
+    private.write_bytes(
+        key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
+        )
     )
     signer = MessageSigner.load(private)
-    assert signer.public_pem() == public.read_bytes()
+    assert signer.public_pem() == key.public_key().public_bytes(
+        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
+    key.public_key().verify(signer.sign(b"body"), b"body")
     assert key_id_of(signer.public_key) == signer.key_id
     signer.save(tmp_path / "saved.pem")
     assert (tmp_path / "saved.pem").read_bytes() == private.read_bytes()

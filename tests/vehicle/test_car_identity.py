@@ -1,6 +1,7 @@
 """Whose orders a car obeys, and how its certificates are renewed while it runs."""
 
 import asyncio
+import datetime as dt
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,10 @@ from edge_runtime.contract.errors import RejectionReason
 from edge_runtime.contract.messages import Control, Desired, Drain, Signed, WorkOffer
 from edge_runtime.contract.reasons import Availability, HoldReason
 from edge_runtime.contract.topics import Down, Topics
+from edge_runtime.pki import authority as authority_module
+from edge_runtime.pki.authority import Authority, Grant, Role
+from edge_runtime.pki.house import enrol
+from edge_runtime.pki.identity import IdentityFolder
 from edge_runtime.pki.signing import MessageSigner, TrustedKeys
 from edge_runtime.vehicle.identity import Identity
 from edge_runtime.vehicle.intake import Hosts, Intake
@@ -201,6 +206,32 @@ async def test_a_renewal_that_hangs_is_killed(
     identity = Identity(renew=command)
     logs = await run_renewals(identity, lambda: identity.failed_renewals == 1)
     assert "no end within" in logs[0]["why"]
+
+
+async def test_a_due_certificate_is_renewed_by_the_command_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    authority = Authority.create(tmp_path / "house" / "authority")
+    folder = IdentityFolder(tmp_path / "car")
+    renew = [sys.executable, "-m", "edge_runtime", "pki", "renew", str(folder.folder), "--if-due"]
+    renew += ["--authority", str(tmp_path / "house")]
+    sixty_days_ago = dt.datetime.now(dt.UTC) - dt.timedelta(days=61)
+    with monkeypatch.context() as then:
+        then.setattr(authority_module, "_now", lambda: sixty_days_ago)
+        enrol(authority, folder.folder, Grant(Role.CAR, "car-1", 90))
+    before = folder.certificate()
+    identity = Identity(certificates=[folder.identity], renew=renew)
+    assert not identity.look()
+    logs = await run_renewals(identity, lambda: folder.certificate() != before)
+    assert not logs
+    assert identity.look()
+    assert not identity.look()
+    assert not folder.validity().is_due(dt.datetime.now(dt.UTC))
+    # A second car's day: not due is no failure, and changes nothing.
+    fresh = folder.certificate()
+    process = await asyncio.create_subprocess_exec(*renew)
+    assert await process.wait() == 0
+    assert folder.certificate() == fresh
 
 
 async def test_renewals_run_beside_a_working_car_and_end_with_it(

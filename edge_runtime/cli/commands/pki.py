@@ -20,6 +20,7 @@ from edge_runtime.cli.identity import TlsOptions
 from edge_runtime.cli.options import check_broker_url, readable_file
 from edge_runtime.contract import limits
 from edge_runtime.contract.errors import ConfigError, RemoteError
+from edge_runtime.contract.topics import require_id
 from edge_runtime.pki.files import PUBLIC_MODE, PkiError, read_file, write_file
 from edge_runtime.pki.house import CAR_DAYS, SERVICE_DAYS, House
 
@@ -63,12 +64,11 @@ def init(
     passphrase_file: PassphraseFile = None,
 ) -> None:
     """Make a deployment: authorities, the broker's files, the dispatcher's identity and key."""
-    from edge_runtime.pki.authority import require_name
     from edge_runtime.pki.broker_files import BrokerLayout
     from edge_runtime.pki.house import build_house
 
     for name in enroll:
-        require_name(name)
+        require_id("--enroll", name)
     home, folder = House(house), house.resolve()
     layout = BrokerLayout(
         folder=str(folder / "broker"),
@@ -111,6 +111,8 @@ def enroll(
     from edge_runtime.pki.authority import Grant, Role, requested_name
     from edge_runtime.pki.identity import answer_request
 
+    for one in names if name is None else (*names, name):
+        require_id("a car's name", one)
     if bool(names) == (csr is not None):
         raise ConfigError("name cars of this machine, or --csr with one request")
     home = House(house)
@@ -125,7 +127,7 @@ def enroll(
         return
     if out is None:
         raise ConfigError("--csr needs --out, the file for the answer")
-    request = readable_file("--csr", csr).read_bytes()[: limits.PKI_FILE_MAX_BYTES]
+    request = read_file(csr)
     grant = Grant(as_what, name or requested_name(request), life)
     write_file(out, answer_request(authority, request, grant), mode=PUBLIC_MODE)
     print(f"{grant.name}: answer in {out}; on its machine: edge-runtime pki accept FOLDER {out}")
@@ -140,6 +142,7 @@ def request(
     """Make a key in IDENTITY and print where the request for its certificate is."""
     from edge_runtime.pki.identity import new_identity
 
+    require_id("--id", name)
     folder = new_identity(identity)
     folder.ask(name)
     print(f"{name}: give {folder.request} to `edge-runtime pki enroll HOUSE --csr`")
@@ -303,10 +306,10 @@ def signing_key(
 
 
 def _enrol_here(home: House, authority: "Authority", name: str, days: int) -> None:
-    from edge_runtime.pki.authority import Grant, Role, require_name
+    from edge_runtime.pki.authority import Grant, Role
     from edge_runtime.pki.house import enrol
 
-    folder = home.car(require_name(name))
+    folder = home.car(name)
     _print_validity(enrol(authority, folder, Grant(Role.CAR, name, days)), folder)
 
 
