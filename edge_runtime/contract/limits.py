@@ -108,6 +108,12 @@ CHUNK_ITEMS_MAX: Final = 32
 CHUNK_RESEND_MS: Final = 3_000
 CHUNK_RESEND_MAX_MS: Final = 60_000
 CHUNKS_UNANSWERED_MAX: Final = 512
+UNANSWERED_MAX_BYTES: Final = 96 * 1024 * 1024
+"""Finished work that waits for the dispatcher, encoded. A car that holds more computes nothing:
+what it has is kept, and what it has not begun is given back."""
+UNANSWERED_MAX_CHUNKS: Final = 4_096
+JOURNAL_MAX_BYTES: Final = 256 * 1024 * 1024
+"""The journal's file: `UNANSWERED_MAX_BYTES`, the offers of all units (30 MB), the reserve, room."""
 FENCES_REMEMBERED_MAX: Final = 4_096
 JOURNAL_RESERVE_BYTES: Final = 64 * 1024 * 1024
 STATE_REFRESH_MS: Final = 10_000
@@ -332,6 +338,11 @@ TRACE_ROWS_MAX: Final = 1_000_000
 TRACE_LINE_MAX_BYTES: Final = 4_096
 TRACE_SPEED_MAX: Final = 1_000_000.0
 HOSTS_KNOWN_MAX: Final = 64
+CAR_ASLEEP_MS: Final = 20_000
+"""A car that was not woken for so long slept, or was stopped: its timers come every 5 s."""
+REALTIME_SOFT_MS: Final = 500
+"""An agent of the real-time class that runs so long without a pause goes back to the ordinary."""
+REALTIME_HARD_MS: Final = 5_000
 CAR_TIMER_MAX_MS: Final = 5_000
 """A computer that slept has older boot time than its timers know: it looks at least this often."""
 CAR_BUS_TURN_MS: Final = 2

@@ -136,7 +136,7 @@ class Journal:
         self,
         path: Path,
         *,
-        max_bytes: int | None = None,
+        max_bytes: int | None = limits.JOURNAL_MAX_BYTES,
         reserve_bytes: int = limits.JOURNAL_RESERVE_BYTES,
     ) -> None:
         self.path = path

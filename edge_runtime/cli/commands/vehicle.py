@@ -156,6 +156,7 @@ def vehicle(options: VehicleOptions = _DEFAULTS, sensing: SensorOptions = _SENSI
         from edge_runtime.vehicle.energy.counters import PowerMeter
         from edge_runtime.vehicle.inference.engine import SupervisedEngine
         from edge_runtime.vehicle.models.store import PackageStore
+        from edge_runtime.vehicle.promptness import be_prompt
 
         tls = options.who.settings(options.broker)
         identity = options.who.compose(tls)
@@ -182,6 +183,7 @@ def vehicle(options: VehicleOptions = _DEFAULTS, sensing: SensorOptions = _SENSI
             options.model_quota_bytes,
             trusted_root=options.models_root,
         )
+        be_prompt()
         try:
             await live(
                 lambda: VehicleAgent(

@@ -155,6 +155,7 @@ class VehicleCore:
 
     def handle_all(self, events: Iterable[Event], now: Now) -> list[Command]:
         """Take events that came together, in order; what follows is settled once for all."""
+        self._work.link.turn(now)
         energy = self._work.energy
         energy.advance(now)
         for event in events:
@@ -172,8 +173,10 @@ class VehicleCore:
             case ItemStarted():
                 work.started(event, now)
             case UnitsOffered():
+                work.link.heard(now)
                 self._offered(event, now)
             case OrdersReceived():
+                work.link.heard(now)
                 for order in event.orders:
                     self._order(order, event.jitter, now)
             case WritesCommitted():
@@ -226,9 +229,11 @@ class VehicleCore:
             case ClockJudged():
                 self._work.is_clock_trusted = event.is_trusted
             case BusConnected():
+                self._work.link.heard(now)
                 self._work.out += self._herald.connected(now, self._view(now))
                 self._work.outbox.spread(now)
             case BusDisconnected():
+                self._work.link.lost()
                 self._herald.is_connected = False
             case ModelsDesired():
                 self._desired = event.models
@@ -248,10 +253,11 @@ class VehicleCore:
     def _settle(self, now: Now) -> None:
         """What follows from whatever happened."""
         work = self._work
-        if self._has_budget() or work.ledger.trouble is not None or _stops(self._decision):
+        is_blocked = work.ledger.trouble is not None or work.outbox.is_full
+        if is_blocked or self._has_budget() or _stops(self._decision):
             self._reconsider(now)
         if self._ladder.is_going and not _stops(self._decision):
-            work.feed()
+            work.feed(now)
             self._prefetch(now)
         if self._herald.is_connected:
             for message in work.outbox.take(now):
@@ -281,7 +287,7 @@ class VehicleCore:
             work.health.unhealthy_until_ns,
             self._leave_ns if not self._has_left else None,
             *(attempt.chunk_due_ns() for attempt in work.attempts.values()),
-            *(a.deadline_ns for a in work.attempts.values() if _may_expire(a.intent)),
+            *(work.expiry_ns(a) for a in work.attempts.values() if _may_expire(a.intent)),
         ]
         if self._herald.is_connected:
             times.append(work.outbox.next_ns())
@@ -307,7 +313,7 @@ class VehicleCore:
 
     def _expire_attempts(self, now: Now) -> None:
         for attempt in list(self._work.attempts.values()):
-            if attempt.deadline_ns > now.boot_ns or not _may_expire(attempt.intent):
+            if self._work.expiry_ns(attempt) > now.boot_ns or not _may_expire(attempt.intent):
                 continue
             if attempt.phase not in IN_ENGINE:
                 reason = ReleaseReason.DEADLINE
@@ -368,6 +374,8 @@ class VehicleCore:
             return Hold(self._leave_hold, stop=True)
         if self._work.health.unhealthy_until_ns is not None:
             return Hold(HoldReason.ENGINE_UNHEALTHY, stop=False)
+        if self._work.outbox.is_full:
+            return Hold(HoldReason.STORAGE_FULL, stop=True)
         if self._work.ledger.trouble is not None:
             return Hold(self._work.ledger.trouble, stop=False)
         if self._is_draining:

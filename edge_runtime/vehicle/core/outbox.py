@@ -4,6 +4,8 @@ Invariants
 - A chunk is published only when the journal holds it, and kept until it is answered.
 - Until then it is sent again, after a wait that doubles up to `CHUNK_RESEND_MAX_MS`; after a
   reconnect all are, one message every `CHUNK_RESEND_SPREAD_MS`.
+- `is_full` has no say here: what is finished is kept, however much it is. Who asks stops making
+  more, and each attempt that is given back for it adds one last chunk.
 - No message exceeds `CHUNKS_PER_MESSAGE_MAX` chunks or, with more than one chunk, `UNIT_MAX_BYTES`.
 """
 
@@ -48,6 +50,7 @@ class Outbox:
     """Every unanswered chunk of this car, by unit, fence and number."""
 
     count: int = 0
+    size_bytes: int = 0
     answered: int = 0
     resent: int = 0
     _units: dict[int, dict[Fence, Trail]] = field(default_factory=dict)
@@ -68,6 +71,7 @@ class Outbox:
         )
         trail.phase = ended_as or trail.phase
         self.count += 1
+        self.size_bytes += len(body)
 
     def committed(self, key: Key, seq: int) -> None:
         """The journal holds this chunk: it may be published."""
@@ -95,6 +99,7 @@ class Outbox:
             chunk.is_durable = False
             chunk.due_ns = None
         self.count -= len(gone)
+        self.size_bytes -= sum(len(chunk.body) for chunk in gone)
         self.answered += len(gone)
         if trail.chunks:
             return bool(gone), None
@@ -121,8 +126,16 @@ class Outbox:
         self._units.clear()
         self._ready.clear()
         self._due.clear()
-        self.count = 0
+        self.count = self.size_bytes = 0
         return last
+
+    @property
+    def is_full(self) -> bool:
+        """Whether so much waits for the dispatcher that nothing more may be made."""
+        return (
+            self.size_bytes >= limits.UNANSWERED_MAX_BYTES
+            or self.count >= limits.UNANSWERED_MAX_CHUNKS
+        )
 
     def items_of_unit(self, unit: int, model: str) -> set[int]:
         """Items of this unit that this model finished and that are on their way."""
@@ -180,6 +193,8 @@ class Outbox:
     def problems(self) -> Iterator[str]:
         """Every broken invariant, as a sentence."""
         chunks = list(self._all())
+        if self.size_bytes != sum(len(chunk.body) for chunk in chunks):
+            yield f"the outbox says that it holds {self.size_bytes} bytes, and holds others"
         if self.count != len(chunks):
             yield f"the outbox counts {self.count} chunks and holds {len(chunks)}"
         scheduled = {id(c) for due_ns, _, c in self._due if c.due_ns == due_ns}

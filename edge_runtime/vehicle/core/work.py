@@ -87,6 +87,7 @@ from edge_runtime.vehicle.core.events import (
     RunOutcome,
 )
 from edge_runtime.vehicle.core.ledger import Ledger
+from edge_runtime.vehicle.core.link import Link
 from edge_runtime.vehicle.core.memory import (
     EngineHealth,
     FenceMemory,
@@ -117,6 +118,7 @@ class Work:
     energy: EnergyLedger = field(init=False)
     story: Story = field(default_factory=Story)
     stops: StopTally = field(default_factory=StopTally)
+    link: Link = field(default_factory=Link)
     is_clock_trusted: bool = False
     is_withdrawn: bool = False
     """Whether the owner withdrew consent: then nothing that comes to an end is kept."""
@@ -288,14 +290,27 @@ class Work:
     def _with_model(self, digest: str) -> list[Attempt]:
         return [a for a in self.attempts.values() if a.offer.model == digest]
 
-    def feed(self) -> None:
-        """Submit every attempt that is recorded and whose model is ready, oldest first."""
+    def expiry_ns(self, attempt: Attempt) -> int:
+        """When this attempt is worth nothing any more: its deadline, or its lease's certain end."""
+        taken_ns = attempt.received_ns
+        lease_ns = self.link.lease_end_ns(attempt.offer.lease_ms, taken_ns)
+        return attempt.deadline_ns if lease_ns is None else min(attempt.deadline_ns, lease_ns)
+
+    def feed(self, now: Now) -> None:
+        """Submit every attempt that is recorded and whose model is ready, oldest first.
+
+        One whose time is over is given back instead.
+        """
         if not self.may_feed:
             return
         self.may_feed = False
-        for attempt in self.attempts.values():
-            if attempt.phase is Phase.RECORDED:
+        for attempt in list(self.attempts.values()):
+            if attempt.phase is not Phase.RECORDED:
+                continue
+            if self.expiry_ns(attempt) > now.boot_ns:
                 self._submit(attempt)
+            else:
+                self.release(attempt, Phase.RELEASED, ReleaseReason.DEADLINE, now)
 
     def _submit(self, attempt: Attempt) -> None:
         digest = attempt.offer.model
