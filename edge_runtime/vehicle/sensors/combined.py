@@ -52,13 +52,13 @@ class CombinedSensors:
         parts: Mapping[str, tuple[Sensors, frozenset[str]]],
         clock: Callable[[], int] = boot_ns,
     ) -> None:
-        self._parts = dict(parts)
+        self.parts = dict(parts)
         self._clock = clock
         self.ears: dict[str, Ear] = {}
 
     def note_load(self, *, is_busy: bool) -> None:
         """Every source may want to know."""
-        for sensors, _ in self._parts.values():
+        for sensors, _ in self.parts.values():
             sensors.note_load(is_busy=is_busy)
 
     async def run(self, emit: Emit) -> None:
@@ -66,11 +66,11 @@ class CombinedSensors:
         loop = asyncio.get_running_loop()
         self.ears = {
             source: Ear(names, emit, self._clock, loop.call_later)
-            for source, (_, names) in self._parts.items()
+            for source, (_, names) in self.parts.items()
         }
         try:
             async with asyncio.TaskGroup() as tasks:
-                for source, (sensors, _) in self._parts.items():
+                for source, (sensors, _) in self.parts.items():
                     tasks.create_task(sensors.run(self.ears[source].hear), name=source)
         except BaseExceptionGroup as group:
             raise group.exceptions[0] from group

@@ -26,7 +26,8 @@ def text_of(path: Path, most_bytes: int = limits.SENSOR_LINE_MAX_BYTES) -> str |
 def number_of(path: Path) -> float | None:
     """The number that a file is, None where it is none; NaN and infinity are what they are."""
     text = text_of(path)
-    if not text or "_" in text:
+    # Python reads more than the kernel writes: underscores, digits of every script.
+    if not text or "_" in text or not text.isascii():
         return None
     try:
         return float(text)
