@@ -726,6 +726,7 @@ FAULT_KINDS: Final = (
     "rival_bodies",
     "delete",
     "delete_and_requeue",
+    "delete_and_kill",
     "fetch_since",
     "dispatcher_stop",
     "car_stop",

@@ -9,7 +9,7 @@ from edge_runtime.bus.memory import Faults
 from edge_runtime.contract import codec
 from edge_runtime.contract.messages import Control, Desired, Drain, Fence
 from edge_runtime.contract.topics import Down
-from edge_runtime.sim.nemesis import hosts_of, often
+from edge_runtime.sim.nemesis import HALF, hosts_of, often
 from edge_runtime.sim.world import TENANT, World
 
 _KEEP_TELLING_S: Final = 5.0
@@ -21,7 +21,9 @@ async def clean_stops(world: World, rng: random.Random) -> None:
     """The dispatcher, or a car, is told to end, as for an upgrade; then it is started again."""
 
     async def strike() -> None:
-        host = rng.choice(hosts_of(world))
+        hosts = hosts_of(world)
+        busy = [car.host for car in world.cars if car.is_computing]
+        host = rng.choice(busy if busy and rng.random() < HALF else hosts)
         if host.is_up:
             kind = "dispatcher_stop" if host is world.dispatcher else "car_stop"
             world.ledger.fault(kind, host.name)

@@ -242,11 +242,14 @@ async def _delete(world: World, rng: random.Random, client: EdgeClient, job: str
     ledger = world.ledger
     ledger.deleting.add(job)
     calls: list[Awaitable[Any]] = [client.delete(job)]
-    if rng.random() < HALF:
+    kind = rng.choice(
+        ("delete", "delete", "delete_and_requeue", "delete_and_requeue", "delete_and_kill")
+    )
+    ledger.fault(kind, job)
+    if kind == "delete_and_requeue":
         calls.insert(rng.randint(0, 1), client.requeue(job))
-        ledger.fault("delete_and_requeue", job)
-    else:
-        ledger.fault("delete", job)
+    elif kind == "delete_and_kill":
+        world.loop.call_later(rng.uniform(0, 0.2), world.kill, world.dispatcher, rng.uniform(0, 3))
     outcomes = await asyncio.gather(*calls, return_exceptions=True)
     for outcome in outcomes:
         if isinstance(outcome, BaseException) and not isinstance(outcome, RemoteError):

@@ -168,6 +168,11 @@ class Car:
         fresh.write_text(_POLICY.format(consent=consent) + "#" * self._policies + "\n")
         fresh.replace(self.policy)
 
+    @property
+    def is_computing(self) -> bool:
+        """Whether its engine is at an item."""
+        return self.host.is_up and self.engine is not None and self.engine.is_computing
+
     def has_withdrawn(self, since_s: float, until_s: float) -> bool:
         """Whether between these times consent was withdrawn, as far as the car could know."""
         return any(
@@ -188,8 +193,7 @@ class Car:
         """What a sensor tells stops the engine in the same call."""
         life, is_told = self.host.life, not (self.sensors.mute or self.sensors.absurd)
         is_watched = life is not None and not life.is_paused and life is self._engine_life
-        is_computing = self.engine is not None and self.engine.is_computing
-        if is_watched and is_told and is_computing and not self.truth.do_signals_allow():
+        if is_watched and is_told and self.is_computing and not self.truth.do_signals_allow():
             self.world.ledger.violated("S9", f"{self.name} computes on when its sensors have told")
 
     def _must_have_stopped(self) -> None:
@@ -198,7 +202,7 @@ class Car:
             return
         life = self.host.life
         paused = life is not None and (life.is_paused or life.paused_at_s >= since_s)
-        if self.host.is_up and self.engine is not None and self.engine.is_computing and not paused:
+        if self.is_computing and not paused:
             self.world.ledger.violated(
                 "S9", f"{self.name} computes {_STOP_BOUND_S:g} s after its owner took the car"
             )

@@ -596,7 +596,7 @@ _TENANTS = (
         "            for tenant, job in await self.store.to_clear(limits.STATUSES_WAITING_MAX):\n"
         "                self.publisher.clear_status(tenant, job)\n",
         "",
-        needs=("deleters", "dispatcher_kills"),
+        needs=("deleters",),
     ),
     Mutation(
         "fetch-skips-one",
