@@ -5,11 +5,12 @@ Invariants
 - Why is explained from the data that decided (`core.explain`).
 - It holds what the owner's own car knows about itself: it never leaves the car.
 
-Deliberately absent: other people's payloads, and any history beyond the day, month and year.
+Deliberately absent: other people's payloads, and any history beyond what the ledger keeps.
 """
 
 import datetime as dt
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final, Literal
 
 import msgspec
@@ -18,10 +19,13 @@ from edge_runtime import __version__
 from edge_runtime.contract.clock import PLAUSIBLE_UTC_MS, Now
 from edge_runtime.contract.reasons import HoldReason
 from edge_runtime.vehicle.core.commands import LogUnit
+from edge_runtime.vehicle.core.energy_rows import LedgerSummary
 from edge_runtime.vehicle.core.explain import Explanation, RuleSays, explain_stopped
 from edge_runtime.vehicle.core.machine import VehicleCore
 from edge_runtime.vehicle.core.readings import Readings
 from edge_runtime.vehicle.core.rules import Circumstances, Side, findings, used_signals
+from edge_runtime.vehicle.energy.report import read_summary
+from edge_runtime.vehicle.journal import JournalError
 from edge_runtime.vehicle.policy import Consent, OwnerPolicy
 from edge_runtime.vehicle.policy_file import PolicyFile
 
@@ -39,16 +43,15 @@ class ConsentSays(msgspec.Struct, frozen=True, kw_only=True):
     by: DecidedBy = "nobody"
 
 
-class Spent(msgspec.Struct, frozen=True, kw_only=True):
+class Budget(msgspec.Struct, frozen=True, kw_only=True):
     """What work for others took in this UTC day, month or year, and the owner's budget for it.
 
-    `key` is the policy's; `spent` None where this car does not count it, `budget` where there
-    is none.
+    `key` is the policy's; `budget` is None where there is none.
     """
 
     key: str
     unit: str
-    spent: float | None
+    spent: float
     budget: float | None
 
 
@@ -62,7 +65,10 @@ class WorkDone(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class OwnerReport(msgspec.Struct, frozen=True, kw_only=True):
-    """All that an owner may ask of the car. `trouble` is what is wrong with the policy."""
+    """All that an owner may ask of the car. `trouble` is what is wrong with the policy.
+
+    `ledger` is None, and the budgets are not there, where the car has kept none yet.
+    """
 
     vehicle: str
     is_running: bool
@@ -71,7 +77,8 @@ class OwnerReport(msgspec.Struct, frozen=True, kw_only=True):
     is_paused: bool
     policy: str
     why: Explanation
-    ledger: tuple[Spent, ...]
+    ledger: LedgerSummary | None
+    budgets: tuple[Budget, ...]
     done: WorkDone = WorkDone()
     units_held: int = 0
     results_waiting: int = 0
@@ -110,8 +117,9 @@ def report_running(
     vehicle: str, file: PolicyFile, core: VehicleCore, tally: Tally, now: Now
 ) -> OwnerReport:
     """The report of a car whose runtime runs."""
-    around = core.circumstances(now)
-    policy = around.policy if isinstance(around.policy, OwnerPolicy) else None
+    in_force = core.circumstances(now).policy
+    policy = in_force if isinstance(in_force, OwnerPolicy) else None
+    ledger = core.work.energy.summary(now)
     return OwnerReport(
         vehicle=vehicle,
         is_running=True,
@@ -120,7 +128,8 @@ def report_running(
         is_paused=policy is not None and policy.paused,
         policy=str(file.path),
         why=core.explain(now),
-        ledger=_ledger(policy, around),
+        ledger=ledger,
+        budgets=_budgets(policy, ledger),
         done=tally.done(),
         units_held=len(core.work.attempts),
         results_waiting=core.work.outbox.count,
@@ -128,10 +137,14 @@ def report_running(
     )
 
 
-def report_stopped(file: PolicyFile, now: Now) -> OwnerReport:
+def report_stopped(file: PolicyFile, journal: Path, now: Now) -> OwnerReport:
     """The report of a car whose runtime does not run: what its files say."""
     read = file.read()
     policy = read if isinstance(read, OwnerPolicy) else None
+    try:
+        ledger = read_summary(journal, now.utc_ms)
+    except JournalError:
+        ledger = None  # it has not run yet, or what it kept cannot be read: `doctor` says which
     return OwnerReport(
         vehicle="",
         is_running=False,
@@ -140,7 +153,8 @@ def report_stopped(file: PolicyFile, now: Now) -> OwnerReport:
         is_paused=policy is not None and policy.paused,
         policy=str(file.path),
         why=_why_stopped(read, file, now),
-        ledger=(),
+        ledger=ledger,
+        budgets=() if ledger is None else _budgets(policy, ledger),
         trouble=file.trouble,
     )
 
@@ -179,35 +193,34 @@ def _consent(policy: OwnerPolicy | None, file: PolicyFile) -> ConsentSays:
     return ConsentSays(given=consent.given, version=consent.version, date=consent.date, by=by)
 
 
-def _ledger(policy: OwnerPolicy | None, around: Circumstances) -> tuple[Spent, ...]:
+def _budgets(policy: OwnerPolicy | None, ledger: LedgerSummary) -> tuple[Budget, ...]:
     rules = policy or OwnerPolicy()
-    rows: tuple[tuple[str, str, float | None, float | None], ...] = (
+    rows: tuple[tuple[str, str, float, float | None], ...] = (
         (
             "energy.budget_wh_per_day",
             "Wh today",
-            around.spent_wh_today,
+            ledger.today.total_wh,
             rules.energy.budget_wh_per_day,
         ),
         (
             "energy.budget_wh_per_month",
             "Wh this month",
-            around.spent_wh_month,
+            ledger.month.total_wh,
             rules.energy.budget_wh_per_month,
         ),
         (
             "wear.equivalent_full_cycles_per_year",
             "equivalent full cycles this year",
-            around.equivalent_full_cycles_year,
+            ledger.year.equivalent_full_cycles,
             rules.wear.equivalent_full_cycles_per_year,
         ),
         (
             "network.budget_mb_per_month",
             "MB this month",
-            around.data_mb_month,
+            ledger.month.sent_mb + ledger.month.received_mb,
             rules.network.budget_mb_per_month,
         ),
     )
     return tuple(
-        Spent(key=key, unit=unit, spent=None if spent is None else round(spent, 6), budget=budget)
-        for key, unit, spent, budget in rows
+        Budget(key=key, unit=unit, spent=spent, budget=budget) for key, unit, spent, budget in rows
     )

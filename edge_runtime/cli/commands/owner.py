@@ -20,6 +20,20 @@ if TYPE_CHECKING:
     from edge_runtime.vehicle.policy import OwnerPolicy
 
 _SHOWN_RULES: Final = 3
+_LEDGER_ROWS: Final = (
+    ("energy, Wh", "total_wh", 3),
+    ("  from the grid, Wh", "grid_wh", 3),
+    ("  from the pack, Wh", "pack_wh", 3),
+    ("  in finished items, Wh", "units_wh", 3),
+    ("equivalent full cycles", "equivalent_full_cycles", 6),
+    ("wear, % of capacity", "wear_percent", 6),
+    ("computing, min", "computing_min", 1),
+    ("battery hot, min", "battery_hot_min", 1),
+    ("computer hot, min", "compute_hot_min", 1),
+    ("items", "items", 0),
+    ("data sent, MB", "sent_mb", 3),
+    ("data received, MB", "received_mb", 3),
+)
 
 StateDir = Annotated[Path, Parameter(name="--state-dir", help="State folder of the car's runtime.")]
 PolicyPath = Annotated[
@@ -53,9 +67,11 @@ def status(
         print(f"{'because':<9} {why.summary}")
     if len(why.forbids) > _SHOWN_RULES:
         print(f"          and {len(why.forbids) - _SHOWN_RULES} more: edge-runtime owner why")
-    for number, spent in enumerate(report.ledger):
-        if number == 0 or spent.budget is not None:
-            print(f"{'energy' if number == 0 else '':<9} {_spent(spent.spent, spent.unit)}")
+    for number, budget in enumerate(report.budgets):
+        if number == 0 or budget.budget is not None:
+            of = "" if budget.budget is None else f", of {budget.budget:g}"
+            words = "energy" if number == 0 else ""
+            print(f"{words:<9} {budget.spent:.3f} {budget.unit}{of}")
     done = report.done
     print(
         f"done      {done.units} units, {done.items_done} items, {done.items_failed} failed, "
@@ -94,18 +110,25 @@ def ledger(
     policy: PolicyPath = DEFAULT_POLICY,
     as_json: AsJson = False,
 ) -> int:
-    """What work for others took, and the budgets. The runtime must run: it has the books."""
-    report = _report(state_dir, policy)
-    if not report.is_running:
-        from edge_runtime.contract.errors import LocalError
+    """What work for others took: energy, wear, heat, data, today to lifetime; and the budgets."""
+    from edge_runtime.contract.errors import LocalError
 
-        raise LocalError(f"{report.why.summary} in {state_dir}, and it keeps the ledger")
-    for spent in report.ledger:
-        if as_json:
-            print_json(spent)
-            continue
-        budget = "no budget" if spent.budget is None else f"of {spent.budget:g}, {spent.key}"
-        print(f"{_spent(spent.spent, spent.unit):<44} {budget}")
+    report = _report(state_dir, policy)
+    books = report.ledger
+    if books is None:
+        raise LocalError(f"there is no ledger in {state_dir}: this car has not run yet")
+    if as_json:
+        print_json(books)
+        return ExitCode.DONE
+    periods = (books.today, books.month, books.year, books.lifetime)
+    print(f"{'':<26}" + "".join(f"{period.period:>12}" for period in periods))
+    for words, name, digits in _LEDGER_ROWS:
+        cells = (f"{getattr(period, name):>12.{digits}f}" for period in periods)
+        print(f"{words:<26}{''.join(cells)}")
+    print(f"{'energy known by':<26}{', '.join(books.lifetime.methods) or 'nothing yet'}")
+    for budget in report.budgets:
+        if budget.budget is not None:
+            print(f"budget {budget.key}: {budget.spent:.3f} of {budget.budget:g} {budget.unit}")
     return ExitCode.DONE
 
 
@@ -192,16 +215,22 @@ def policy(
 
 def _report(state_dir: Path, policy: Path) -> "OwnerReport":
     """From the running car, else from its files. Raises `NoAnswer`."""
-    from edge_runtime.vehicle.clock import read_clock
-    from edge_runtime.vehicle.owner import report_stopped
-    from edge_runtime.vehicle.owner_decisions import decisions_path
     from edge_runtime.vehicle.owner_socket import NotRunning, ask_owner
-    from edge_runtime.vehicle.policy_file import PolicyFile
 
     try:
         return ask_owner(state_dir, "report")
     except NotRunning:
-        return report_stopped(PolicyFile(policy, decisions_path(state_dir)), read_clock())
+        return _from_files(state_dir, policy)
+
+
+def _from_files(state_dir: Path, policy: Path) -> "OwnerReport":
+    from edge_runtime.vehicle.clock import read_clock
+    from edge_runtime.vehicle.owner import report_stopped
+    from edge_runtime.vehicle.owner_decisions import decisions_path
+    from edge_runtime.vehicle.policy_file import PolicyFile
+
+    file = PolicyFile(policy, decisions_path(state_dir))
+    return report_stopped(file, state_dir / "journal.db", read_clock())
 
 
 def _policy_in_use(state_dir: Path, policy: Path) -> Path:
@@ -227,16 +256,12 @@ def _written(path: Path) -> "OwnerPolicy | None":
 
 def _told(state_dir: Path, policy: Path, what: str, *, as_json: bool) -> int:
     """Have the running car obey what was written; say what it then does."""
-    from edge_runtime.vehicle.clock import read_clock
-    from edge_runtime.vehicle.owner import report_stopped
-    from edge_runtime.vehicle.owner_decisions import decisions_path
     from edge_runtime.vehicle.owner_socket import NotRunning, ask_owner
-    from edge_runtime.vehicle.policy_file import PolicyFile
 
     try:
         report = ask_owner(state_dir, "look")
     except NotRunning:
-        report = report_stopped(PolicyFile(policy, decisions_path(state_dir)), read_clock())
+        report = _from_files(state_dir, policy)
     if as_json:
         print_json(report)
         return ExitCode.DONE
@@ -263,10 +288,6 @@ def _consent(consent: "ConsentSays") -> str:
     given = "given" if consent.given else "withdrawn"
     date = f" of {consent.date}" if consent.date else ""
     return f"{given}, version {consent.version}{date}, by {consent.by}"
-
-
-def _spent(spent: float | None, unit: str) -> str:
-    return f"not counted: {unit}" if spent is None else f"{spent:.3f} {unit}"
 
 
 def _print_rule(rule: "RuleSays") -> None:
