@@ -1,6 +1,7 @@
 """The units on a real systemd: ready, at work, watched, crashed, asleep, stopped, gone."""
 
 import asyncio
+import os
 import time
 from pathlib import Path
 
@@ -152,6 +153,8 @@ def test_the_sandbox_holds_and_the_engine_runs_in_it(running: Computer) -> None:
         maps = running.inside.out("cat", f"/proc/{pid}/maps")
         assert not [line for line in maps.splitlines() if line.split()[1].startswith("rwx")]
         assert ("onnxruntime" in maps) is (pid == engine)
+    assert scheduling_class(running, car) == os.SCHED_RR
+    assert scheduling_class(running, engine) == os.SCHED_IDLE
     refused = running.inside.out(
         *("systemd-run", "--pipe", "--quiet", "--wait"),
         *sandbox_of(running),
@@ -160,6 +163,12 @@ def test_the_sandbox_holds_and_the_engine_runs_in_it(running: Computer) -> None:
         PROBE,
     )
     assert refused.split() == ["mmap", "mprotect", "etc", "usr", "raw"]
+
+
+def scheduling_class(computer: Computer, pid: int) -> int:
+    """The class of a process's main thread (proc(5): field 41 of `stat`)."""
+    stat = computer.inside.out("cat", f"/proc/{pid}/stat")
+    return int(stat[stat.rindex(")") + 2 :].split()[41 - 3])
 
 
 PROBE = """
