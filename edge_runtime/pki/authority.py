@@ -47,8 +47,10 @@ from edge_runtime.pki.files import (
 )
 from edge_runtime.pki.signing import MessageSigner, read_public_keys
 
-_BACKDATED: Final = dt.timedelta(hours=1)
-"""Certificates begin this much before they are made: clocks of cars differ."""
+_BACKDATED: Final = dt.timedelta(days=2)
+"""Certificates begin this much before they are made, short-lived ones a tenth of their life: a car
+whose clock is wrong by a day, as after a flat battery, is let in and believes the broker."""
+_BACKDATED_PART: Final = 10
 _AUTHORITY_DAYS: Final = CERTIFICATE_DAYS_MAX
 _HOST_CHARS: Final = 253
 
@@ -140,14 +142,15 @@ class Authority:
         key = requested_key(request)
         ca, ca_key = self._load(role.branch)
         now = _now()
-        ends = min(now + dt.timedelta(days=grant.days), ca.not_valid_after_utc)
+        life = dt.timedelta(days=grant.days)
+        ends = min(now + life, ca.not_valid_after_utc)
         builder = (
             x509.CertificateBuilder()
             .subject_name(_name(name))
             .issuer_name(ca.subject)
             .public_key(key)
             .serial_number(x509.random_serial_number())
-            .not_valid_before(now - _BACKDATED)
+            .not_valid_before(now - min(_BACKDATED, life / _BACKDATED_PART))
             .not_valid_after(ends)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .add_extension(_usage(signs_certificates=False), critical=True)

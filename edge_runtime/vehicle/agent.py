@@ -517,16 +517,19 @@ class VehicleAgent:
         self._judge_clock()
 
     async def _use_renewed(self) -> None:
-        """Connect again with renewed certificates, when no work is held; a busy car waits less."""
+        """Connect again with renewed certificates: when no work is held, or it never rests."""
+        waits_since_s: float | None = None
         while True:
             await asyncio.sleep(limits.IDENTITY_LOOK_S)
-            if not self._identity.look():
+            now_s = self._loop.time()
+            if self._identity.look():
+                waits_since_s = now_s
+            if waits_since_s is None:
                 continue
-            for _ in range(limits.RENEWED_QUIET_WAIT_MAX_S):
-                if not self.core.work.attempts:
-                    break
-                await asyncio.sleep(1)
-            self._bus.reconnect("certificates were renewed")
+            waited_s = now_s - waits_since_s
+            if not self.core.work.attempts or waited_s >= limits.RENEWED_QUIET_WAIT_MAX_S:
+                waits_since_s = None
+                self._bus.reconnect("certificates were renewed")
 
     def _count_costs(self) -> None:
         """Tell what was drawn and what was sent and received since the last time."""

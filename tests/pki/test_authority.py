@@ -301,3 +301,13 @@ def test_two_revocations_at_once_are_both_in_the_list(tmp_path: Path, authority:
         thread.join()
     crl = x509.load_pem_x509_crl(authority.crl_file(Branch.CARS).read_bytes())
     assert len(list(crl)) == len(names)
+
+
+@pytest.mark.parametrize(("days", "hours"), [(90, 48), (365, 48), (10, 24), (1, 2.4)])
+def test_a_certificate_holds_for_clocks_that_are_behind(
+    authority: Authority, days: int, hours: float
+) -> None:
+    request = csr("car-1", ec.generate_private_key(ec.SECP256R1()))
+    certificate = authority.issue(request, Grant(Role.CAR, "car-1", days))
+    behind = dt.datetime.now(dt.UTC) - certificate.not_valid_before_utc
+    assert abs(behind - dt.timedelta(hours=hours)) < dt.timedelta(minutes=5)

@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 from agent_rig import Garage, until
-from scripted_dispatcher import ScriptedDispatcher
+from scripted_dispatcher import ScriptedDispatcher, tensor, unit_offer
 from structlog.testing import capture_logs
 
 from edge_runtime.bus import Message
 from edge_runtime.contract import codec, limits
 from edge_runtime.contract.errors import RejectionReason
-from edge_runtime.contract.messages import Control, Desired, Drain, Signed, WorkOffer
-from edge_runtime.contract.reasons import Availability, HoldReason
+from edge_runtime.contract.messages import Cancel, Control, Desired, Drain, Signed, WorkOffer
+from edge_runtime.contract.reasons import Availability, CancelReason, HoldReason
 from edge_runtime.contract.topics import Down, Topics
 from edge_runtime.pki import authority as authority_module
 from edge_runtime.pki.authority import Authority, Grant, Role
@@ -244,3 +244,34 @@ async def test_renewals_run_beside_a_working_car_and_end_with_it(
         await until(lambda: garage.identity.failed_renewals >= 2)
         await send(peer, None, drain=True)
         await peer.until(lambda: peer.states[-1].hold is HoldReason.DRAINING)
+
+
+@pytest.mark.parametrize("patience_s", [0, 3_600])
+async def test_a_busy_car_keeps_its_connection_until_it_rests_or_has_waited_enough(
+    garage: Garage, synthetic: Any, tmp_path: Path, patience_s: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "IDENTITY_LOOK_S", 0.01)
+    monkeypatch.setattr(limits, "RENEWED_QUIET_WAIT_MAX_S", patience_s)
+    certificate = tmp_path / "identity.pem"
+    certificate.write_text("old")
+    garage.identity = Identity(certificates=[certificate])
+    endless = synthetic("loop-forever")
+    async with garage.both(endless) as (agent, peer):
+        offer = unit_offer(endless, [tensor(1)])
+        peer.offer(offer)
+        await until(lambda: bool(agent.core.work.attempts))
+        looks = 0
+        look = garage.identity.look
+
+        def counted() -> bool:
+            nonlocal looks
+            looks += 1
+            return look()
+
+        monkeypatch.setattr(garage.identity, "look", counted)
+        certificate.write_text("renewed")
+        if patience_s:
+            await until(lambda: looks >= 5)
+            assert agent._bus.counters.reconnects == 0
+            peer.order(Cancel(unit=1, fence=offer.fence, reason=CancelReason.JOB_CANCELLED))
+        await until(lambda: agent._bus.counters.reconnects == 1)
