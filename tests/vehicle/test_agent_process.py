@@ -93,7 +93,9 @@ async def dispatcher_of(car: CarProcess) -> AsyncIterator[ScriptedDispatcher]:
 
 
 async def stock(car: CarProcess, package: Package) -> None:
-    await PackageStore(car.folder / "car" / "models", 1 << 30).add(package.folder)
+    store = PackageStore(car.folder / "car" / "models", 1 << 30)
+    await store.add(package.folder)
+    await store.close()  # or the car's process may not have the folder
 
 
 async def test_a_killed_car_gives_its_work_back_and_blames_the_item_in_hand(
