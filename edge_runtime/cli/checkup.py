@@ -24,7 +24,6 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from edge_runtime.cli.installation import journal_to_read
 from edge_runtime.contract import limits
 from edge_runtime.contract.clock import PLAUSIBLE_UTC_MS
 from edge_runtime.contract.errors import EdgeError
@@ -295,7 +294,7 @@ async def _reach(url: str, tls: "TlsSettings") -> None:
 
 def check_journal(path: Path) -> str:
     """What is wrong with a journal, read only; empty where nothing is."""
-    from edge_runtime.vehicle.journal import SCHEMA_VERSION
+    from edge_runtime.vehicle.journal import SCHEMA_VERSION, journal_to_read
 
     try:
         with journal_to_read(path) as connection:

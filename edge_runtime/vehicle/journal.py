@@ -13,6 +13,7 @@ Invariants
 Deliberately absent: what any of it means; that is the core's.
 """
 
+import contextlib
 import fcntl
 import os
 import queue
@@ -20,7 +21,7 @@ import shutil
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Final, assert_never
 
@@ -425,6 +426,20 @@ def energy_rows(connection: sqlite3.Connection) -> tuple[DayEnergy, ...]:
     rows = connection.execute(f"SELECT {', '.join(ROW_FIELDS)} FROM energy ORDER BY day")  # noqa: S608 - fields of a struct
     days = (DayEnergy(*row) for row in rows)
     return tuple(day for day in days if day.is_possible)
+
+
+@contextlib.contextmanager
+def journal_to_read(path: Path) -> Iterator[sqlite3.Connection]:
+    """A journal, for reading beside whoever has it; leaves no file behind. Raises `sqlite3.Error`.
+
+    SQLite makes files beside a journal to read it. Where there are none nobody has it open, and
+    nothing in it waits to be folded in: it may be read as if it could not change.
+    """
+    is_open = path.with_name(path.name + "-wal").exists()
+    how = "mode=ro" if is_open else "mode=ro&immutable=1"
+    uri = f"{path.absolute().as_uri()}?{how}"
+    with contextlib.closing(sqlite3.connect(uri, uri=True, timeout=2.0)) as connection:
+        yield connection
 
 
 def _attempts(connection: sqlite3.Connection) -> Iterable[SavedAttempt]:

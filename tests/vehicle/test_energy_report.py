@@ -136,6 +136,14 @@ def test_the_ledger_is_read_while_the_runtime_has_the_journal(tmp_path: Path) ->
     assert load(path)[0].items == 3
 
 
+def test_reading_leaves_no_file_behind_that_the_runtime_could_not_open(tmp_path: Path) -> None:
+    path = tmp_path / "a journal?.db"
+    write(path, c.WriteEnergy(DayEnergy(7, grid_j=3_600)))
+    before = sorted(file.name for file in tmp_path.iterdir())
+    assert read_summary(path, 7 * DAY_MS).today.total_wh == 1
+    assert sorted(file.name for file in tmp_path.iterdir()) == before
+
+
 _VICTIM = """
 import os, sys, threading
 from pathlib import Path

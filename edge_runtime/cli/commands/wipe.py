@@ -25,7 +25,7 @@ from cyclopts import Parameter
 from edge_runtime import __version__
 from edge_runtime.cli.commands.doctor import DEFAULT_SETTINGS, SettingsFile
 from edge_runtime.cli.exit_codes import ExitCode
-from edge_runtime.cli.installation import journal_to_read, read_settings
+from edge_runtime.cli.installation import read_settings
 from edge_runtime.contract.errors import ConfigError, LocalError
 from edge_runtime.pki.files import sync_folder
 
@@ -128,6 +128,8 @@ def _export_ledger(options: "VehicleOptions", target: Path) -> None:
 
 def _account(journal: Path) -> dict[str, list[dict[str, Any]]]:
     """Every row of the journal that is not work on its way, by table."""
+    from edge_runtime.vehicle.journal import journal_to_read
+
     if not journal.exists():
         return {}
     try:

@@ -8,12 +8,11 @@ What it shows is at most `ENERGY_WRITE_MS` old while the runtime runs.
 """
 
 import sqlite3
-from contextlib import closing
 from pathlib import Path
 from typing import Final
 
 from edge_runtime.vehicle.core.energy_rows import LedgerSummary, summarise
-from edge_runtime.vehicle.journal import JournalError, energy_rows
+from edge_runtime.vehicle.journal import JournalError, energy_rows, journal_to_read
 
 _MS_PER_DAY: Final = 86_400_000
 _ENERGY_SINCE_VERSION: Final = 2
@@ -24,22 +23,10 @@ def read_summary(journal: Path, utc_ms: int) -> LedgerSummary:
     if not journal.is_file():
         raise JournalError(f"there is no journal {journal}: this car has not run yet")
     try:
-        with closing(_open(journal)) as connection:
+        with journal_to_read(journal) as connection:
             version = connection.execute("PRAGMA user_version").fetchone()[0]
             has_energy = version >= _ENERGY_SINCE_VERSION
             rows = energy_rows(connection) if has_energy else ()
     except sqlite3.Error as error:
         raise JournalError(f"the journal {journal} cannot be read: {error}") from error
     return summarise(rows, max(0, utc_ms // _MS_PER_DAY))
-
-
-def _open(journal: Path) -> sqlite3.Connection:
-    uri = f"{journal.absolute().as_uri()}?mode=ro"
-    connection = sqlite3.connect(uri, uri=True, isolation_level=None, timeout=2.0)
-    try:
-        connection.execute("PRAGMA query_only=ON")
-        connection.execute("SELECT 1 FROM sqlite_schema").fetchone()
-    except sqlite3.Error:
-        connection.close()
-        raise
-    return connection
