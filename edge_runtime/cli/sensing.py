@@ -68,7 +68,7 @@ class SensorOptions:
     kuksa_frozen_s: Annotated[
         float,
         Parameter(
-            help="KUKSA: a measurement that nobody has written again for so long is stale; 0: none."
+            help="KUKSA: seconds after which a measurement not written again is stale; 0: never."
         ),
     ] = limits.SENSOR_FROZEN_MS / 1000
 

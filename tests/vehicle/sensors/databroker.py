@@ -9,6 +9,7 @@ use (it is a Rust program, shipped as a container); this one is written after it
   not, as for every sensor without an `x-kuksa-changetype`;
 - an unknown path is NOT_FOUND, an empty subscription or a buffer over 1,000 INVALID_ARGUMENT;
 - with `--token`, a request without it is UNAUTHENTICATED;
+- with `--tls`, a connection without it is no connection;
 - `--stubborn-unit PATH=UNIT` has a path in another unit.
 
 It is grpcio: of another make than the grpclib of the car.
@@ -23,6 +24,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -152,6 +154,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("port", type=int)
     parser.add_argument("--token")
+    parser.add_argument("--tls", nargs=2, metavar=("KEY", "CERTIFICATE"))
     parser.add_argument("--stubborn-unit", action="append", default=[])
     options = parser.parse_args()
     units = dict.fromkeys(EXTRA_PATHS, "") | {
@@ -162,7 +165,12 @@ def main() -> None:
     # A port that was just another databroker's, killed with its connections open, is free.
     server = grpc.server(ThreadPoolExecutor(8), options=[("grpc.so_reuseport", 0)])
     server.add_generic_rpc_handlers((Service(tree, options.token),))
-    port = server.add_insecure_port(f"127.0.0.1:{options.port}")
+    place = f"127.0.0.1:{options.port}"
+    if options.tls:
+        pair = tuple(Path(file).read_bytes() for file in options.tls)
+        port = server.add_secure_port(place, grpc.ssl_server_credentials([pair]))
+    else:
+        port = server.add_insecure_port(place)
     server.start()
     sys.stdout.write(f"{port}\n")
     sys.stdout.flush()

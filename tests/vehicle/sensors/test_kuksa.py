@@ -5,10 +5,16 @@ import random
 import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 from sensor_rig import (
     CHARGE,
     COMPUTE_C,
@@ -166,6 +172,64 @@ async def test_a_token_is_shown_and_one_that_is_missing_is_no_reading(tmp_path: 
                 token.write_text("right\n")
                 await listener.hears_value("is_parked", value=True)
     assert "UNAUTHENTICATED" in logs[0]["why"]
+
+
+def write_certificate(folder: Path) -> tuple[Path, Path]:
+    """Key and certificate of 127.0.0.1, signed by itself."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "a databroker")])
+    now = datetime.now(UTC)
+    public = key.public_key()
+    certificate = (
+        x509.CertificateBuilder(name, name, public, x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(
+            x509.KeyUsage(
+                digital_signature=True,
+                key_cert_sign=True,
+                content_commitment=False,
+                key_encipherment=False,
+                data_encipherment=False,
+                key_agreement=False,
+                crl_sign=False,
+                encipher_only=False,
+                decipher_only=False,
+            ),
+            critical=True,
+        )
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(public), critical=False)
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(public), critical=False)
+        .add_extension(
+            x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), critical=False
+        )
+        .sign(key, hashes.SHA256())
+    )
+    files = folder / "key.pem", folder / "certificate.pem"
+    pem = serialization.Encoding.PEM
+    files[0].write_bytes(
+        key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
+    files[1].write_bytes(certificate.public_bytes(pem))
+    return files
+
+
+async def test_with_a_ca_the_connection_is_tls_and_checked(tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    key, certificate = write_certificate(tmp_path)
+    _, stranger = write_certificate(tmp_path / "other")
+    async with databroker("--tls", str(key), str(certificate)) as broker:
+        broker.write_all(GOOD_CAR)
+        with capture_logs() as logs:
+            async with listening(sensors_of(broker.address, ca=stranger)) as suspicious:
+                async with asyncio.timeout(20):
+                    while not logs:  # noqa: ASYNC110 - a log line is told to nobody
+                        await asyncio.sleep(0.01)
+        async with listening(sensors_of(broker.address, ca=certificate)) as listener:
+            await listener.hears_value("is_parked", value=True)
+    assert not suspicious.said
+    assert "certificate" in logs[0]["why"].lower()
 
 
 async def garbage(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
