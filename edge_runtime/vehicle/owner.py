@@ -126,7 +126,7 @@ def report_running(
         at=_moment(now),
         consent=_consent(policy, file),
         is_paused=policy is not None and policy.paused,
-        policy=str(file.path),
+        policy=str(file.path.absolute()),
         why=core.explain(now),
         ledger=ledger,
         budgets=_budgets(policy, ledger),
@@ -139,7 +139,7 @@ def report_running(
 
 def report_stopped(file: PolicyFile, journal: Path, now: Now) -> OwnerReport:
     """The report of a car whose runtime does not run: what its files say."""
-    read = file.read()
+    read = file.peek()
     policy = read if isinstance(read, OwnerPolicy) else None
     try:
         ledger = read_summary(journal, now.utc_ms)
@@ -151,7 +151,7 @@ def report_stopped(file: PolicyFile, journal: Path, now: Now) -> OwnerReport:
         at=_moment(now),
         consent=_consent(policy, file),
         is_paused=policy is not None and policy.paused,
-        policy=str(file.path),
+        policy=str(file.path.absolute()),
         why=_why_stopped(read, file, now),
         ledger=ledger,
         budgets=() if ledger is None else _budgets(policy, ledger),

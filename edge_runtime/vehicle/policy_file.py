@@ -35,22 +35,29 @@ class PolicyFile:
         self._seen: tuple[Signature | None, Signature | None] = (None, None)
 
     def read(self) -> OwnerPolicy | HoldReason:
-        """The policy now, or why there is none."""
+        """The policy now, or why there is none, and a line in the log."""
+        policy = self.peek()
+        if isinstance(policy, HoldReason):
+            _log.error("policy_unusable", hold=policy.value, why=self.trouble)
+        else:
+            _log.info(
+                "policy_read",
+                path=str(self.path),
+                consent=policy.consent.given,
+                consent_version=policy.consent.version,
+                paused=policy.paused,
+            )
+        return policy
+
+    def peek(self) -> OwnerPolicy | HoldReason:
+        """As `read`, for who only asks."""
         self._seen = self._signatures()
         try:
             policy = self._read()
         except PolicyError as error:
             self.trouble = str(error)
-            _log.error("policy_unusable", hold=error.hold.value, why=str(error))
             return error.hold
         self.trouble = None
-        _log.info(
-            "policy_read",
-            path=str(self.path),
-            consent=policy.consent.given,
-            consent_version=policy.consent.version,
-            paused=policy.paused,
-        )
         return policy
 
     def changed(self) -> OwnerPolicy | HoldReason | None:

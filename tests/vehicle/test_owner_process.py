@@ -217,7 +217,7 @@ async def test_pause_and_resume_are_obeyed_at_once_and_why_says_which_rule(
         assert "allows work:" in text
         status = await car.owner("status")
         assert "consent   given, version 1 of 20" in status
-        assert "hold: charge_low" in status
+        assert "hold (charge_low)" in status
         assert "Wh today" in status
 
         car.policy.write_text("[charge]\nstart_percent = 1")
@@ -246,6 +246,7 @@ def test_without_a_runtime_the_commands_write_and_say_so(tmp_path: Path) -> None
     said = car.owner_now("status")
     assert said.returncode == 0
     assert "never given" in said.stdout
+    assert not said.stderr
     assert "the car's runtime is not running" in said.stdout
     said = car.owner_now("withdraw")
     assert said.returncode == 0

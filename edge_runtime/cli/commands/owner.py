@@ -58,7 +58,7 @@ def status(
     print(f"consent   {_consent(report.consent)}")
     if report.trouble:
         print(f"policy    {report.trouble}")
-    hold = f", hold: {why.hold}" if why.hold else ""
+    hold = f" ({why.hold})" if why.hold else ""
     paused = ", paused" if report.is_paused else ""
     print(f"now       {why.availability}{hold}{paused}, {report.units_held} units held")
     for number, rule in enumerate(why.forbids[:_SHOWN_RULES]):

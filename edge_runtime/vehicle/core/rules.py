@@ -124,9 +124,9 @@ def findings(
     """Every rule's finding, in order of report. `used` and `hours` are those of the policy."""
     readings = around.readings
     yield from _owner(policy, around, hours)
-    yield from _network(now, policy, readings)
     yield from _sensor_faults(now, used, readings)
     yield from _people(now, policy, readings)
+    yield from _network(now, policy, readings)
     yield from _departure(now, policy, around)
     yield from _power(now, policy, readings)
     yield from _temperatures(now, policy, readings)
