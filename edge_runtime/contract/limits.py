@@ -432,6 +432,10 @@ ENERGY_RIDE_MS: Final = 10_000
 """The ledger is written with a chunk at most this often, and with every unit's last one."""
 ENERGY_WRITE_MS: Final = 60_000
 """Without a chunk to ride with, the ledger is written at most this often."""
+ENERGY_IDLE_WRITE_MS: Final = 3_600_000
+"""And while nothing but a few bytes was spent, at most this often."""
+ENERGY_BYTES_SMALL: Final = 256 * 1024
+"""Bytes of a second that may be lost with the process."""
 ENERGY_DAYS_KEPT_MAX: Final = 400
 """Days kept one by one; older ones are folded into one row."""
 ENERGY_MODEL_ITEMS_MAX: Final = 4_096

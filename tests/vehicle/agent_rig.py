@@ -12,6 +12,7 @@ from edge_runtime.bus import Bus, BusSettings, MemoryBroker, MemoryBus
 from edge_runtime.contract.package import Package
 from edge_runtime.contract.reasons import Availability
 from edge_runtime.vehicle.agent import VehicleAgent, VehicleSettings
+from edge_runtime.vehicle.energy.counters import PowerMeter
 from edge_runtime.vehicle.identity import NOBODY, Identity
 from edge_runtime.vehicle.inference.engine import SupervisedEngine
 from edge_runtime.vehicle.inference.options import EngineOptions
@@ -34,6 +35,7 @@ class Garage:
     url: str = "memory://house"
     models_url: str | None = "http://127.0.0.1:9"
     identity: Identity = NOBODY
+    meter: PowerMeter | None = None
 
     def __post_init__(self) -> None:
         self.policy.write_text(POLICY)
@@ -74,6 +76,7 @@ class Garage:
             packages=self.packages(),
             sensors=self.sensors,
             identity=self.identity,
+            meter=self.meter,
         ) as agent:
             watching = asyncio.create_task(agent.wait_ended())
             try:

@@ -604,6 +604,30 @@ def test_the_ledger_is_written_at_most_once_a_minute_without_a_unit() -> None:
     assert 9 <= wrote <= 11
 
 
+def test_a_car_without_work_writes_its_bytes_once_an_hour() -> None:
+    car = Bench().open()
+    wrote = 0
+    for second in range(2 * 3600):
+        said = car.send(e.BytesMoved(300, 100))
+        said += car.advance(1)
+        said += car.sense() if second % 4 == 0 else []
+        wrote += sum(
+            isinstance(write, c.WriteEnergy)
+            for command in only(c.Persist, said)
+            for write in command.writes
+        )
+        car.commit()
+    assert 1 <= wrote <= 3
+
+
+def test_a_package_is_counted_within_the_minute() -> None:
+    car = Bench().open()
+    car.live(60)
+    said = car.send(e.BytesMoved(0, 50_000_000)) + car.live(60)
+    writes = [write for command in only(c.Persist, said) for write in command.writes]
+    assert any(isinstance(write, c.WriteEnergy) for write in writes)
+
+
 def test_a_unit_takes_its_energy_with_its_last_chunk() -> None:
     car = Bench().open()
     car.take(offer(1, items=(0, 1)))

@@ -144,6 +144,8 @@ class EnergyLedger:
     _month_before: DayEnergy = field(default_factory=lambda: DayEnergy(0))
     _year_before: DayEnergy = field(default_factory=lambda: DayEnergy(0))
     _dirty_days: set[int] = field(default_factory=set)
+    _is_pressing: bool = False
+    """Whether what is dirty should not be lost: energy, or a package's bytes."""
     _dirty_models: set[str] = field(default_factory=set)
     _drops: list[int] = field(default_factory=list)
 
@@ -256,6 +258,8 @@ class EnergyLedger:
             row.sent_bytes += max(0, event.sent)
             row.received_bytes += max(0, event.received)
             self._dirty_days.add(row.day)
+            if event.sent + event.received > limits.ENERGY_BYTES_SMALL:
+                self._is_pressing = True
             return
         seconds = (event.to_ns - event.from_ns) / _NS_PER_S
         joules = event.joules
@@ -343,6 +347,7 @@ class EnergyLedger:
     def _add(self, joules: float, row: DayEnergy) -> None:
         """The only place at which energy and cycles enter a row."""
         self._dirty_days.add(row.day)
+        self._is_pressing = True
         row.methods |= self._power.method.bit
         if self._power.method is PowerMethod.VEHICLE:
             row.measured_j += joules
@@ -430,13 +435,19 @@ class EnergyLedger:
     # --- the journal -----------------------------------------------------------------------------
 
     def is_due(self, now: Now, every_ms: int) -> bool:
-        """Whether there is something to write, and the last write is so long ago."""
-        is_dirty = bool(self._dirty_days or self._dirty_models)
-        return is_dirty and not 0 <= now.boot_ns - self._written_ns < every_ms * NS_PER_MS
+        """Whether there is something to write, and the last write is so long ago.
+
+        The few bytes of a car without work are no reason to write flash every minute.
+        """
+        if not (self._dirty_days or self._dirty_models):
+            return False
+        if not self._is_pressing and every_ms > 0:
+            every_ms = limits.ENERGY_IDLE_WRITE_MS
+        return not 0 <= now.boot_ns - self._written_ns < every_ms * NS_PER_MS
 
     def take_writes(self, now: Now) -> list[WriteEnergy | WriteModelEnergy]:
         """What has changed since the last call, to be written in one commit."""
-        self._written_ns = now.boot_ns
+        self._written_ns, self._is_pressing = now.boot_ns, False
         drops, self._drops = tuple(self._drops), []
         writes: list[WriteEnergy | WriteModelEnergy] = []
         for day in sorted(self._dirty_days):
