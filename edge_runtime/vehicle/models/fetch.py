@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from edge_runtime.vehicle.models.trust import Trust
 
 _DIE_WITH_PARENT: Final = 1  # PR_SET_PDEATHSIG
+_NICENESS: Final = 10
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
@@ -57,6 +58,9 @@ def main(arguments: list[str]) -> None:
     _tie_to(int(arguments[0]))
     # A Ctrl-C in the terminal is for the car's process, which then ends this one.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Whatever class the car's process has for the owner's sake, a download can wait.
+    os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+    os.nice(_NICENESS)
     resource.setrlimit(resource.RLIMIT_AS, (limits.FETCH_MEMORY_MAX_BYTES,) * 2)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     order = msgspec.json.decode(sys.stdin.buffer.readline(), type=Order)
