@@ -39,7 +39,13 @@ def tls_context(settings: TlsSettings) -> ssl.SSLContext:
 async def start_tls(connected: socket.socket, context: ssl.SSLContext, host: str) -> ssl.SSLSocket:
     """Shake hands over a connected non-blocking socket. Raises OSError; owns the socket."""
     loop = asyncio.get_running_loop()
-    wrapped = context.wrap_socket(connected, server_hostname=host, do_handshake_on_connect=False)
+    try:
+        wrapped = context.wrap_socket(
+            connected, server_hostname=host, do_handshake_on_connect=False
+        )
+    except BaseException:
+        connected.close()
+        raise
     try:
         while True:
             try:

@@ -36,7 +36,7 @@ _PRIVATE_DER: Final = bytes.fromhex("302e020100300506032b657004220420")
 """Everything of a PKCS #8 Ed25519 key but the key (RFC 8410 §7, without attributes)."""
 _PUBLIC_DER: Final = bytes.fromhex("302a300506032b6570032100")
 """Everything of a SubjectPublicKeyInfo of Ed25519 but the key (RFC 8410 §4)."""
-_BLOCK: Final = re.compile(rb"-----BEGIN ([A-Z0-9 ]+)-----\s(.*?)\s-----END \1-----", re.DOTALL)
+_EDGE: Final = re.compile(rb"-----(BEGIN|END) ([A-Z0-9 ]{1,64})-----")
 
 _log = structlog.get_logger()
 
@@ -157,12 +157,28 @@ def public_keys_in(pem: bytes) -> list[bytes]:
 
 
 def pem_blocks(pem: bytes) -> Iterator[tuple[str, bytes]]:
-    """(label, bytes) of every block of a PEM text. Raises PkiRefused for a block of no base64."""
-    for label, text in _BLOCK.findall(pem):
-        try:
-            yield label.decode(), base64.b64decode(b"".join(text.split()), validate=True)
-        except binascii.Error as error:
-            raise PkiRefused(f"{label.decode()}: not valid PEM: {error}") from None
+    """(label, bytes) of every block of a PEM text. Raises PkiRefused for a block of no base64.
+
+    Text outside blocks, and a block without its end, is passed over. Takes time in proportion.
+    """
+    label: bytes | None = None
+    rows: list[bytes] = []
+    for line in pem.splitlines():
+        edge = _EDGE.fullmatch(line.strip())
+        if edge is None:
+            rows.append(line.strip())
+        elif edge[1] == b"BEGIN":
+            label, rows = edge[2], []
+        elif label is not None and edge[2] == label:
+            yield label.decode(), _from_base64(label, b"".join(rows))
+            label = None
+
+
+def _from_base64(label: bytes, text: bytes) -> bytes:
+    try:
+        return base64.b64decode(text, validate=True)
+    except binascii.Error as error:
+        raise PkiRefused(f"{label.decode()}: not valid PEM: {error}") from None
 
 
 def _pem(label: str, der: bytes) -> bytes:

@@ -1,5 +1,6 @@
 """Ed25519 keys and envelopes: what is believed, and why the rest is not."""
 
+import time
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,14 @@ from nacl.signing import SigningKey
 from edge_runtime.contract import codec, limits
 from edge_runtime.contract.errors import RejectionReason
 from edge_runtime.contract.messages import Control, Drain, Signed
-from edge_runtime.pki.files import PkiError
-from edge_runtime.pki.signing import MessageSigner, TrustedKeys, key_id_of, read_public_keys
+from edge_runtime.pki.files import PkiError, PkiRefused
+from edge_runtime.pki.signing import (
+    MessageSigner,
+    TrustedKeys,
+    key_id_of,
+    pem_blocks,
+    read_public_keys,
+)
 
 CONTROL = Control(vehicle="car-1", orders=(Drain(active=True),))
 ONE, OTHER = MessageSigner(SigningKey(b"1" * 32)), MessageSigner(SigningKey(b"2" * 32))
@@ -154,3 +161,35 @@ def test_a_huge_file_is_not_read(tmp_path: Path) -> None:
     path.write_bytes(b" " * (limits.PKI_FILE_MAX_BYTES + 1))
     with pytest.raises(PkiError, match=str(limits.PKI_FILE_MAX_BYTES)):
         TrustedKeys(path)
+
+
+@given(
+    st.lists(
+        st.sampled_from(
+            [
+                b"-----BEGIN A-----",
+                b"-----END A-----",
+                b"-----END B-----",
+                b"-----BEGIN PUBLIC KEY-----",
+                b"AAAA",
+                b"!",
+                b"",
+                b"\xff",
+            ]
+        )
+    )
+)
+def test_any_pieces_of_pem_are_blocks_or_a_refusal(pieces: list[bytes]) -> None:
+    try:
+        blocks = list(pem_blocks(b"\n".join(pieces)))
+    except PkiRefused:
+        assert b"!" in pieces or b"\xff" in pieces or b"AAAA" in pieces
+    else:
+        assert all(set(der) <= {0} for _, der in blocks)
+
+
+def test_the_largest_hostile_file_takes_no_time() -> None:
+    hostile = b"-----BEGIN A-----\n" * 4_000
+    started_s = time.process_time()
+    assert list(pem_blocks(hostile[: limits.PKI_FILE_MAX_BYTES])) == []
+    assert time.process_time() - started_s < 0.5
