@@ -1,6 +1,7 @@
 """Recorded days: reading them, refusing wrong ones by line and column, replaying them."""
 
 import asyncio
+import tempfile
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -8,6 +9,8 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pyarrow import parquet
 from sensor_rig import Listener
 
@@ -157,6 +160,35 @@ def test_files_that_are_no_traces_are_refused(tmp_path: Path) -> None:
         file.truncate(limits.TRACE_MAX_BYTES + 1)
     with pytest.raises(ConfigError, match="at most"):
         read_trace(huge)
+
+
+CELLS = st.one_of(
+    st.sampled_from(["", "true", "false", "1", "0", "nan", "inf", "1e400", "9" * 400, '"', "\x00"]),
+    st.integers().map(str),
+    st.floats().map(str),
+    st.text(max_size=8),
+)
+
+
+@given(
+    st.lists(st.lists(CELLS, max_size=5), max_size=6),
+    st.sampled_from(["", HEADER, "utc_s,is_parked\n"]),
+)
+@settings(max_examples=300, deadline=None)
+def test_any_file_is_a_trace_or_a_clear_refusal(rows: list[list[str]], head: str) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "day.csv"
+        path.write_text(head + "\n".join(map(",".join, rows)), errors="surrogateescape")
+        refusal = ""
+        try:
+            trace = read_trace(path)
+        except ConfigError as error:
+            refusal = str(error)
+        if refusal:
+            assert refusal.startswith(f"{path}: ")
+        else:
+            assert all(early < late for early, late in pairwise(trace.times_ns))
+            assert all(set(values) == set(trace.names) for _, values in trace.moments())
 
 
 def test_recorded_absurdities_are_replayed_and_not_believed(tmp_path: Path) -> None:
