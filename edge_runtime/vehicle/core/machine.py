@@ -93,6 +93,7 @@ NO_PREFETCH: Final = frozenset(
         HoldReason.CONSENT_WITHDRAWN,
         HoldReason.OWNER_PAUSED,
         HoldReason.POLICY_INVALID,
+        HoldReason.JURISDICTION_NOT_ALLOWED,
         HoldReason.NETWORK_METERED,
         HoldReason.DATA_BUDGET_SPENT,
         HoldReason.POWER_SAVING,
