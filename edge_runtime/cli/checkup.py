@@ -122,20 +122,23 @@ class Checkup:
 
     async def _look_at_policy(self) -> Finding:
         policy = self._policy()
+        here = f"--state-dir {self._options.state_dir} --policy {self._options.policy}"
         if isinstance(policy, HoldReason):
             return _fault(
                 "policy",
                 f"{self._options.policy}: no work, {policy.value}",
-                "edge-runtime owner why; a complete file: edge-runtime owner policy",
+                f"edge-runtime owner why {here}; a complete file: edge-runtime owner policy",
             )
         if not policy.consent.given:
             return _warning(
                 "policy",
                 "right, but the owner has not agreed: no work",
-                f"edge-runtime owner consent --state-dir {self._options.state_dir}",
+                f"edge-runtime owner consent {here}",
             )
         if policy.paused:
-            return _warning("policy", "right, and paused: no work", "edge-runtime owner resume")
+            return _warning(
+                "policy", "right, and paused: no work", f"edge-runtime owner resume {here}"
+            )
         return _ok("policy", f"right; consent {policy.consent.version} given")
 
     def _policy(self) -> "OwnerPolicy | HoldReason":

@@ -153,6 +153,25 @@ async def test_a_damaged_package_is_found(settings: Path, tmp_path: Path) -> Non
     assert at_fault(findings) == {"models"}
 
 
+def test_a_certificate_is_looked_at(settings: Path, tmp_path: Path) -> None:
+    house = tmp_path / "house"
+    made = edge_runtime("pki", "init", str(house), "--enroll", "car-1")
+    assert made.returncode == ExitCode.DONE, made.stderr
+    port = free_port()
+    settings.write_text(
+        settings.read_text().replace("mqtt://", "mqtts://")
+        + f'identity = "{house / "cars" / "car-1"}"\n'
+    )
+    findings = doctor(settings, "--quick")
+    assert "car-1, valid until 20" in findings["certificates"]["says"]
+    lines = settings.read_text().splitlines()
+    lines[2] = f'broker = "mqtts://127.0.0.1:{port}"'
+    settings.write_text("\n".join(lines))
+    assert at_fault(doctor(settings, code=ExitCode.FAILED)) == {"broker"}
+    (house / "cars" / "car-1" / "identity.pem").write_text("# edge-runtime identity of car-1\n")
+    assert "certificates" in at_fault(doctor(settings, "--quick", code=ExitCode.FAILED))
+
+
 def test_a_running_car_is_not_disturbed(settings: Path, tmp_path: Path) -> None:
     with (tmp_path / "log").open("wb") as log:
         car = subprocess.Popen(

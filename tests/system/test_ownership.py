@@ -70,6 +70,18 @@ def test_the_doctor_leaves_a_stopped_car_able_to_start(running: Computer) -> Non
     running.start(VEHICLE)
 
 
+def test_the_owner_commands_a_service_whose_user_is_not_root(running: Computer) -> None:
+    here = ("--state-dir=/var/lib/edge-runtime", "--policy=/etc/edge-runtime/policy.toml")
+    run, until = running.inside.run, running.inside.until
+    run(PROGRAM, "owner", "pause", *here)
+    until(VEHICLE, "StatusText", "hold: owner_paused", 5)
+    running.stop(VEHICLE)
+    running.start(VEHICLE)
+    until(VEHICLE, "StatusText", "hold: owner_paused", 5)
+    run(PROGRAM, "owner", "resume", *here)
+    until(VEHICLE, "StatusText", "ready", 10)
+
+
 async def test_an_upgrade_keeps_the_old_release_to_go_back_to(car: Computer) -> None:
     make_release(car, "9.0.0")
     run = car.inside.run
