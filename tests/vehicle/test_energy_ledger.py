@@ -14,7 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from edge_runtime.contract import limits
 from edge_runtime.contract.clock import Now, utc_month
 from edge_runtime.contract.messages import Refused
-from edge_runtime.contract.reasons import HoldReason, RefusalReason
+from edge_runtime.contract.reasons import Availability, HoldReason, RefusalReason
 from edge_runtime.vehicle.core import commands as c
 from edge_runtime.vehicle.core import events as e
 from edge_runtime.vehicle.core.energy import Budgets, EnergyFacts, EnergyLedger
@@ -575,6 +575,28 @@ def test_measured_items_open_the_budget_to_cheap_models() -> None:
     assert refused(car.take(offer(2, items=range(5)))).hold is HoldReason.ENERGY_BUDGET_SPENT
     car.take(offer(3, items=range(4)))
     assert len(car.engine.runs) == 2
+
+
+def test_a_car_that_would_refuse_every_offer_asks_for_none() -> None:
+    car = bench(energy=Energy(budget_wh_per_day=0.03))  # 108 J
+    car.take(offer(1, items=(0, 1)))
+    for index in (0, 1):
+        car.send(e.ItemFinished(car.run_of(1), index, b"\xc0", 1_000.0))  # 40 J an item
+    car.commit()
+    car.live(1)
+    assert car.core.availability is Availability.HOLD
+    why = car.core.explain(car.now)
+    assert why.hold == HoldReason.ENERGY_BUDGET_SPENT.value
+    assert why.summary == "one more item would pass a budget of energy"
+    assert only(c.PublishState, car.said)[-1].state.energy_budget_wh == pytest.approx(28 / 3600)
+    car.utc_ms += DAY_MS
+    car.live(1)
+    assert car.core.availability is Availability.READY
+
+
+def test_the_lesser_of_the_budgets_is_told() -> None:
+    car = bench(energy=Energy(budget_wh_per_day=100, budget_wh_per_month=60))
+    assert only(c.PublishState, car.said)[-1].state.energy_budget_wh == 60
 
 
 def test_the_wear_budget_refuses_where_the_pack_would_pay() -> None:

@@ -412,6 +412,11 @@ class EnergyLedger:
             return self.busy_w * limits.UNIT_TARGET_MS / 1000
         return known.joules / known.items * items
 
+    def cheapest_j(self) -> float:
+        """The least that any work may take: an item of the cheapest model, or one never seen."""
+        known = (model.joules / model.items for model in self.models.values() if model.items > 0)
+        return min((*known, self.estimate_j("", 1)))
+
     def over_budget(self, need_j: float, budgets: Budgets, now: Now) -> HoldReason | None:
         """Which budget `need_j` more, from the source of now, would pass; None is none."""
         spent, need_wh = self.spent(now), need_j / J_PER_WH

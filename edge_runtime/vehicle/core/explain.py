@@ -49,6 +49,8 @@ _OWN_HOLDS: Final = {
     HoldReason.ENGINE_UNHEALTHY: "the inference engine died too often and rests for a while",
     HoldReason.STORAGE_FULL: "the disk, or the journal, is full",
     HoldReason.STORAGE_ERROR: "the disk does not take the journal's writes",
+    HoldReason.ENERGY_BUDGET_SPENT: "one more item would pass a budget of energy",
+    HoldReason.WEAR_BUDGET_SPENT: "one more item would pass the budget of cycles",
     HoldReason.POWER_SAVING: "the car's computer is about to sleep",
     HoldReason.SENSOR_STALE: "nothing has been read from the sensors yet",
 }

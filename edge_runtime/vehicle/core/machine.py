@@ -364,12 +364,12 @@ class VehicleCore:
         decision = self._admission.decide(now, self._around(now))
         if _stops(decision):
             return decision
-        own = self._own_hold()
+        own = self._own_hold(now)
         if own is not None and (own.stop or isinstance(decision, Ready)):
             return own
         return decision
 
-    def _own_hold(self) -> Hold | None:
+    def _own_hold(self, now: Now) -> Hold | None:
         """Holds that come from this computer, not from the owner or the car."""
         if self._leave_ns is not None:
             return Hold(self._leave_hold, stop=True)
@@ -381,7 +381,12 @@ class VehicleCore:
             return Hold(self._work.ledger.trouble, stop=False)
         if self._is_draining:
             return Hold(HoldReason.DRAINING, stop=False)
-        return None
+        if self._work.attempts or not self._has_budget():
+            return None
+        # A car that would refuse every offer must not ask for any.
+        energy = self._work.energy
+        spent = energy.over_budget(energy.cheapest_j(), _budgets(self._owners_policy), now)
+        return None if spent is None else Hold(spent, stop=False)
 
     def _engine_died(self, event: EngineDied, now: Now) -> None:
         work = self._work
@@ -462,9 +467,17 @@ class VehicleCore:
         )
 
     def _budget_left_wh(self, now: Now) -> float | None:
-        policy = self._policy
-        budget = policy.energy.budget_wh_per_day if isinstance(policy, OwnerPolicy) else None
-        return None if budget is None else max(0.0, budget - self._work.energy.spent(now).wh_today)
+        """What is left of the day's and the month's budget of energy, whichever is less."""
+        budgets, spent = _budgets(self._owners_policy), self._work.energy.spent(now)
+        left_wh = [
+            budget_wh - spent_wh
+            for budget_wh, spent_wh in (
+                (budgets.wh_per_day, spent.wh_today),
+                (budgets.wh_per_month, spent.wh_month),
+            )
+            if budget_wh is not None
+        ]
+        return max(0.0, min(left_wh)) if left_wh else None
 
     def _hold(self) -> HoldReason | None:
         return None if isinstance(self._decision, Ready) else self._decision.reason
