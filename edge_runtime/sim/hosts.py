@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from edge_runtime.contract.clock import Now
-from edge_runtime.contract.messages import Fence
+from edge_runtime.contract.messages import Fence, UnitOffer
 from edge_runtime.dispatcher.core.commands import StoreCommand
 from edge_runtime.dispatcher.storage import Recovered, SqliteStore
 from edge_runtime.sim.loop import SimLoop, current_life
@@ -335,17 +335,23 @@ class SimJournal(Journal):
         done = super()._commit(batch)
         self._host.synced(self._connection)
         if not all(isinstance(write, WriteStarted) for _, write in batch):
-            self._look()
+            self._look([write.offer for _, write in batch if isinstance(write, WriteAttempt)])
         return done
 
-    def _look(self) -> None:
-        """Note what the file holds, and which chunks it no longer does."""
+    def _look(self, written: Sequence[UnitOffer]) -> None:
+        """Note what the file holds, and which chunks it no longer does.
+
+        An attempt whose place a newer one of its unit took in the same commit was held, too.
+        """
         chunks = self._keys("SELECT unit, epoch, counter, seq FROM chunk")
         now_s = self._loop.time()
         for key in chunks - self._held:
             self._host.chunks_since_s.setdefault(key, now_s)
         self._host.has_held |= chunks
-        self._host.has_held |= self._keys("SELECT unit, epoch, counter FROM attempt")
+        attempts = self._keys("SELECT unit, epoch, counter FROM attempt")
+        held = {unit for unit, *_ in attempts}
+        self._host.has_held |= attempts
+        self._host.has_held |= {(x.unit, *x.fence) for x in written if x.unit in held}
         self._host.let_go.update(dict.fromkeys(self._held - chunks, now_s))
         self._held = chunks
 
