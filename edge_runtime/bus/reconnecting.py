@@ -230,7 +230,8 @@ class ReconnectingBus:
                 return
             self._note_down(error)
             doublings = 0 if lasted_s >= BUS_STABLE_S else doublings + 1
-            ceiling_s = BUS_RECONNECT_FIRST_S * 2 ** max(0, doublings - 1)
+            # A day without a broker is thousands of doublings: more than a float can hold.
+            ceiling_s = BUS_RECONNECT_FIRST_S * 2.0 ** max(0, min(doublings, 16) - 1)
             await asyncio.sleep(self._rng.uniform(0, min(BUS_RECONNECT_MAX_S, ceiling_s)))
 
     async def _serve_one_connection(self) -> tuple[BusError, float]:

@@ -113,7 +113,7 @@ UNANSWERED_MAX_BYTES: Final = 96 * 1024 * 1024
 what it has is kept, and what it has not begun is given back."""
 UNANSWERED_MAX_CHUNKS: Final = 4_096
 JOURNAL_MAX_BYTES: Final = 256 * 1024 * 1024
-"""The journal's file: `UNANSWERED_MAX_BYTES`, the offers of all units (30 MB), the reserve, room."""
+"""The journal's file: `UNANSWERED_MAX_BYTES`, the offers of all units (32 MB), the reserve."""
 FENCES_REMEMBERED_MAX: Final = 4_096
 JOURNAL_RESERVE_BYTES: Final = 64 * 1024 * 1024
 STATE_REFRESH_MS: Final = 10_000
