@@ -148,6 +148,7 @@ class SimPackages:
         self._known = known
         self._held = held
         self._fetch = fetch
+        self._received_bytes = 0
 
     def digests(self) -> Iterable[str]:
         """What is held."""
@@ -169,7 +170,13 @@ class SimPackages:
         if digest not in self._known:
             raise OSError("the dispatcher has no such package")
         self._held.add(digest)
+        self._received_bytes += self._known[digest].manifest.total_bytes
         return self._known[digest]
+
+    def take_received_bytes(self) -> int:
+        """The sizes of the packages fetched since the last call."""
+        received, self._received_bytes = self._received_bytes, 0
+        return received
 
     async def check(self, base_url: str) -> tuple[str, ...]:
         """Everything stays published here."""

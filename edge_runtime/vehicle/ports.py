@@ -82,6 +82,10 @@ class PackageStore(Protocol):
         """Remove what is held and not published any more; return its digests. Raises as `fetch`."""
         ...
 
+    def take_received_bytes(self) -> int:
+        """What came from servers since the last call, of use or not."""
+        ...
+
     def break_off(self) -> None:
         """End running downloads: each `fetch` raises `OSError`, and goes on when asked again."""
         ...

@@ -308,7 +308,10 @@ async def test_a_broken_download_goes_on_where_it_ended(
     with pytest.raises(FetchFailed, match="ended after 150000 of 200000 bytes"):
         await registry.car().fetch(package.digest, server.url)
     server.evil.clear()
-    fetched = await registry.car().fetch(package.digest, server.url)
+    car = registry.car()
+    fetched = await car.fetch(package.digest, server.url)
+    assert 50_000 < car.take_received_bytes() < 100_000, "the metadata, and the rest of the file"
+    assert car.take_received_bytes() == 0
     assert server.ranges == [(path, "bytes=150000-")]
     assert (fetched.folder / "weights.bin").stat().st_size == 200_000
     assert server.requests.count(f"/v1/models/{package.digest}/files/model.onnx") == 1
@@ -416,6 +419,7 @@ async def test_a_download_is_broken_off_where_the_network_is_not_allowed_any_mor
     car.break_off()
     with pytest.raises(FetchFailed, match="ended with -9"):
         await fetch
+    assert car.take_received_bytes() > 1_000, "what came is counted, of use or not"
     server.evil.clear()
     assert (await car.fetch(package.digest, server.url)).digest == package.digest
 

@@ -65,6 +65,8 @@ class Downloader:
 
     def __init__(self, patience: Patience) -> None:
         self._patience = patience
+        self.received_bytes = 0
+        """Bodies of answers, as far as they came."""
         self._opener = urllib.request.build_opener(_NoRedirects())
 
     def blocks(self, url: str) -> Iterator[bytes]:
@@ -194,6 +196,7 @@ class Downloader:
                 raise ServerFailed(f"{url}: {error}") from error
             if not block:
                 return
+            self.received_bytes += len(block)
             yield block
             received += len(block)
             if time.monotonic() > window_ends_s:

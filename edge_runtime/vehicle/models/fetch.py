@@ -16,7 +16,7 @@ import resource
 import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal
 
 import msgspec
 
@@ -64,28 +64,30 @@ def main(arguments: list[str]) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (limits.FETCH_MEMORY_MAX_BYTES,) * 2)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     order = msgspec.json.decode(sys.stdin.buffer.readline(), type=Order)
+    downloader = Downloader(order.patience)
     try:
-        _carry_out(order)
+        _carry_out(order, downloader)
     except PackageRefused as error:
-        _answer(Trouble("refused", error.detail, error.reason))
+        _answer(Trouble("refused", error.detail, error.reason), downloader)
     except ServerFailed as error:
-        _answer(Trouble("failed", str(error)))
+        _answer(Trouble("failed", str(error)), downloader)
     except OSError as error:
-        _answer(Trouble("full" if error.errno in _FULL else "failed", str(error)))
+        kind: Literal["full", "failed"] = "full" if error.errno in _FULL else "failed"
+        _answer(Trouble(kind, str(error)), downloader)
     except (EdgeError, MemoryError, ImportError) as error:
-        _answer(Trouble("failed", str(error) or type(error).__name__))
+        _answer(Trouble("failed", str(error) or type(error).__name__), downloader)
 
 
-def _answer(answer: Answer) -> None:
+def _answer(answer: Answer, downloader: Downloader) -> None:
+    answer = msgspec.structs.replace(answer, received_bytes=downloader.received_bytes)
     sys.stdout.buffer.write(msgspec.json.encode(answer) + b"\n")
     sys.stdout.buffer.flush()
 
 
-def _carry_out(order: Order) -> None:
-    downloader = Downloader(order.patience)
+def _carry_out(order: Order, downloader: Downloader) -> None:
     trust = _trust(order, downloader)
     if order.folder is None:
-        _answer(_verdicts(order, trust))
+        _answer(_verdicts(order, trust), downloader)
         return
     (digest,) = order.digests
     proof = trust.proof(digest) if trust is not None else None
@@ -94,7 +96,7 @@ def _carry_out(order: Order) -> None:
     size = min(size, limits.PACKAGE_MANIFEST_MAX_BYTES)
     data = downloader.get_bytes(f"{url}/manifest", size)
     manifest = parse_manifest(data, digest)
-    _answer(ManifestHeld(data, proof.publisher if proof else ""))
+    _answer(ManifestHeld(data, proof.publisher if proof else ""), downloader)
     if sys.stdin.buffer.readline() != GO_ON:
         return
     folder = Path(order.folder, PACKAGE_FOLDER)
@@ -102,7 +104,7 @@ def _carry_out(order: Order) -> None:
         target = folder / file.path
         target.parent.mkdir(parents=True, exist_ok=True)
         downloader.get_file(file_url(url, file.path), file, target)
-    _answer(FilesHeld())
+    _answer(FilesHeld(), downloader)
 
 
 def _verdicts(order: Order, trust: "Trust | None") -> Verdicts:

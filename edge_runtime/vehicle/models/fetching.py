@@ -48,6 +48,8 @@ class FetchProcess:
 
     def __init__(self, process: Process) -> None:
         self._process = process
+        self.received_bytes = 0
+        """What came from servers, as its last answer has it."""
 
     def break_off(self) -> None:
         """End it; whoever waits for an answer gets `FetchFailed`."""
@@ -91,6 +93,7 @@ class FetchProcess:
             answer = _decoder.decode(line)
         except (ValueError, msgspec.DecodeError) as error:
             raise FetchFailed(f"the download process said: {error}") from error
+        self.received_bytes = answer.received_bytes
         if isinstance(answer, Trouble):
             _raise(answer)
         return answer

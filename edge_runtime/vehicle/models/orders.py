@@ -1,4 +1,8 @@
-"""What the car says to the process that downloads for it, and what that answers: lines of JSON."""
+"""What the car says to the process that downloads for it, and what that answers: lines of JSON.
+
+Every answer says how many bytes of answers that process has received until then: the owner's data
+budget pays for what came, not for what was of use.
+"""
 
 from typing import Literal
 
@@ -42,6 +46,7 @@ class Verdicts(msgspec.Struct, frozen=True, tag="verdicts"):
 
     publishers: dict[str, str]
     not_published: tuple[str, ...] = ()
+    received_bytes: int = 0
 
 
 class ManifestHeld(msgspec.Struct, frozen=True, tag="manifest"):
@@ -49,10 +54,13 @@ class ManifestHeld(msgspec.Struct, frozen=True, tag="manifest"):
 
     data: bytes
     publisher: str
+    received_bytes: int = 0
 
 
 class FilesHeld(msgspec.Struct, frozen=True, tag="files"):
     """Every file is on disk and has the SHA-256 of the manifest."""
+
+    received_bytes: int = 0
 
 
 class Trouble(msgspec.Struct, frozen=True, tag="trouble"):
@@ -61,6 +69,7 @@ class Trouble(msgspec.Struct, frozen=True, tag="trouble"):
     kind: Literal["refused", "failed", "full"]
     detail: str
     fault: PackageFault | None = None
+    received_bytes: int = 0
 
 
 Answer = Verdicts | ManifestHeld | FilesHeld | Trouble

@@ -55,7 +55,6 @@ from edge_runtime.vehicle.models.fetching import (
 )
 from edge_runtime.vehicle.models.orders import (
     PACKAGE_FOLDER,
-    ManifestHeld,
     Order,
     Patience,
     TrustedRoot,
@@ -115,6 +114,7 @@ class PackageStore:
         self._fetching: dict[str, asyncio.Task[Package]] = {}
         self._proving = asyncio.Lock()
         self._running: set[FetchProcess] = set()
+        self._received_bytes = 0
         root.mkdir(parents=True, exist_ok=True)
         self._lock: int | None = _lock(root / _LOCK_FILE)
         if trusted_root is not None:
@@ -229,13 +229,18 @@ class PackageStore:
         if self._trust is None or not digests:
             return ()
         order = self._order(digests, base_url)
-        async with self._proving, fetching() as process:
+        async with self._proving, fetching() as process, self._listed(process):
             verdicts = await process.verdicts(order)
         gone = tuple(digest for digest in verdicts.not_published if digest in self._packages)
         for digest in gone:
             _log.warning("package_not_published_any_more", model=digest)
             await self.remove(digest)
         return gone
+
+    def take_received_bytes(self) -> int:
+        """What came from servers since the last call, of use or not."""
+        received, self._received_bytes = self._received_bytes, 0
+        return received
 
     def break_off(self) -> None:
         """End running downloads: each `fetch` raises `FetchFailed`, and goes on if asked again."""
@@ -249,6 +254,7 @@ class PackageStore:
             yield
         finally:
             self._running.discard(process)
+            self._received_bytes += process.received_bytes
 
     async def close(self) -> None:
         """Break downloads off, to be gone on with later, and let the folder go."""
@@ -264,17 +270,20 @@ class PackageStore:
         """Prove, make room, fetch, verify; what comes in outlives everything but a refusal."""
         partial = self._root / f"{_PARTIAL}{digest}"
         order = self._order((digest,), base_url, partial)
-        async with fetching() as process, self._listed(process):
-            # One at a time at the verified metadata; a download does not need it any more.
-            async with self._proving if self._trust else contextlib.nullcontext():
-                held = await process.manifest(order)
-            manifest = parse_manifest(held.data, digest)
-            mark = TrustMark(self._root_sha256, held.publisher)
-            package = self._unproven.pop(digest, None)
-            if package is None:
-                package = await self._download(process, partial, manifest, held, mark)
-            else:
-                await self._prove(package, mark)
+        async with contextlib.AsyncExitStack() as room:
+            async with fetching() as process, self._listed(process):
+                # One at a time at the verified metadata; a download does not need it any more.
+                async with self._proving if self._trust else contextlib.nullcontext():
+                    held = await process.manifest(order)
+                manifest = parse_manifest(held.data, digest)
+                mark = TrustMark(self._root_sha256, held.publisher)
+                package = self._unproven.pop(digest, None)
+                if package is not None:
+                    await self._prove(package, mark)
+                else:
+                    await self._download(process, partial, manifest, room)
+                    package = await self._settle_download(partial, manifest, held.data, mark)
+            self._packages[digest] = package
         _log.info(
             "package_fetched",
             model=digest,
@@ -289,34 +298,47 @@ class PackageStore:
         except BaseException:
             self._unproven[package.digest] = package
             raise
-        self._packages[package.digest] = package
 
     async def _download(
         self,
         process: FetchProcess,
         partial: Path,
         manifest: Manifest,
-        held: ManifestHeld,
-        mark: TrustMark,
-    ) -> Package:
+        room: contextlib.AsyncExitStack,
+    ) -> None:
+        """Have the files in `partial`, with room for them until `room` ends.
+
+        Where it breaks off, what came stays for the next time.
+        """
         self._partials.pop(partial, None)
         had_bytes = await asyncio.to_thread(_bytes_in, partial)
+        proven_bytes = process.received_bytes
         try:
-            async with self._room_for(manifest, had_bytes):
-                if had_bytes:
-                    _log.info("package_download_goes_on", model=partial.name, bytes=had_bytes)
-                await process.files()
-                package = await asyncio.to_thread(self._settle, partial, manifest, held.data, mark)
-                self._packages[package.digest] = package
-                return package
+            await room.enter_async_context(self._room_for(manifest, had_bytes))
+            if had_bytes:
+                _log.info("package_download_goes_on", model=partial.name, bytes=had_bytes)
+            await process.files()
         except (PackageRefused, StoreFull):
             await asyncio.to_thread(shutil.rmtree, partial, ignore_errors=True)
             raise
-        finally:
+        except BaseException:
             left_bytes = await asyncio.to_thread(_bytes_in, partial)
+            if process.received_bytes == proven_bytes:
+                # It was ended before it could say more: what is on the disk came, at least.
+                self._received_bytes += max(0, left_bytes - had_bytes)
             if left_bytes:
                 self._partials[partial] = left_bytes
                 await self._drop_partials(limits.PARTIAL_DOWNLOADS_MAX)
+            raise
+
+    async def _settle_download(
+        self, partial: Path, manifest: Manifest, data: bytes, mark: TrustMark
+    ) -> Package:
+        try:
+            return await asyncio.to_thread(self._settle, partial, manifest, data, mark)
+        except (PackageRefused, OSError):
+            await asyncio.to_thread(shutil.rmtree, partial, ignore_errors=True)
+            raise
 
     def _order(self, digests: tuple[str, ...], base_url: str, folder: Path | None = None) -> Order:
         return Order(

@@ -46,12 +46,10 @@ class Supply:
         self._tell = tell
         self._is_network_allowed = is_network_allowed
         self._news = asyncio.Event()
-        self._fetched_bytes = 0
 
     def take_fetched_bytes(self) -> int:
-        """The size of the packages fetched since the last call; of one broken off, when it came."""
-        fetched, self._fetched_bytes = self._fetched_bytes, 0
-        return fetched
+        """What came from package servers since the last call, of use or not."""
+        return self._packages.take_received_bytes()
 
     def heard_of_hosts(self) -> None:
         """A host said where it serves packages: whoever waits for one looks again."""
@@ -82,14 +80,11 @@ class Supply:
         failure: OSError | None = None
         for url in await self._known_urls():
             try:
-                package = await self._packages.fetch(digest, url)
+                return await self._packages.fetch(digest, url)
             except PackageRefused as error:
                 refusal = error
             except OSError as error:
                 failure = error
-            else:
-                self._fetched_bytes += package.manifest.total_bytes
-                return package
         if refusal is not None and failure is None:
             raise refusal
         raise failure or OSError("no dispatcher has said where packages are")
