@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
-from planted.hunt import ROOT, TABLE, Catch, copy_package, hunt, plant, table
+from planted.hunt import ROOT, TABLE, Catch, copy_package, hunt, plant, row_of, table
 from planted.mutations import MUTATIONS, Mutation
 
 PACKAGE = ROOT / "edge_runtime"
@@ -41,7 +41,7 @@ def test_the_table_names_all_of_them_and_all_are_caught() -> None:
 
 def test_the_table_tells_what_got_away() -> None:
     mutation = by_name(EASY[0])
-    text = table([Catch(mutation, None, "not in 5 seeds")], "abc", 5)
+    text = table([row_of(Catch(mutation, None, "not in 5 seeds"), "abc")], 5)
     (row,) = [match for line in text.splitlines() if (match := _ROW.match(line))]
     assert (row["name"], row["seed"]) == (mutation.name, "-")
     assert "0 of 1 caught" in text
