@@ -23,7 +23,7 @@ from edge_runtime.contract.messages import Chunk, Fence, ItemDone, Results, Unit
 from edge_runtime.contract.topics import Up
 from edge_runtime.dispatcher.storage import Store, StoreBusy
 from edge_runtime.sim.car import good_signals
-from edge_runtime.sim.hosts import SimStore, copy_files, cursors_in
+from edge_runtime.sim.hosts import Host, SimStore, copy_files, cursors_in
 from edge_runtime.sim.nemesis import HALF, Nemesis, hosts_of, often
 from edge_runtime.sim.stewards import (
     clean_stops,
@@ -332,7 +332,11 @@ async def stale_journals(world: World, rng: random.Random) -> None:
 
 
 async def restored_backups(world: World, rng: random.Random) -> None:
-    """The dispatcher's store is replaced by an older backup of it; once is enough for a world."""
+    """The dispatcher's store is replaced by an older backup of it; once is enough for a world.
+
+    Whoever does that looks at the clock first: an older store and a clock that is back agree on an
+    epoch that was given out already.
+    """
     await asyncio.sleep(rng.uniform(5, world.scale.faults_s / 2))
     host = world.dispatcher
     backup = world.folder / "dispatcher.backup"
@@ -341,7 +345,9 @@ async def restored_backups(world: World, rng: random.Random) -> None:
     if world.is_healed or not host.is_up:
         return
     world.ledger.fault("restored_backup")
-    world.kill(host, rng.choice((0.5, 10.0)))
+    restart_s = rng.choice((0.5, 10.0))
+    world.loop.call_later(restart_s, _set_clock_right, host)
+    world.kill(host, restart_s)
     shutil.rmtree(host.folder)
     copy_files(backup, host.folder)
     for requester in world.requesters:
@@ -351,6 +357,10 @@ async def restored_backups(world: World, rng: random.Random) -> None:
     back_s = rng.choice((0.1, 20.0))
     for requester in world.requesters:
         world.loop.call_later(back_s, requester.start)
+
+
+def _set_clock_right(host: Host) -> None:
+    host.utc_offset_ms = max(0, host.utc_offset_ms)
 
 
 # --- owners and hardware ----------------------------------------------------------------------
