@@ -50,5 +50,12 @@ def be_prompt() -> bool:
 def _give_back(number: int, frame: FrameType | None) -> None:
     """SIGXCPU: this thread has not let go of the processor for too long."""
     del number, frame
-    os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+    try:
+        # Who may not raise itself may not drop the flag either (sched(7)): it stays.
+        ordinary = os.SCHED_OTHER | os.SCHED_RESET_ON_FORK
+        os.sched_setscheduler(0, ordinary, os.sched_param(0))
+    except OSError as error:
+        # Raised here it would end whatever this thread happens to be in the middle of.
+        _log.error("realtime_class_kept", why=str(error))
+        return
     _log.error("realtime_class_given_back", after_ms=limits.REALTIME_SOFT_MS)

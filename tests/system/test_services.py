@@ -204,6 +204,20 @@ def sandbox_of(computer: Computer) -> list[str]:
     ]
 
 
+def test_an_agent_that_computes_for_long_loses_its_class_and_nothing_else(
+    running: Computer,
+) -> None:
+    pid = running.main_pid(VEHICLE)
+    running.signal(VEHICLE, "XCPU")
+    deadline_s = time.monotonic() + 10
+    while scheduling_class(running, pid) != os.SCHED_OTHER:
+        assert time.monotonic() < deadline_s, running.inside.journal(VEHICLE)[-2000:]
+        time.sleep(0.05)
+    assert running.main_pid(VEHICLE) == pid
+    running.stop(VEHICLE)
+    assert running.inside.property(VEHICLE, "Result") == "success"
+
+
 def test_reload_reads_the_policy_at_once(running: Computer) -> None:
     running.inside.write("/etc/edge-runtime/policy.toml", "paused = true\n" + POLICY)
     running.inside.run("systemctl", "reload", VEHICLE)
