@@ -46,6 +46,7 @@ from _rig import (
     Load,
     Process,
     Rig,
+    ask,
     engine_of,
     figure,
     say,
@@ -58,13 +59,14 @@ from edge_runtime.contract.tensors import from_numpy
 
 VISITS_EACH: Final = 200
 DEPARTURES_EACH: Final = 10
-CANCELS_EACH: Final = 10
+CANCELS_EACH: Final = 5
 ITEMS: Final = 4_000
 LOOK_EVERY_S: Final = 0.000_2
 STILL_S: Final = 0.05
 STUCK_S: Final = 30.0
 BUSY_WITHIN_S: Final = 0.02
 PHASE_MAX_S: Final = 0.05
+LONG_AT_IT_S: Final = 2.0
 P99: Final = 0.99
 
 
@@ -259,7 +261,7 @@ async def measure(rig: Rig, car: Process, model: str) -> dict[str, list[Stop]]:
         await client.cancel(job)
         for _ in range(CANCELS_EACH):
             job = (await client.submit(model, items[:64])).job
-            await asyncio.to_thread(_await_computing, car)
+            await asyncio.to_thread(_await_item, rig, car, job)
             await client.cancel(job)
     for way, stops in found.items():
         latencies = [stop.latency_ms for stop in stops]
@@ -267,20 +269,26 @@ async def measure(rig: Rig, car: Process, model: str) -> dict[str, list[Stop]]:
     return found
 
 
-def _await_computing(car: Process) -> None:
-    """Wait until an engine computes; one that is only just ending is not waited for."""
-    while True:
-        account = None
-        try:
-            account = Account(wait_for("engine", lambda: running_engine(car)).pid)
-            await_busy(account)
-        except (ProcessLookupError, FileNotFoundError):
-            continue
-        else:
+def _await_item(rig: Rig, car: Process, job: str) -> None:
+    """Wait until one of the job's items is being computed: after its first, or long at it."""
+    pid, ran_ns = 0, 0
+    deadline_s = time.monotonic() + STUCK_S
+    while time.monotonic() < deadline_s:
+        time.sleep(BUSY_WITHIN_S)
+        if ask(rig.url, f"/v1/jobs/{job}")["done"] > 0:
             return
-        finally:
-            if account is not None:
-                account.close()
+        with contextlib.suppress(ProcessLookupError, FileNotFoundError):
+            engine = running_engine(car)
+            if engine is None:
+                continue
+            account = Account(engine.pid)
+            now_ns = account.ran_ns()
+            account.close()
+            if engine.pid != pid:
+                pid, ran_ns = engine.pid, now_ns
+            if now_ns - ran_ns > LONG_AT_IT_S * 1e9:
+                return
+    raise TimeoutError("no item is computed")
 
 
 def said(log: Path, event: str) -> list[dict[str, Any]]:
