@@ -139,6 +139,8 @@ async def test_sleep_gives_work_back_and_waking_goes_on(running: Computer) -> No
 
 def test_the_sandbox_holds_and_the_engine_runs_in_it(running: Computer) -> None:
     """Nothing may be written and executed, no way leads to root, and ONNX Runtime is loaded."""
+    # Anew: an agent that has worked hard has given its class back.
+    running.inside.run("systemctl", "restart", VEHICLE)
     car, engine = sorted(running.processes(VEHICLE))
     for pid in (car, engine):
         facts = dict(
