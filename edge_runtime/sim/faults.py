@@ -682,6 +682,22 @@ NEMESES: Final[dict[str, Nemesis]] = {
     "small_outboxes": small_outboxes,
 }
 
+RARER: Final = frozenset(
+    {
+        "neighbours",
+        "twins",
+        "deleters",
+        "third_parties",
+        "clean_stops",
+        "drains",
+        "prefetches",
+        "killer_items",
+        "echoes",
+        "small_outboxes",
+    }
+)
+"""Those that take part half as often: they bring jobs, readers and restarts, which cost time."""
+
 FAULT_KINDS: Final = (
     "loss",
     "duplicate",

@@ -14,7 +14,7 @@ import msgspec
 
 from edge_runtime.contract.limits import CHUNK_RESEND_MAX_MS
 from edge_runtime.contract.package import read_package
-from edge_runtime.sim.faults import NEMESES, heal
+from edge_runtime.sim.faults import NEMESES, RARER, heal
 from edge_runtime.sim.invariants import check_end
 from edge_runtime.sim.loop import SimLoop, Stuck
 from edge_runtime.sim.world import Ground, Scale, World
@@ -102,7 +102,11 @@ def _draw(world: World) -> tuple[str, ...]:
     rng = world.fork("nemeses")
     share = rng.choice((0.15, 0.3, 0.6))
     # Each by a draw of its own: a new one leaves the worlds without it as they were.
-    return tuple(name for name in NEMESES if world.fork(f"takes part/{name}").random() < share)
+    return tuple(
+        name
+        for name in NEMESES
+        if world.fork(f"takes part/{name}").random() < (share / 2 if name in RARER else share)
+    )
 
 
 async def _live(world: World, chosen: tuple[str, ...]) -> None:
