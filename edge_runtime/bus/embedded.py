@@ -24,7 +24,6 @@ for one machine and for tests; `broker/mosquitto.conf` is for the rest.
 import argparse
 import asyncio
 import contextlib
-import ctypes
 import importlib.util
 import itertools
 import logging
@@ -45,6 +44,7 @@ import structlog
 from edge_runtime.bus.port import MQTT_5
 from edge_runtime.contract.errors import LocalError
 from edge_runtime.contract.limits import BUS_INFLIGHT_MAX_MESSAGES, BUS_PACKET_MAX_BYTES
+from edge_runtime.lifeline import die_with
 
 log = structlog.get_logger(__name__)
 
@@ -59,7 +59,6 @@ _GREET_CLIENT_IDS: Final = 64
 _CONNACK: Final = 0x20
 _DISCONNECT: Final = b"\xe0\x00"
 _READY: Final = "ready"
-_PR_SET_PDEATHSIG: Final = 1
 _NOT_INSTALLED: Final = "the embedded broker needs the demo extra: pip install 'edge-runtime[demo]'"
 
 # rumqttd keeps a log per filter and sends from it; a subscriber that lags by more than segment
@@ -307,13 +306,6 @@ def _free_port(host: str) -> int:
         return port
 
 
-def _die_with(parent_pid: int) -> None:
-    """Have the kernel kill this process when its parent ends; exit if that has happened."""
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent_pid:
-        raise SystemExit(1)
-
-
 def _main() -> None:
     parser = argparse.ArgumentParser(prog="edge_runtime.bus.embedded", description=__doc__)
     parser.add_argument("--host", default="127.0.0.1")
@@ -322,7 +314,7 @@ def _main() -> None:
     parser.add_argument("--parent", type=int, default=0, help="die with this parent process")
     arguments = parser.parse_args()
     if arguments.parent:
-        _die_with(arguments.parent)
+        die_with(arguments.parent)
     # Ctrl-C ends the broker at once; rumqttd does not look at Python's signals.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     serve(arguments.host, arguments.port, arguments.port_311)

@@ -471,6 +471,8 @@ SIM_ATTEMPTS_PER_UNIT_MAX: Final = 400
 SIM_STARTS_PER_ITEM_MAX: Final = 100
 """Beyond this an item of a simulated world is begun for ever."""
 SIM_STREAM_PIECES_MAX: Final = 16
+SIM_OFFERS_KEPT_MAX: Final = 200
+SIM_ITEMS_IN_DOUBT_MAX: Final = 4
 SIM_STORY_LINES_MAX: Final = 20_000
 SIM_SEEDS_PER_TASK: Final = 8
 SIM_PROCESSES_MAX: Final = 64

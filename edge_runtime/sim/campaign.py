@@ -10,6 +10,7 @@ Invariants
 import hashlib
 import logging
 import multiprocessing
+import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -25,6 +26,7 @@ from msgspec import Meta
 
 from edge_runtime.contract.errors import ConfigError
 from edge_runtime.contract.limits import SIM_SEEDS_PER_TASK, SIM_SHRINK_MAX_S, SIM_SHRINK_RUNS_MAX
+from edge_runtime.lifeline import die_with
 from edge_runtime.sim.faults import FAULT_KINDS, NEMESES
 from edge_runtime.sim.runner import Verdict, make_ground, run_seed
 from edge_runtime.sim.world import Ground, Scale
@@ -141,7 +143,9 @@ def _verdicts(seeds: range, scenario: Scenario, processes: int) -> Iterator[Verd
     )
     # Not forked: the caller may have threads, a progress bar's for one.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, mp_context=context, initializer=_start) as pool:
+    with ProcessPoolExecutor(
+        processes, mp_context=context, initializer=_start, initargs=(os.getpid(),)
+    ) as pool:
         running: set[Future[list[Verdict]]] = set()
         try:
             while True:
@@ -160,8 +164,9 @@ _GROUND: list[Ground] = []
 _STACK: Final = ExitStack()
 
 
-def _start() -> None:
+def _start(parent_pid: int) -> None:
     """In each process: the packages, and quiet."""
+    die_with(parent_pid)
     silence()
     _GROUND.append(_STACK.enter_context(make_ground()))
 

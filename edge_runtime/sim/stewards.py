@@ -7,6 +7,7 @@ from typing import Final
 from edge_runtime.bus import BusOverflow, BusSettings, MemoryBus, Message
 from edge_runtime.bus.memory import Faults
 from edge_runtime.contract import codec
+from edge_runtime.contract.limits import SIM_OFFERS_KEPT_MAX
 from edge_runtime.contract.messages import Control, Desired, Drain, Fence
 from edge_runtime.contract.topics import Down
 from edge_runtime.sim.nemesis import HALF, hosts_of, often
@@ -14,7 +15,6 @@ from edge_runtime.sim.world import TENANT, World
 
 _KEEP_TELLING_S: Final = 5.0
 _WISH_AGAIN_S: Final = 20.0
-_OFFERS_KEPT_MAX: Final = 200
 
 
 async def clean_stops(world: World, rng: random.Random) -> None:
@@ -131,7 +131,7 @@ async def echoes(world: World, rng: random.Random) -> None:
         async for event in bus.events():
             if isinstance(event, Message):
                 hear(event)
-                if len(heard) < _OFFERS_KEPT_MAX:
+                if len(heard) < SIM_OFFERS_KEPT_MAX:
                     heard.append(event)
 
     async def strike() -> None:

@@ -23,7 +23,7 @@ from edge_runtime.bus.memory import Faults
 from edge_runtime.client import EdgeClient
 from edge_runtime.client.errors import DispatcherRefused, DispatcherUnreachable, JobRefused
 from edge_runtime.contract.errors import EdgeError
-from edge_runtime.contract.limits import BUS_OUTBOUND_MAX_MESSAGES
+from edge_runtime.contract.limits import BUS_OUTBOUND_MAX_MESSAGES, SIM_ITEMS_IN_DOUBT_MAX
 from edge_runtime.contract.messages import Item, JobStatus
 from edge_runtime.contract.package import Package
 from edge_runtime.contract.tensors import Tensor
@@ -49,7 +49,6 @@ _STOP_BOUND_S: Final = 5.0
 _LEAVE_BOUND_S: Final = 20.0
 _POLICY_READ_S: Final = 2.0
 """After so long a car has read a new policy; not if it is paused or its process is dead."""
-_ITEMS_IN_DOUBT_MAX: Final = 4
 SMALL_OUTBOX_MESSAGES: Final = 2
 _DISK_TROUBLE: Final = frozenset({"full_disks", "failing_disks"})
 _HALF: Final = 0.5
@@ -145,7 +144,7 @@ class Car:
         self.host.on_death = self._process_died
         self.drain = DrainWatch(name, world.ledger)
         # Which item its journal has as started when it dies, nobody can tell from outside.
-        self._in_doubt: deque[bytes] = deque(maxlen=_ITEMS_IN_DOUBT_MAX)
+        self._in_doubt: deque[bytes] = deque(maxlen=SIM_ITEMS_IN_DOUBT_MAX)
         self.sensors = SimSensors(self.truth, lambda: self.host.now().boot_ns)
         self.engine: SimEngine | None = None
         self._engine_life: OneLife | None = None

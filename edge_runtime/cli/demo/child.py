@@ -5,20 +5,10 @@ this process when the demo's process ends, however it ends, and then runs the co
 follows. `subscriber` names the demo's own subscriber instead of a command.
 """
 
-import ctypes
-import os
 import signal
 import sys
-from typing import Final
 
-_PR_SET_PDEATHSIG: Final = 1
-
-
-def die_with(parent_pid: int) -> None:
-    """Be killed when `parent_pid` ends; end at once where it has ended already."""
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent_pid:
-        sys.exit(1)
+from edge_runtime.lifeline import die_with
 
 
 def main(arguments: list[str]) -> int:

@@ -12,31 +12,19 @@ Deliberately absent: asyncio, logging, any network, any file but those of the pa
 folder of its own and for a moment, ONNX Runtime's profile of a model that is new here.
 """
 
-import ctypes
 import os
 import resource
 import signal
 import socket
 import sys
 from pathlib import Path
-from typing import Final
 
 from edge_runtime.contract import limits
+from edge_runtime.lifeline import die_with
 from edge_runtime.vehicle.inference import protocol
 from edge_runtime.vehicle.inference.options import WorkerOptions
 from edge_runtime.vehicle.inference.protocol import Progress
 from edge_runtime.vehicle.inference.streams import Inbox, Outbox
-
-_DIE_WITH_PARENT: Final = 1  # PR_SET_PDEATHSIG
-
-
-def _tie_to(parent: int) -> None:
-    """Let the kernel kill this process when the engine's ends, and leave if it already has."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(_DIE_WITH_PARENT, signal.SIGKILL, 0, 0, 0) != 0:
-        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
-    if os.getppid() != parent:
-        os._exit(0)
 
 
 def _give_way(options: WorkerOptions) -> None:
@@ -57,7 +45,7 @@ def _give_way(options: WorkerOptions) -> None:
 def main(argv: list[str]) -> None:
     """Run with the descriptors of stream, stop channel and page, and the engine's pid."""
     stream_fd, stops_fd, page_fd, parent = map(int, argv)
-    _tie_to(parent)
+    die_with(parent)
     # A Ctrl-C in the terminal is for the engine's process, which then ends this one.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     stream = socket.socket(fileno=stream_fd)

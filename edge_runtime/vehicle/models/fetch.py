@@ -9,7 +9,6 @@ fault is an answer too. Deliberately absent: deciding where packages lie, and ro
 is the store's.
 """
 
-import ctypes
 import errno
 import os
 import resource
@@ -24,6 +23,7 @@ from edge_runtime.contract import limits
 from edge_runtime.contract.errors import EdgeError
 from edge_runtime.contract.package import PackageFault, PackageRefused, parse_manifest
 from edge_runtime.contract.repository import MODELS_PATH
+from edge_runtime.lifeline import die_with
 from edge_runtime.vehicle.models.download import Downloader, ServerFailed, file_url
 from edge_runtime.vehicle.models.orders import (
     GO_ON,
@@ -39,23 +39,13 @@ from edge_runtime.vehicle.models.orders import (
 if TYPE_CHECKING:
     from edge_runtime.vehicle.models.trust import Trust
 
-_DIE_WITH_PARENT: Final = 1  # PR_SET_PDEATHSIG
 _NICENESS: Final = 10
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
-def _tie_to(parent: int) -> None:
-    """Let the kernel kill this process when the car's ends, and leave if it already has."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(_DIE_WITH_PARENT, signal.SIGKILL, 0, 0, 0) != 0:
-        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
-    if os.getppid() != parent:
-        os._exit(0)
-
-
 def main(arguments: list[str]) -> None:
     """Carry out the order on standard input for the process with the given id."""
-    _tie_to(int(arguments[0]))
+    die_with(int(arguments[0]))
     # A Ctrl-C in the terminal is for the car's process, which then ends this one.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # Whatever class the car's process has for the owner's sake, a download can wait.
