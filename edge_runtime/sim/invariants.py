@@ -1,7 +1,7 @@
 """The promises, one function and one paragraph each; numbers are those of the method's reference.
 
-Some are checked where they would break (S6 and S4 on the wire in `ledger`, S8 at the requester,
-S9 and S11 in `world`); those here look at the end, when the healed world has drained.
+Those here look at the end, when the healed world has drained. `AT_ONCE` says in words which are
+judged where they would break: in `witness`, `ledger`, `world`, `tenants` and `buses`.
 """
 
 import sqlite3
@@ -380,6 +380,24 @@ def _stored(db: sqlite3.Connection, job: str) -> list[tuple[int, int, int]]:
 def _right(submitted: Submitted, index: int) -> bytes:
     return answer(Item(index=index, media_type="", data=submitted.data[index]))
 
+
+AT_ONCE: Final = (
+    "S1. What anybody is told is on its teller's disk before: jobs, offers, results, answers.",
+    "S2. An item is struck only for a death at which it was in hand.",
+    "S4. No cursor is ever published as two things.",
+    "S6. No fence of a unit goes to two cars; no two dispatchers hold one store.",
+    "S7. The chunks of an attempt are numbered from 0 without a gap.",
+    "S8. One key of a tenant is one job: twins share it, another body under it is refused.",
+    (
+        "S9. No item starts without leave, a told sensor stops the engine at once, and no engine"
+        " computes 5 s after its owner took the car; a drained car takes no new unit."
+    ),
+    "S10. No tenant can read, change or hear of another's jobs.",
+    "S11. Nothing that arrives ends a program; an item that failed on a car is offered alone.",
+    "S12. Whatever an outbox drops is counted.",
+    "L1. A program that is told to end does so.",
+)
+"""What is judged at once, a line each, for people."""
 
 CHECKS: Final[tuple[Callable[[World, sqlite3.Connection], None], ...]] = (
     s1_durable_accept,

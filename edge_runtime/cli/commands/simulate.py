@@ -1,6 +1,7 @@
 """`edge-runtime simulate`: seeded worlds in which everything fails, and what they prove."""
 
 import contextlib
+import inspect
 import json
 import shutil
 import subprocess
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 _WHOLE_SEEDS: Final = 500
 """From so many seeds on, a fault that never fired is a failure of the campaign."""
 _SHRUNK: Final = 5
+_PARAGRAPH: Final = "\n\n"
 
 
 def simulate(
@@ -184,7 +186,7 @@ def _progress(total: int) -> "Iterator[Callable[[Verdict], None]]":
 
 
 def _for_people(summary: dict[str, Any]) -> str:
-    from edge_runtime.sim.invariants import CHECKS
+    from edge_runtime.sim.invariants import AT_ONCE, CHECKS
 
     faults: dict[str, int] = summary["faults"]
     rare: dict[str, int] = summary["rare_paths"]
@@ -197,9 +199,11 @@ def _for_people(summary: dict[str, Any]) -> str:
         f"faults injected: {sum(faults.values()):,}",
         *(f"  {count:>9,}  {kind}" for kind, count in faults.items()),
         "rare paths taken: " + ", ".join(f"{name} {count:,}" for name, count in rare.items()),
-        "checked in every world:",
+        "checked at once, wherever it would break:",
+        *(f"  {promise}" for promise in AT_ONCE),
+        "checked in every world when it has healed and drained:",
         *(
-            f"  {(check.__doc__ or '').partition('.')[0]}. {_rest(check.__doc__)}"
+            f"  {(inspect.getdoc(check) or check.__name__).partition(_PARAGRAPH)[0]}"
             for check in CHECKS
         ),
     ]
@@ -208,10 +212,6 @@ def _for_people(summary: dict[str, Any]) -> str:
     held = "every invariant held" if not summary["violations"] else "INVARIANTS BROKEN"
     lines.append(f"{held}: {summary['violations']} of {summary['seeds']} seeds failed")
     return "\n".join(lines)
-
-
-def _rest(text: str | None) -> str:
-    return (text or "").partition(".")[2].strip()
 
 
 def _commit() -> str:

@@ -155,6 +155,14 @@ _DISPATCHER_CORE = (
         needs=("engines", "dispatcher_kills"),
     ),
     Mutation(
+        "chunk-number-skipped",
+        "The chunks of an attempt are numbered with gaps.",
+        "S7",
+        "vehicle/core/attempts.py",
+        "        seq, self.next_seq = self.next_seq, self.next_seq + 1\n",
+        "        seq, self.next_seq = self.next_seq, self.next_seq + 2\n",
+    ),
+    Mutation(
         "done-too-early",
         "A job is done while its last item is open.",
         "S2",
