@@ -5,7 +5,7 @@ Invariants
   anybody can read them; a Taken and a chunk have been in the car's journal before.
 - S2: an item is struck only for a death at which it was in hand.
 - S2: what a car first says of a job after it was forgotten is not wanted.
-- S7: the chunks of an attempt are numbered from 0, and none is sent before the one before it.
+- S7: the chunks of an attempt are numbered from 0; none with items comes without the one before.
 - S10: what is said on a tenant's topics is about that tenant's jobs.
 - S11: an item with strikes is offered alone.
 - S12: a car lets go of a chunk only after the dispatcher's answer to it.
@@ -252,7 +252,9 @@ class Witness:
     def _require_next(self, vehicle: str, chunk: Chunk) -> None:
         car = self._cars.get(vehicle)
         before = (chunk.unit, *chunk.fence, chunk.seq - 1)
-        if chunk.seq and car is not None and before not in car.has_held:
+        # Withdrawn consent takes back what is not even written, and ends with an empty chunk.
+        is_told = bool(chunk.items) and chunk.seq > 0
+        if is_told and car is not None and before not in car.has_held:
             self._ledger.violated("S7", f"{vehicle} never had a chunk {_words(before)}")
 
     def _require_held(self, vehicle: str, key: tuple[int, ...]) -> None:

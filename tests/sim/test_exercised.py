@@ -9,7 +9,6 @@ from typing import Any
 
 import msgspec
 import pytest
-import structlog
 
 from edge_runtime.contract import limits, messages
 from edge_runtime.dispatcher.core import commands as dispatcher_commands
@@ -86,7 +85,6 @@ def exercised() -> dict[str, set[str]]:
     patch.setattr(VehicleAgent, "_obey", obeyed)
     patch.setattr(DispatcherService, "_carry_out", carried_out)
     patch.setattr(Ledger, "published_message", published)
-    before = structlog.get_config()
     silence()
     with make_ground() as ground:
         for seed in range(SEEDS):
@@ -100,7 +98,6 @@ def exercised() -> dict[str, set[str]]:
             crowd = Scenario(nemeses=("dispatcher_kills", "neighbours"), jobs=20).run(seed, ground)
             assert crowd.violations == ()
     patch.undo()
-    structlog.configure(**before)
     return seen
 
 
