@@ -6,6 +6,7 @@ also across a crash: written beside, synced, renamed, and the folder synced.
 
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -25,12 +26,19 @@ class PkiRefused(RemoteError):  # noqa: N818 - a refusal is an answer, not an al
     """What the other side handed over (a request, an answer) is not accepted."""
 
 
-def write_file(path: Path, data: bytes, *, mode: int) -> None:
-    """Put `data` at `path`, durably and whole, replacing what is there. Raises OSError."""
+def write_file(
+    path: Path, data: bytes, *, mode: int, prepare: Callable[[int], None] | None = None
+) -> None:
+    """Put `data` at `path`, durably and whole, replacing what is there. Raises OSError.
+
+    `prepare` is called with the open new file before anything is in it.
+    """
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(descriptor, "wb") as file:
             os.fchmod(file.fileno(), mode)
+            if prepare is not None:
+                prepare(file.fileno())
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
@@ -38,12 +46,12 @@ def write_file(path: Path, data: bytes, *, mode: int) -> None:
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
-    sync_folder(path.parent)
+    sync_path(path.parent)
 
 
-def sync_folder(folder: Path) -> None:
-    """Make the names in `folder` durable. Raises OSError."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+def sync_path(path: Path) -> None:
+    """Make what is in a file, or the names in a folder, durable. Raises OSError."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
     finally:

@@ -16,7 +16,7 @@ from typing import Final
 
 from edge_runtime.contract.package import Package, PackageRefused, parse_manifest, verify_package
 from edge_runtime.contract.repository import MODELS_PATH
-from edge_runtime.pki.files import sync_folder
+from edge_runtime.pki.files import sync_path
 
 MANIFEST_FILE: Final = "manifest"
 FILES_FOLDER: Final = "files"
@@ -43,9 +43,9 @@ class PackageFolder:
             verify_package(incoming / FILES_FOLDER, package.manifest)
             (incoming / MANIFEST_FILE).write_bytes(package.manifest.canonical_bytes())
             for path in (*incoming.rglob("*"), incoming):
-                _sync(path)
+                sync_path(path)
             self._rename(incoming, final, package.digest)
-        sync_folder(self.path)
+        sync_path(self.path)
 
     def _rename(self, incoming: Path, final: Path, digest: str) -> None:
         try:
@@ -88,11 +88,3 @@ class PackageFolder:
                     shutil.rmtree(leftover, ignore_errors=True)
                 finally:
                     os.close(descriptor)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -17,7 +17,6 @@ import datetime as dt
 import fcntl
 import hashlib
 import os
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
@@ -27,6 +26,7 @@ import msgspec
 from edge_runtime.contract import limits
 from edge_runtime.contract.errors import LocalError
 from edge_runtime.contract.reasons import HoldReason
+from edge_runtime.pki.files import sync_path, write_file
 from edge_runtime.vehicle.policy import Consent, OwnerPolicy, PolicyError, read_small_file
 
 DECISIONS_FILE: Final = "owner.json"
@@ -153,19 +153,9 @@ def _locked(state_dir: Path) -> Iterator[None]:
 def _replace(path: Path, decisions: Decisions) -> None:
     body = msgspec.json.encode(decisions)
     text = body + b"\n" + _check_of(body).encode() + b"\n"
-    file, aside = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(file, "wb") as writer:
-            _belong_to_folder(writer.fileno(), path.parent)
-            writer.write(text)
-            writer.flush()
-            os.fsync(writer.fileno())
-        Path(aside).replace(path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            Path(aside).unlink()
-        raise
-    _sync_folder(path.parent)
+    write_file(
+        path, text, mode=_FILE_MODE, prepare=lambda file: _belong_to_folder(file, path.parent)
+    )
 
 
 def _empty(path: Path) -> bool:
@@ -176,18 +166,10 @@ def _empty(path: Path) -> bool:
             os.fsync(file)
         finally:
             os.close(file)
-        _sync_folder(path.parent)
+        sync_path(path.parent)
     except OSError:
         return False
     return True
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _belong_to_folder(file: int, folder: Path) -> None:

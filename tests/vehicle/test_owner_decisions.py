@@ -4,6 +4,7 @@ import datetime as dt
 import errno
 import multiprocessing
 import os
+import tempfile
 from pathlib import Path
 
 import msgspec
@@ -158,7 +159,7 @@ def test_a_withdrawal_on_a_full_disk_empties_the_file_which_is_no_consent(
     def full(*_: object, **__: object) -> tuple[int, str]:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(owner_decisions.tempfile, "mkstemp", full)
+    monkeypatch.setattr(tempfile, "mkstemp", full)
     with pytest.raises(DecisionError, match="was emptied instead, which is no consent"):
         give_consent(tmp_path, GIVEN, TODAY, given=False)
     with pytest.raises(PolicyError) as raised:

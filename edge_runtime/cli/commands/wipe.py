@@ -27,7 +27,7 @@ from edge_runtime.cli.commands.doctor import DEFAULT_SETTINGS, SettingsFile
 from edge_runtime.cli.exit_codes import ExitCode
 from edge_runtime.cli.installation import read_settings
 from edge_runtime.contract.errors import ConfigError, LocalError
-from edge_runtime.pki.files import sync_folder
+from edge_runtime.pki.files import sync_path
 
 if TYPE_CHECKING:
     from edge_runtime.cli.commands.vehicle import VehicleOptions
@@ -123,7 +123,7 @@ def _export_ledger(options: "VehicleOptions", target: Path) -> None:
         file.write(msgspec.json.format(msgspec.json.encode(ledger)) + b"\n")
         file.flush()
         os.fsync(file.fileno())
-    sync_folder(target.resolve().parent)
+    sync_path(target.resolve().parent)
 
 
 def _account(journal: Path) -> dict[str, list[dict[str, Any]]]:
@@ -157,4 +157,4 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
-    sync_folder(path.parent)
+    sync_path(path.parent)

@@ -46,7 +46,7 @@ from edge_runtime.contract.package import (
     read_spec,
     verify_package,
 )
-from edge_runtime.pki.files import PUBLIC_MODE, write_file
+from edge_runtime.pki.files import PUBLIC_MODE, sync_path, write_file
 from edge_runtime.vehicle.models.fetching import (
     FetchFailed,
     FetchProcess,
@@ -387,13 +387,13 @@ class PackageStore:
         if mark is not None and self._trust is not None:
             (incoming / TRUST_FILE).write_bytes(msgspec.json.encode(mark))
         for path in (*incoming.rglob("*"), incoming):
-            _sync(path)
+            sync_path(path)
         final = self._root / package.digest
         if final.exists():
             # A scan refused it, or it would have been found; what is verified replaces it.
             shutil.rmtree(final)
         incoming.rename(final)
-        _sync(self._root)
+        sync_path(self._root)
         return Package(
             folder=final / PACKAGE_FOLDER,
             manifest=manifest,
@@ -534,11 +534,3 @@ def _write_mark(folder: Path, mark: TrustMark) -> None:
 
 def _bytes_in(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
