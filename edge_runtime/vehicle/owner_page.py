@@ -25,6 +25,7 @@ import structlog
 
 from edge_runtime.contract import limits
 from edge_runtime.vehicle.owner import OwnerReport
+from edge_runtime.vehicle.owner_clients import OwnerClients
 
 HOST: Final = "127.0.0.1"
 _PAGE_FILE: Final = "owner_page.html"
@@ -42,14 +43,14 @@ class OwnerPage:
     def __init__(self, port: int, report: Callable[[], OwnerReport]) -> None:
         self.port = port
         self._report = report
-        self._clients: set[asyncio.Task[None]] = set()
+        self._clients = OwnerClients(self._answer)
         self._page = resources.files(__package__).joinpath(_PAGE_FILE).read_bytes()
         self._policy = _content_policy(self._page)
         self._server: asyncio.Server
 
     async def __aenter__(self) -> Self:
         self._server = await asyncio.start_server(
-            self._connected, HOST, self.port, limit=limits.OWNER_REQUEST_MAX_BYTES
+            self._clients.connected, HOST, self.port, limit=limits.OWNER_REQUEST_MAX_BYTES
         )
         self.port = self._server.sockets[0].getsockname()[1]
         _log.info("owner_page", url=f"http://{HOST}:{self.port}/")
@@ -62,30 +63,13 @@ class OwnerPage:
         trace: TracebackType | None,
     ) -> None:
         self._server.close()
-        for task in list(self._clients):
-            task.cancel()
-        await asyncio.gather(*self._clients, return_exceptions=True)
+        await self._clients.end()
 
-    def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if len(self._clients) >= 2 * limits.OWNER_CLIENTS_MAX:
-            writer.close()
-            return
-        task = asyncio.get_running_loop().create_task(self._talk(reader, writer))
-        self._clients.add(task)
-        task.add_done_callback(self._clients.discard)
-
-    async def _talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            async with asyncio.timeout(limits.OWNER_TALK_MAX_S):
-                writer.write(await self._answer(reader))
-                await writer.drain()
-        except (TimeoutError, OSError, asyncio.IncompleteReadError) as error:
-            _log.info("owner_left", why=str(error) or "too slow")
-        finally:
-            writer.close()
-
-    async def _answer(self, reader: asyncio.StreamReader) -> bytes:
-        is_one_too_many = len(self._clients) > limits.OWNER_CLIENTS_MAX
+    async def _answer(
+        self,
+        reader: asyncio.StreamReader,
+        is_one_too_many: bool,
+    ) -> bytes:
         try:
             head = await reader.readuntil(b"\r\n\r\n")
         except asyncio.LimitOverrunError:

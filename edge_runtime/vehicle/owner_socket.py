@@ -21,19 +21,17 @@ from types import TracebackType
 from typing import Final, Literal, Self
 
 import msgspec
-import structlog
 
 from edge_runtime.contract import limits
 from edge_runtime.contract.errors import LocalError, RemoteError
 from edge_runtime.vehicle.owner import OwnerReport
+from edge_runtime.vehicle.owner_clients import OwnerClients
 
 SOCKET_FILE: Final = "owner.sock"
 _MODE: Final = 0o600
 _READ_BYTES: Final = 16 * 1024
 
 Ask = Literal["report", "look"]
-
-_log = structlog.get_logger()
 
 
 class Question(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -70,7 +68,7 @@ class OwnerSocket:
         self._state_dir = state_dir
         self._report = report
         self._look = look
-        self._clients: set[asyncio.Task[None]] = set()
+        self._clients = OwnerClients(self._encoded_answer)
         self._folder = -1
         self._server: asyncio.Server
 
@@ -80,7 +78,7 @@ class OwnerSocket:
         try:
             listener = _listen(self._folder)
             self._server = await asyncio.start_unix_server(
-                self._connected, sock=listener, limit=limits.OWNER_REQUEST_MAX_BYTES
+                self._clients.connected, sock=listener, limit=limits.OWNER_REQUEST_MAX_BYTES
             )
         except BaseException:
             os.close(self._folder)
@@ -94,34 +92,20 @@ class OwnerSocket:
         trace: TracebackType | None,
     ) -> None:
         self._server.close()
-        for task in list(self._clients):
-            task.cancel()
-        await asyncio.gather(*self._clients, return_exceptions=True)
+        await self._clients.end()
         with contextlib.suppress(FileNotFoundError):
             os.unlink(SOCKET_FILE, dir_fd=self._folder)
         os.close(self._folder)
 
-    def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if len(self._clients) >= 2 * limits.OWNER_CLIENTS_MAX:
-            writer.close()
-            return
-        task = asyncio.get_running_loop().create_task(self._talk(reader, writer))
-        self._clients.add(task)
-        task.add_done_callback(self._clients.discard)
+    async def _encoded_answer(
+        self,
+        reader: asyncio.StreamReader,
+        is_one_too_many: bool,
+    ) -> bytes:
+        answer = await self._answer(reader, is_one_too_many=is_one_too_many)
+        return msgspec.json.encode(answer) + b"\n"
 
-    async def _talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            async with asyncio.timeout(limits.OWNER_TALK_MAX_S):
-                answer = await self._answer(reader)
-                writer.write(msgspec.json.encode(answer) + b"\n")
-                await writer.drain()
-        except (TimeoutError, OSError) as error:
-            _log.info("owner_left", why=str(error) or "too slow")
-        finally:
-            writer.close()
-
-    async def _answer(self, reader: asyncio.StreamReader) -> Answer:
-        is_one_too_many = len(self._clients) > limits.OWNER_CLIENTS_MAX
+    async def _answer(self, reader: asyncio.StreamReader, *, is_one_too_many: bool) -> Answer:
         try:
             # Read in any case: an answer to a question that was not read is lost with the close.
             line = await reader.readline()
