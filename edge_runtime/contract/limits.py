@@ -419,7 +419,9 @@ SWEEP_INTERVAL_S: Final = 30.0
 SWEEP_JOBS: Final = 500
 FLEET_AGGREGATE_INTERVAL_S: Final = 10.0
 HOST_ANNOUNCE_AGAIN_S: Final = 30.0
-"""Every car hears it: so often at most, and only when a car could not find the packages."""
+"""Every car hears it: so often at most, when a car with work could not find the packages."""
+HOST_ANNOUNCE_EVERY_S: Final = 600.0
+"""And so often in any case: for cars that only hold models ready."""
 STREAM_HEARTBEAT_S: Final = 15.0
 OPEN_JOBS_COUNT_REFRESH_S: Final = 5.0
 

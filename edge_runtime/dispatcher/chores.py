@@ -25,7 +25,12 @@ class Chores:
 
     def start(self) -> None:
         """Run for as long as the service lives."""
-        for work in (self._sweep_forever, self._aggregate_forever, self._answer_forever):
+        for work in (
+            self._sweep_forever,
+            self._announce_forever,
+            self._aggregate_forever,
+            self._answer_forever,
+        ):
             self._service.spawn(work)
         settings = self._service.settings
         if settings.repository is not None and settings.repository_keys:
@@ -61,6 +66,12 @@ class Chores:
             await store.set_meta(_CLEARED_THROUGH, through)
 
     # --- aggregates ---
+
+    async def _announce_forever(self) -> None:
+        """A car that only holds models ready says nothing when it does not know where they are."""
+        while True:
+            await asyncio.sleep(limits.HOST_ANNOUNCE_EVERY_S)
+            self._service.announce_again()
 
     async def _aggregate_forever(self) -> None:
         while True:

@@ -272,8 +272,8 @@ class DispatcherService:
         if self.bus.is_connected:
             self.publish(self._host_message(online=True))
 
-    def _announce_again(self) -> None:
-        """A car did not know where packages are: the broker may have lost what it was told."""
+    def announce_again(self) -> None:
+        """A car may not know where packages are: the broker may have lost what it was told."""
         now_s = asyncio.get_running_loop().time()
         if now_s >= self._announce_again_at_s and self.bus.is_connected:
             self._announce_again_at_s = now_s + limits.HOST_ANNOUNCE_AGAIN_S
@@ -465,7 +465,7 @@ class DispatcherService:
             elif isinstance(command, EndAttempt):
                 _log_unit(self._lines, command)
                 if command.release_reason is ReleaseReason.MODEL_UNAVAILABLE:
-                    self._announce_again()
+                    self.announce_again()
 
     def _failed_in_bulk(self, command: FailRemaining) -> None:
         self.publisher.fall_behind(command.tenant, command.job)

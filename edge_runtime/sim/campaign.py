@@ -11,6 +11,7 @@ import hashlib
 import logging
 import multiprocessing
 import os
+import random
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -35,24 +36,43 @@ TWICE_EVERY: Final = 100
 
 
 class Scenario(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a world is made of. Without `nemeses` each seed draws its own."""
+    """What a world is made of. What is not named each seed draws for itself."""
 
     nemeses: tuple[str, ...] | None = None
-    cars: Annotated[int, Meta(ge=1, le=100)] = 3
-    jobs: Annotated[int, Meta(ge=1, le=1_000)] = 5
-    items_max: Annotated[int, Meta(ge=1, le=1_000)] = 10
-    faults_s: Annotated[float, Meta(gt=0, le=86_400)] = 60.0
+    cars: Annotated[int, Meta(ge=1, le=100)] | None = None
+    jobs: Annotated[int, Meta(ge=1, le=1_000)] | None = None
+    items_max: Annotated[int, Meta(ge=1, le=1_000)] | None = None
+    faults_s: Annotated[float, Meta(gt=0, le=86_400)] | None = None
     healed_s: Annotated[float, Meta(gt=0, le=86_400)] = 3_600.0
 
-    @property
-    def scale(self) -> Scale:
-        """How large the world is."""
-        return Scale(self.cars, self.jobs, self.items_max, self.faults_s, self.healed_s)
+    def scale(self, seed: int) -> Scale:
+        """How large the world of a seed is: few of them are large, for small ones find as much."""
+        rng = random.Random(f"{seed}/scale")  # noqa: S311 - a simulation must be repeatable
+        cars, jobs = rng.choice((1, 2, 2, 2, 3, 3)), rng.randint(2, 5)
+        items_max, faults_s = rng.choice((3, 10)), rng.choice((20.0, 30.0, 40.0, 60.0))
+        return Scale(
+            self.cars or cars,
+            self.jobs or jobs,
+            self.items_max or items_max,
+            self.faults_s or faults_s,
+            self.healed_s,
+        )
+
+    def sized(self, seed: int) -> "Scenario":
+        """This scenario with the sizes of the seed named."""
+        scale = self.scale(seed)
+        return msgspec.structs.replace(
+            self,
+            cars=scale.cars,
+            jobs=scale.jobs,
+            items_max=scale.items_max,
+            faults_s=scale.faults_s,
+        )
 
     def run(self, seed: int, ground: Ground, *, keeps_story: bool = False) -> Verdict:
         """Run one seed of it."""
         return run_seed(
-            seed, ground, scale=self.scale, nemeses=self.nemeses, keeps_story=keeps_story
+            seed, ground, scale=self.scale(seed), nemeses=self.nemeses, keeps_story=keeps_story
         )
 
 
@@ -201,11 +221,13 @@ def silence() -> None:
 def shrink(failed: Verdict, scenario: Scenario, ground: Ground) -> tuple[Scenario, Verdict]:
     """The smallest scenario found in which the seed still breaks one of the same invariants.
 
-    A world that does not drain takes seconds, so the search ends after so many runs or so long.
+    It names every size. A world that does not drain takes seconds, so the search ends after so
+    many runs or so long.
     """
     end_s = time.monotonic() + SIM_SHRINK_MAX_S
     kinds = {violation.partition(":")[0] for violation in failed.violations}
-    best = msgspec.structs.replace(scenario, nemeses=failed.nemeses)
+    drawn = scenario.sized(failed.seed)
+    best = msgspec.structs.replace(drawn, nemeses=failed.nemeses)
     found = failed
     runs = 0
     is_smaller = True
@@ -227,13 +249,14 @@ def _smaller(scenario: Scenario) -> Iterator[Scenario]:
     for name in names:
         rest = tuple(other for other in names if other != name)
         yield msgspec.structs.replace(scenario, nemeses=rest)
+    jobs, items_max, cars = scenario.jobs or 1, scenario.items_max or 1, scenario.cars or 1
     changes: list[dict[str, Any]] = []
-    if scenario.jobs > 1:
-        changes += [{"jobs": 1}, {"jobs": scenario.jobs - 1}]
-    if scenario.items_max > 1:
-        changes += [{"items_max": 1}, {"items_max": scenario.items_max // 2}]
-    if scenario.cars > 1:
-        changes += [{"cars": scenario.cars - 1}]
+    if jobs > 1:
+        changes += [{"jobs": 1}, {"jobs": jobs - 1}]
+    if items_max > 1:
+        changes += [{"items_max": 1}, {"items_max": items_max // 2}]
+    if cars > 1:
+        changes += [{"cars": cars - 1}]
     for change in changes:
         yield msgspec.structs.replace(scenario, **change)
 
@@ -241,12 +264,11 @@ def _smaller(scenario: Scenario) -> Iterator[Scenario]:
 def command_for(seed: int, scenario: Scenario) -> str:
     """What a person types to see the failure again."""
     parts = [f"edge-runtime simulate --seeds {seed}:{seed + 1}"]
-    default = Scenario()
     if scenario.nemeses is not None:
         parts.append(f"--nemeses {','.join(scenario.nemeses) or 'none'}")
     parts += [
         f"--{name.replace('_', '-')} {getattr(scenario, name)}"
         for name in ("cars", "jobs", "items_max", "faults_s")
-        if getattr(scenario, name) != getattr(default, name)
+        if getattr(scenario, name) is not None
     ]
     return " ".join(parts).replace("--jobs", "--world-jobs")

@@ -37,7 +37,6 @@ from edge_runtime.vehicle.ports import EmitEvent
 if TYPE_CHECKING:
     import asyncio
 
-_SENSOR_PERIOD_S: Final = 1.0
 _STOP_LATENCY_MS: Final = 0.5
 _LOAD_S: Final = 0.5
 _HUNG_S: Final = 20.0
@@ -104,10 +103,11 @@ class Truth:
 
 
 class SimSensors:
-    """Tells the truth once a second and at every edge, unless a nemesis is at it."""
+    """Tells the truth once a period and at every edge, unless a nemesis is at it."""
 
-    def __init__(self, truth: Truth, boot_ns: Callable[[], int]) -> None:
+    def __init__(self, truth: Truth, boot_ns: Callable[[], int], period_s: float) -> None:
         self.truth = truth
+        self.period_s = period_s
         self.mute: set[str] = set()
         self.absurd: dict[str, float] = {}
         self._boot_ns = boot_ns
@@ -120,7 +120,7 @@ class SimSensors:
         self._emit = emit
         while True:
             self.tell()
-            await asyncio.sleep(_SENSOR_PERIOD_S)
+            await asyncio.sleep(self.period_s)
 
     def tell(self) -> None:
         """Tell everything now."""

@@ -427,7 +427,7 @@ async def engines(world: World, rng: random.Random) -> None:
     datas = [data for job in world.plan if job.tenant == TENANT for data in job.data]
     poison = frozenset(rng.sample(datas, min(2, len(datas))))
     broken = frozenset(rng.sample(datas, min(2, len(datas)))) - poison
-    hang, crash = rng.choice((0.0, 0.02)), rng.choice((0.0, 0.02, 0.1))
+    hang, crash = rng.choice((0.0, 0.02, 0.1)), rng.choice((0.0, 0.02, 0.1))
     for car in world.cars:
         car.script.poison, car.script.broken = poison, broken
         car.script.hang, car.script.crash = hang, crash
@@ -461,6 +461,7 @@ async def operators(world: World, rng: random.Random) -> None:
                 if kind == "quarantine":
                     car = rng.choice(world.cars).name
                     world.ledger.fault(kind, car)
+                    world.quarantined.add(car)
                     await client.quarantine(car)
                     await asyncio.sleep(rng.choice((0.5, 10.0)))
                     await client.quarantine(car, on=False)
@@ -469,8 +470,10 @@ async def operators(world: World, rng: random.Random) -> None:
                     world.ledger.fault(kind, job)
                     status = await client.cancel(job)
                     world.ledger.cancelled.setdefault(job, status.last_cursor)
-                elif jobs and kind == "requeue":
-                    await _requeue(world, client, rng.choice(jobs))
+                elif kind == "requeue" and (
+                    failed := [job for job in jobs if _has_dead(world, job)]
+                ):
+                    await _requeue(world, client, rng.choice(failed))
             except DispatcherUnreachable as error:
                 world.ledger.note(f"operator: {error}")
             except DispatcherRefused as error:
@@ -480,10 +483,13 @@ async def operators(world: World, rng: random.Random) -> None:
     await often(world, rng, 12, strike)
 
 
+def _has_dead(world: World, job: str) -> bool:
+    submitted = world.ledger.jobs[job]
+    return submitted.is_done and any(not seen.ok for seen in submitted.read)
+
+
 async def _requeue(world: World, client: EdgeClient, job: str) -> None:
     submitted = world.ledger.jobs[job]
-    if not submitted.is_done or not any(not seen.ok for seen in submitted.read):
-        return
     world.ledger.fault("requeue", job)
     submitted.was_requeued = True
     try:
@@ -764,6 +770,21 @@ FAULT_KINDS: Final = (
     "outbox_overflow",
 )
 """Every kind that a campaign must have seen fire."""
+
+
+async def end_quarantine(world: World) -> None:
+    """Let every car out that was ever in quarantine: a restored store may have it there again."""
+    waiting = sorted(world.quarantined)
+    async with world.client("operator") as client:
+        while waiting:
+            try:
+                await client.quarantine(waiting[-1], on=False)
+            except DispatcherUnreachable:
+                await asyncio.sleep(1.0)
+                continue
+            except DispatcherRefused as error:  # one that has never connected
+                world.ledger.note(f"operator: {error}")
+            waiting.pop()
 
 
 def heal(world: World) -> None:

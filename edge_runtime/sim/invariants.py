@@ -4,6 +4,7 @@ Those here look at the end, when the healed world has drained. `AT_ONCE` says in
 judged where they would break: in `witness`, `ledger`, `world`, `tenants` and `buses`.
 """
 
+import contextlib
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
@@ -294,14 +295,9 @@ def l1_engines_are_free(world: World, db: sqlite3.Connection) -> None:
 def l1_desired_models_are_held(world: World, db: sqlite3.Connection) -> None:
     """L1. A car that is told to hold a model ready fetches it, with work for it or without."""
     del db
-    if "slow_packages" in world.chosen:
-        return  # there a nemesis empties shelves, of which nobody tells the car
     for car in world.cars:
-        missing = sorted(car.desired - car.held)
-        if missing:
-            world.ledger.violated(
-                "L1", f"{car.name} was told to hold {missing[0][:8]} and does not"
-            )
+        for digest in car.missing:
+            world.ledger.violated("L1", f"{car.name} was told to hold {digest[:8]} and does not")
 
 
 def l2_items_are_started_so_often(world: World, db: sqlite3.Connection) -> None:
@@ -337,14 +333,18 @@ def journals_are_empty(world: World, db: sqlite3.Connection) -> None:
         path = car.host.folder / "journal.db"
         if not path.exists():
             continue
-        journal = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
-        try:
-            for table in ("attempt", "chunk"):
-                (count,) = journal.execute(f"SELECT count(*) FROM {table}").fetchone()  # noqa: S608 - constant names
-                if count:
-                    world.ledger.violated("S12", f"{car.name} still keeps {count} of {table}")
-        finally:
-            journal.close()
+        for table, count in kept_rows(path).items():
+            if count:
+                world.ledger.violated("S12", f"{car.name} still keeps {count} of {table}")
+
+
+def kept_rows(journal: Path) -> dict[str, int]:
+    """How many attempts and chunks a journal holds, by table."""
+    with contextlib.closing(sqlite3.connect(f"file:{journal}?mode=ro", uri=True)) as db:
+        return {
+            table: db.execute(f"SELECT count(*) FROM {table}").fetchone()[0]  # noqa: S608 - constant names
+            for table in ("attempt", "chunk")
+        }
 
 
 def s12_chunks_wait_for_answers(world: World, db: sqlite3.Connection) -> None:

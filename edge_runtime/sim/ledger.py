@@ -72,6 +72,8 @@ class Ledger:
         self.readers: list[object] = []
         self.lies: set[bytes] = set()
         self.witnesses: list[Callable[[Message], None]] = []
+        self.told_tenants = 0
+        """Messages on tenants' topics: results, statuses, requests and their answers."""
         self.now_s = 0.0
 
     @property
@@ -126,6 +128,7 @@ class Ledger:
         """A message reached the broker."""
         digest = hashlib.sha256(message.payload).hexdigest()[:8]
         self.note(f"{sender} -> {message.topic} {len(message.payload)} {digest}")
+        self.told_tenants += "/t/" in message.topic
         if message.topic.endswith(f"/dn/{Down.WORK.value}"):
             self._offered(message)
         elif "/t/" in message.topic and not message.topic.endswith(_NO_RESULTS):

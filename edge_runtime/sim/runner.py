@@ -12,10 +12,10 @@ from typing import Final
 
 import msgspec
 
-from edge_runtime.contract.limits import CHUNK_RESEND_MAX_MS
+from edge_runtime.contract.limits import CHUNK_RESEND_MAX_MS, HOST_ANNOUNCE_EVERY_S
 from edge_runtime.contract.package import read_package
-from edge_runtime.sim.faults import NEMESES, RARER, heal
-from edge_runtime.sim.invariants import check_end
+from edge_runtime.sim.faults import NEMESES, RARER, end_quarantine, heal
+from edge_runtime.sim.invariants import check_end, kept_rows
 from edge_runtime.sim.loop import SimLoop, Stuck
 from edge_runtime.sim.world import Ground, Scale, World
 from edge_runtime.vehicle.models.importers.synthetic import write_synthetic
@@ -23,6 +23,9 @@ from edge_runtime.vehicle.models.importers.synthetic import write_synthetic
 _DRAIN_STEP_S: Final = 5.0
 _SETTLE_S: Final = CHUNK_RESEND_MAX_MS / 1000 + 5.0
 """Longer than any wait between two sendings of a chunk: what nobody wants must go."""
+_WISH_S: Final = HOST_ANNOUNCE_EVERY_S + 60.0
+"""A car that missed where packages are hears it again, and then fetches what it should hold."""
+_PATIENT_SHARE: Final = 0.2
 _MEMORY: Final = Path("/dev/shm")  # noqa: S108 - the kernel's memory file system, where there is one
 
 
@@ -122,10 +125,12 @@ async def _live(world: World, chosen: tuple[str, ...]) -> None:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
     heal(world)  # what a nemesis had in hand when it was stopped
+    healing = asyncio.ensure_future(end_quarantine(world))
     for task in tasks:
         if not task.cancelled() and task.exception() is not None:
             raise task.exception()  # type: ignore[misc] # it is not None
     await _drain(world)
+    await healing
 
 
 async def _drain(world: World) -> None:
@@ -135,8 +140,29 @@ async def _drain(world: World) -> None:
         if world.is_served:
             break
         await asyncio.sleep(_DRAIN_STEP_S)
-    await asyncio.sleep(_SETTLE_S)
+    await _settle(world)
     world.ledger.note("drained")
+
+
+async def _settle(world: World) -> None:
+    """Until nothing is left to do, or for so long that nothing should be.
+
+    Some worlds wait in any case: for what comes late.
+    """
+    began_s = world.loop.time()
+    is_patient = world.fork("settle").random() < _PATIENT_SHARE
+    while world.loop.time() < began_s + (_WISH_S if world.has_wishes else _SETTLE_S):
+        told = world.ledger.told_tenants
+        await asyncio.sleep(_DRAIN_STEP_S)
+        if not is_patient and world.ledger.told_tenants == told and _is_at_rest(world):
+            break
+
+
+def _is_at_rest(world: World) -> bool:
+    """Whether all is told, every car holds what it should and none keeps what it should not."""
+    journals = [car.host.folder / "journal.db" for car in world.cars]
+    is_kept = any(any(kept_rows(path).values()) for path in journals if path.exists())
+    return world.has_told_all and not world.has_wishes and not is_kept
 
 
 def _judge(world: World) -> None:

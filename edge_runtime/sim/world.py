@@ -6,6 +6,7 @@ engines, packages.
 """
 
 import asyncio
+import contextlib
 import contextvars
 import math
 import random
@@ -45,6 +46,7 @@ from edge_runtime.vehicle.agent import VehicleAgent, VehicleSettings
 TENANT: Final = "sim"
 _RESTART_S: Final = 2.0
 _POLICY: Final = "dwell_s = 1\n[consent]\ngiven = {consent}\nversion = 1\n"
+_SENSOR_PERIODS_S: Final = (1.0, 2.0)
 _STOP_BOUND_S: Final = 5.0
 _LEAVE_BOUND_S: Final = 20.0
 _POLICY_READ_S: Final = 2.0
@@ -145,7 +147,8 @@ class Car:
         self.drain = DrainWatch(name, world.ledger)
         # Which item its journal has as started when it dies, nobody can tell from outside.
         self._in_doubt: deque[bytes] = deque(maxlen=SIM_ITEMS_IN_DOUBT_MAX)
-        self.sensors = SimSensors(self.truth, lambda: self.host.now().boot_ns)
+        period_s = world.fork(f"{name}/sensors").choice(_SENSOR_PERIODS_S)
+        self.sensors = SimSensors(self.truth, lambda: self.host.now().boot_ns, period_s)
         self.engine: SimEngine | None = None
         self._engine_life: OneLife | None = None
         self._withdrawals: list[tuple[float, float]] = []
@@ -171,6 +174,13 @@ class Car:
     def is_computing(self) -> bool:
         """Whether its engine is at an item."""
         return self.host.is_up and self.engine is not None and self.engine.is_computing
+
+    @property
+    def missing(self) -> list[str]:
+        """The models that it was told to hold ready and does not hold."""
+        if "slow_packages" in self.world.chosen:
+            return []  # there a nemesis empties shelves, of which nobody tells the car
+        return sorted(self.desired - self.held)
 
     def has_withdrawn(self, since_s: float, until_s: float) -> bool:
         """Whether between these times consent was withdrawn, as far as the car could know."""
@@ -289,6 +299,8 @@ class World:
         self.third_parties: list[ThirdParty] = []
         self.keepers: list[asyncio.Future[None]] = []
         """Who goes on when faults have stopped, as a nemesis does not."""
+        self.quarantined: set[str] = set()
+        """Cars that an operator has put into quarantine, once or more."""
         self.waits_for: list[Callable[[], bool]] = []
         """What must have come true, besides all jobs being read, before the world is judged."""
         self.rng = random.Random(seed)  # noqa: S311 - a simulation must be repeatable
@@ -367,6 +379,20 @@ class World:
                 self.ledger.violated("L1", f"{host.name} does not end when it is told to")
 
         self.loop.call_later(_LEAVE_BOUND_S, must_have_ended)
+
+    @property
+    def has_told_all(self) -> bool:
+        """Whether the dispatcher is connected and the broker has every result that it keeps."""
+        if self.service is None or not self.service.bus.is_connected:
+            return False
+        path = self.dispatcher.folder / "dispatcher.db"
+        with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as db:
+            return db.execute("SELECT 1 FROM job WHERE published < cursor").fetchone() is None
+
+    @property
+    def has_wishes(self) -> bool:
+        """Whether a car lacks a model that it was told to hold ready."""
+        return any(car.missing for car in self.cars)
 
     @property
     def is_served(self) -> bool:
