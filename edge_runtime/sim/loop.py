@@ -101,15 +101,21 @@ class _Selector:
 
 
 class SimLoop(asyncio.BaseEventLoop):
-    """See the module. `thread_delay_s` is asked how long each call to a thread takes."""
+    """See the module. `thread_delay_s` is asked how long each call to a thread takes.
+
+    After `steps_max` steps a world is taken to run in a circle.
+    """
 
     # asyncio's own queues, which its types do not show.
     _ready: deque[Any]
     _scheduled: list[Any]
     _stopping: bool
 
-    def __init__(self, thread_delay_s: Callable[[], float]) -> None:
+    def __init__(
+        self, thread_delay_s: Callable[[], float], *, steps_max: int | None = None
+    ) -> None:
         super().__init__()
+        self._steps_max = steps_max
         self._selector = _Selector(self)
         self._now_s = 0.0
         self._thread_delay_s = thread_delay_s
@@ -226,8 +232,8 @@ class SimLoop(asyncio.BaseEventLoop):
                 life.held.append(handle)
                 continue
             self.steps += 1
-            if self.steps > SIM_STEPS_MAX:
-                raise Stuck(f"more than {SIM_STEPS_MAX} steps")
+            if self.steps > (self._steps_max or SIM_STEPS_MAX):
+                raise Stuck(f"more than {self._steps_max or SIM_STEPS_MAX} steps")
             if self.before_step is not None:
                 self.before_step(self.steps)
                 if handle.cancelled() or (life is not None and life.is_dead):
