@@ -168,13 +168,17 @@ class EnsureModel(_Record, frozen=True):
 
 
 class SubmitRun(_Record, frozen=True):
-    """Queue items behind what the engine already holds. `parameters` is MessagePack."""
+    """Queue items behind what the engine already holds. `parameters` is MessagePack.
+
+    With `streams`, a generation tells its tokens as they come (`TokensProduced`).
+    """
 
     run_id: int
     unit: int
     digest: str
     items: tuple[Item, ...]
     parameters: bytes
+    streams: bool = False
 
 
 class CancelRun(_Record, frozen=True):

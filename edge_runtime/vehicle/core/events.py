@@ -184,6 +184,30 @@ class ItemFinished(_Event, frozen=True):
     busy_ms: float
 
 
+class FinishReason(Enum):
+    """Why a generation has all its tokens; the words are those of the OpenAI API."""
+
+    STOP = "stop"
+    LENGTH = "length"
+
+
+class TokensProduced(_Event, frozen=True):
+    """Tokens of an item whose run streams, as they come: at most 50 ms, or 8 tokens, of them.
+
+    `offset` counts the item's generated tokens before `ids`, those of earlier cars included.
+    `text` is what these tokens made sure of: bytes of an unfinished character, and what may be
+    the beginning of a stop string, come with a later one. The last has a `finish`; then
+    `ItemFinished` tells the whole output.
+    """
+
+    run_id: int
+    index: int
+    offset: int
+    ids: tuple[int, ...]
+    text: str
+    finish: FinishReason | None = None
+
+
 class ItemBroke(_Event, frozen=True):
     """An item failed in the engine, which lives on."""
 
@@ -257,6 +281,7 @@ Event = (
     | ModelLoaded
     | ItemStarted
     | ItemFinished
+    | TokensProduced
     | ItemBroke
     | ItemInterrupted
     | RunEnded

@@ -73,6 +73,7 @@ from edge_runtime.vehicle.core.events import (
     ShutdownRequested,
     SignalsRead,
     Tick,
+    TokensProduced,
     UnitsOffered,
     WritesCommitted,
     WritesFailed,
@@ -185,14 +186,14 @@ class VehicleCore:
             case WritesFailed():
                 for write in work.ledger.failed(event.through, event.reason, now):
                     work.declined(write.offer, event.reason, now)
+            case TokensProduced():
+                work.health.worked()
             case ItemBroke():
                 work.broke(event, now)
             case ItemInterrupted():
                 work.interrupted(event)
             case RunEnded():
                 work.run_ended(event, now)
-            case ModelLoaded():
-                work.loaded(event)
             case EngineDied():
                 self._engine_died(event, now)
             case EngineFrozen() | EngineKilled():
@@ -213,7 +214,8 @@ class VehicleCore:
         | BusDisconnected
         | ModelsDesired
         | ModelReady
-        | ModelFailed,
+        | ModelFailed
+        | ModelLoaded,
         now: Now,
     ) -> None:
         match event:
@@ -242,6 +244,8 @@ class VehicleCore:
                 self._work.model_ready(event.digest)
             case ModelFailed():
                 self._work.model_failed(event, now)
+            case ModelLoaded():
+                self._work.loaded(event)
             case ShutdownRequested():
                 if self._leave_ns is None:
                     self._leave_hold = event.hold
