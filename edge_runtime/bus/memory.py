@@ -3,8 +3,8 @@
 Invariants
 - The broker behaves as MQTT brokers do where the rest of the house can tell: wildcards, QoS 0
   and 1, retained messages, Wills, sessions with bounded queues and expiry, takeover of a client
-  id, refusals. Like Mosquitto it drops what does not fit a session's queue, tells the publisher
-  nothing, and on MQTT 3.1.1 hides a refused publish.
+  id, access lists, refusals. Like Mosquitto it drops what does not fit a session's queue, tells
+  the publisher nothing, and on MQTT 3.1.1 hides a refused publish.
 - Every random decision comes from `Faults.rng`, every delay from the running loop's clock: the
   same seed on a deterministic loop gives the same run.
 - `Faults.fired` counts each kind of fault that happened, so a campaign can tell that none was
@@ -26,6 +26,7 @@ from urllib.parse import unquote, urlsplit
 
 from paho.mqtt.matcher import MQTTMatcher
 
+from edge_runtime.bus.access import Access, AccessList
 from edge_runtime.bus.link import LinkHandlers, LinkInfo
 from edge_runtime.bus.outbox import NO_MATCHING_SUBSCRIBERS, Ticket
 from edge_runtime.bus.port import MQTT_5, BusRefused, BusSettings, BusUnavailable, Message
@@ -119,18 +120,21 @@ class _Session:
 class MemoryBroker:
     """An MQTT broker as a Python object.
 
-    `users` maps names to passwords; None lets everybody in. `dropped_messages` counts what a
-    session's full queue threw away unseen.
+    `users` maps names to passwords; None lets everybody in. `access` has the rules of each
+    listener, which is the host of a client's URL; None allows everything. `dropped_messages`
+    counts what a session's full queue threw away unseen.
     """
 
     def __init__(
         self,
         *,
         users: Mapping[str, str] | None = None,
+        access: Mapping[str, AccessList] | None = None,
         hides_subscribe_refusals: bool = False,
         session_queue_max_messages: int = BUS_SESSION_QUEUE_MAX_MESSAGES,
     ) -> None:
         self._users = users
+        self._access = access
         self._hides_subscribe_refusals = hides_subscribe_refusals
         self._session_queue_max_messages = session_queue_max_messages
         self._sessions: dict[str, _Session] = {}
@@ -189,7 +193,8 @@ class MemoryBroker:
         session.expires_at_s = None
         while session.queue:
             message, deadline_s = session.queue.popleft()
-            if deadline_s is None or _now_s() < deadline_s:
+            is_late = deadline_s is not None and _now_s() >= deadline_s
+            if not is_late and self.allows(Access.READ, link, message.topic):
                 link.from_broker(message)
         return present
 
@@ -206,7 +211,10 @@ class MemoryBroker:
         subscribers = self._subscribers_of(topic_filter)
         subscribers[session.client_id] = qos
         for topic, (message, deadline_s) in list(self._retained.items()):
-            if _matches(topic_filter, topic) and (deadline_s is None or _now_s() < deadline_s):
+            is_late = deadline_s is not None and _now_s() >= deadline_s
+            if is_late or not self.allows(Access.READ, link, topic):
+                continue
+            if _matches(topic_filter, topic):
                 link.from_broker(_as_sent(message, qos, retain=True))
 
     def publish(self, message: Message) -> int:
@@ -225,6 +233,13 @@ class MemoryBroker:
             self._route(self._sessions[client_id], _as_sent(message, qos, retain=False), deadline_s)
         return len(granted)
 
+    def allows(self, access: Access, link: "MemoryLink", topic: str) -> bool:
+        """Whether the client behind `link` may read or write `topic`."""
+        if self._access is None:
+            return True
+        rules = self._access[urlsplit(link.settings.url).netloc.rpartition("@")[2]]
+        return rules.allows(access, link.user, link.settings.client_id, topic)
+
     def hides_subscribe_refusals(self) -> bool:
         """Whether a refused subscription is answered as granted, as Mosquitto's ACL file does."""
         return self._hides_subscribe_refusals
@@ -234,15 +249,15 @@ class MemoryBroker:
     def _authenticate(self, settings: BusSettings) -> None:
         if self._users is None:
             return
-        parts = urlsplit(settings.url)
-        name, password = unquote(parts.username or ""), unquote(parts.password or "")
+        name, password = _login(settings)
         if self._users.get(name) != password:
             code = BAD_USER if settings.protocol == MQTT_5 else NOT_AUTHORIZED
             raise BusRefused("connect", "", code, "bad user name or password")
 
     def _route(self, session: _Session, message: Message, deadline_s: float | None) -> None:
         if session.link is not None:
-            session.link.from_broker(message)
+            if self.allows(Access.READ, session.link, message.topic):
+                session.link.from_broker(message)
         elif message.qos == 0:
             return
         elif len(session.queue) < self._session_queue_max_messages:
@@ -259,8 +274,9 @@ class MemoryBroker:
             self._route(session, message, None)
         if link.settings.session_expiry_s == 0:
             self._forget(session)
-        if publish_will and link.will is not None:
-            self.publish(link.will)
+        will = link.will if publish_will else None
+        if will is not None and self.allows(Access.WRITE, link, will.topic):
+            self.publish(will)
 
     def _forget(self, session: _Session) -> None:
         for topic_filter in session.filters:
@@ -359,6 +375,7 @@ class MemoryLink:
         handlers: LinkHandlers,
     ) -> None:
         self.settings = settings
+        self.user, _ = _login(settings)
         self.will = will
         self._broker = broker
         self._faults = faults
@@ -466,7 +483,8 @@ class MemoryLink:
 
     def _arrived(self, ticket: Ticket) -> None:
         message = ticket.message
-        if self._faults is not None and self._faults.refuses(message.topic):
+        is_refused = self._faults is not None and self._faults.refuses(message.topic)
+        if is_refused or not self._broker.allows(Access.WRITE, self, message.topic):
             hidden = self.settings.protocol != MQTT_5
             self._acknowledge(ticket, 0 if hidden else NOT_AUTHORIZED, "not authorized")
             return
@@ -523,6 +541,11 @@ def _strikes(faults: Faults, kind: str, probability: float) -> bool:
         faults.fired[kind] += 1
         return True
     return False
+
+
+def _login(settings: BusSettings) -> tuple[str, str]:
+    parts = urlsplit(settings.url)
+    return unquote(parts.username or ""), unquote(parts.password or "")
 
 
 def _matches(topic_filter: str, topic: str) -> bool:

@@ -4,118 +4,33 @@ from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
+from access_scenarios import (
+    CAR_MAY_NOT_READ,
+    CAR_MAY_NOT_WRITE,
+    CAR_READS,
+    CAR_WRITES,
+    NOT_AUTHORIZED,
+    TENANT_MAY_NOT_READ,
+    TENANT_MAY_NOT_WRITE,
+    TENANT_READS,
+    TOPICS,
+    reads,
+    settings,
+    writes,
+)
 from brokers import GuardedBroker
 from bus_rig import ADAPTERS, CuttableWire, Reader
 
 from edge_runtime.bus import BusRefused, BusSettings, Message
 from edge_runtime.contract.limits import MESSAGE_MAX_BYTES
-from edge_runtime.contract.topics import Down, Topics, Up
+from edge_runtime.contract.topics import Down, Up
 
 pytestmark = pytest.mark.mosquitto
-NOT_AUTHORIZED = 0x87
-TOPICS = Topics("er")
-
-CAR_WRITES = [TOPICS.up("car-a", kind) for kind in Up] + [TOPICS.canary("car-a")]
-CAR_MAY_NOT_WRITE = [
-    TOPICS.up("car-b", Up.RESULT),
-    TOPICS.up("car-b", Up.STATUS),
-    TOPICS.down("car-a", Down.WORK),
-    TOPICS.down("car-b", Down.WORK),
-    TOPICS.canary("car-b"),
-    TOPICS.host("d1"),
-    TOPICS.job_results("demo", "j"),
-    TOPICS.tenant_request("demo"),
-    TOPICS.fleet("eu"),
-    "er/2/00/v/car-a/up/state",
-    "other/1/00/v/car-a/up/state",
-    "anything",
-]
-CAR_READS = [TOPICS.down("car-a", kind) for kind in Down] + [TOPICS.host("d1")]
-CAR_MAY_NOT_READ = [
-    TOPICS.down("car-b", Down.WORK),
-    TOPICS.up("car-b", Up.STATE),
-    TOPICS.up("car-a", Up.STATE),
-    TOPICS.job_results("demo", "j"),
-    TOPICS.job_status("demo", "j"),
-    TOPICS.tenant_request("demo"),
-    TOPICS.fleet("eu"),
-]
-TENANT_READS = [
-    TOPICS.job_results("demo", "j"),
-    TOPICS.job_status("demo", "j"),
-    TOPICS.fleet("eu"),
-]
-TENANT_MAY_NOT_READ = [
-    TOPICS.job_results("other", "j"),
-    TOPICS.up("car-a", Up.STATE),
-    TOPICS.down("car-a", Down.WORK),
-    TOPICS.host("d1"),
-]
-TENANT_MAY_NOT_WRITE = [
-    TOPICS.tenant_request("other"),
-    TOPICS.job_results("demo", "j"),
-    TOPICS.job_status("demo", "j"),
-    TOPICS.fleet("eu"),
-    TOPICS.up("tenant-demo", Up.STATE),
-    TOPICS.down("car-a", Down.WORK),
-    TOPICS.host("d1"),
-]
-
-
-def settings(url: str, client_id: str, *filters: str, **changes: Any) -> BusSettings:
-    return BusSettings(
-        url,
-        client_id,
-        subscriptions=tuple((topic_filter, 1) for topic_filter in filters),
-        session_expiry_s=0,
-        **changes,
-    )
 
 
 @pytest.fixture(params=["aiomqtt", "mqttium"])
 def adapter(request: pytest.FixtureRequest) -> Any:
     return ADAPTERS[request.param]
-
-
-async def writes(
-    broker: GuardedBroker, adapter: Any, url: str, allowed: list[str], denied: list[str]
-) -> None:
-    """`url` may publish on each of `allowed`, and the dispatcher gets it; on none of `denied`."""
-    dispatcher = adapter(settings(broker.service_url("dispatcher"), "acl-dispatcher", "er/#"))
-    async with Reader(dispatcher) as reader, Reader(adapter(settings(url, "car-a"))) as writer:
-        await reader.up()
-        await writer.up()
-        for topic in denied:
-            with pytest.raises(BusRefused) as refused:
-                await writer.bus.publish(Message(topic, b"denied"))
-            assert (refused.value.operation, refused.value.topic) == ("publish", topic)
-            assert refused.value.reason_code == NOT_AUTHORIZED
-        for topic in allowed:
-            await writer.bus.publish(Message(topic, b"allowed"))
-        got = await reader.messages(len(allowed))
-        assert [(message.topic, message.payload) for message in got] == [
-            (topic, b"allowed") for topic in allowed
-        ]
-
-
-async def reads(
-    broker: GuardedBroker, adapter: Any, url: str, allowed: list[str], denied: list[str]
-) -> None:
-    """Of what the dispatcher publishes, `url` sees `allowed` only, even when it asks for all."""
-    async with AsyncExitStack() as stack:
-        bus = adapter(settings(broker.service_url("dispatcher"), "acl-dispatcher"))
-        writer = await stack.enter_async_context(Reader(bus))
-        await writer.up()
-        filters = ["#", *allowed, *denied]
-        reader = await stack.enter_async_context(Reader(adapter(settings(url, "car-a", *filters))))
-        await reader.up()
-        for topic in denied:
-            await writer.bus.publish(Message(topic, b"secret"))
-        for topic in allowed:
-            await writer.bus.publish(Message(topic, b"yours"))
-        while not reader.received or reader.received[-1].topic != allowed[-1]:
-            await reader.message()
-        assert {message.topic for message in reader.received} == set(allowed)
 
 
 async def test_a_car_writes_its_own_up_topics_only(
