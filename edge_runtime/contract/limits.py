@@ -337,6 +337,8 @@ TRACE_MAX_BYTES: Final = 64 * 1024 * 1024
 TRACE_ROWS_MAX: Final = 1_000_000
 TRACE_LINE_MAX_BYTES: Final = 4_096
 TRACE_SPEED_MAX: Final = 1_000_000.0
+DAY_MAX_S: Final = 8 * 86_400.0
+"""The longest trace that `owner day` lives: it is kept whole in memory, minute by minute."""
 HOSTS_KNOWN_MAX: Final = 64
 CAR_ASLEEP_MS: Final = 20_000
 """A car that was not woken for so long slept, or was stopped: its timers come every 5 s."""
@@ -385,6 +387,30 @@ HTTP_STREAM_STALL_S: Final = 120.0
 """A stream whose reader takes nothing for so long is cut; the reader resumes by its cursor."""
 HTTP_FILE_CHUNK_BYTES: Final = 256 * 1024
 HTTP_SHUTDOWN_S: Final = 5
+
+# --- what operators see -----------------------------------------------------------------
+ACTIVITY_BUCKET_MS: Final = 5_000
+"""The recent past is told in stretches of this length."""
+ACTIVITY_BUCKETS_MAX: Final = 120
+"""Ten minutes of them."""
+ACTIVITY_KNOWN_MAX: Final = 50_000
+"""Jobs, and units, whose model and beginning are remembered to tell of their ends."""
+METRICS_MODELS_MAX: Final = 100
+"""Models with series of their own; what comes after them is counted as "(others)"."""
+METRICS_REGIONS_MAX: Final = 100
+METRICS_EVENTS_MAX: Final = 512
+"""Named counters that are exposed, in the order of their names."""
+DASHBOARD_STREAMS_MAX: Final = 64
+"""Open dashboards; one more is refused with 503."""
+DASHBOARD_PERIOD_S: Final = 1.0
+DASHBOARD_JOBS_MAX: Final = 50
+DASHBOARD_JOBS_LOOK_MAX: Final = 5_000
+"""Open jobs, and units on cars, that are looked at for those that are shown."""
+DASHBOARD_ATTEMPTS_MAX: Final = 500
+"""Attempts of a job on its timeline: the newest."""
+DRAIN_MAX_S: Final = 10.0
+"""How long a dispatcher that is asked to stop waits for units that cars have in hand; a unit is
+about 2 s. What is not done by then goes on without it, and is taken up by its next life."""
 
 # --- the Python client ------------------------------------------------------------------
 CLIENT_BACKOFF_FIRST_S: Final = 0.05
