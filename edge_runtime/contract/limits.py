@@ -40,6 +40,20 @@ ID_MAX_CHARS: Final = 64
 TENSOR_MAX_RANK: Final = 16
 TENSOR_MAX_ELEMENTS: Final = 1 << 27
 
+# --- accounts and tenants ------------------------------------------------------------
+KEYS_MAX: Final = 100_000
+"""API keys kept, revoked ones included: a refused key is told from one that never was."""
+KEY_MAX_CHARS: Final = 256
+TENANT_WEIGHT_MAX: Final = 100
+TENANTS_REMEMBERED_MAX: Final = 10_000
+"""Tenants whose rate of requests, or debt of car time, is remembered."""
+DEADLINE_BOOST_LEVELS: Final = 3
+"""Levels of priority by which a job is lifted when its deadline is near."""
+DEADLINE_BOOST_MS: Final = 60_000
+"""A deadline is near with less than this left, or less than a tenth of the job's whole time."""
+REQUESTS_BURST_DEFAULT_S: Final = 2.0
+"""Requests that may come at once where a quota names a rate alone: those of so many seconds."""
+
 # --- the bus ---------------------------------------------------------------------
 BUS_PACKET_MAX_BYTES: Final = MESSAGE_MAX_BYTES + 8 * 1024
 """Largest MQTT packet: a payload plus its topic and properties."""
@@ -81,6 +95,45 @@ WINDOW_JOBS_MAX: Final = 20_000
 WINDOW_ITEMS_MAX: Final = 50_000
 WINDOW_BYTES_MAX: Final = 64 * 1024 * 1024
 ENDED_ATTEMPTS_KEPT_MAX: Final = 50_000
+
+# --- interactive requests --------------------------------------------------------
+TOKENS_PER_PIECE_MAX: Final = 256
+"""Tokens that one chunk adds to one item; the engine tells 8, or those of 50 ms, at a time."""
+TOKENS_TEXT_MAX_CHARS: Final = 16 * 1024
+INTERACTIVE_CAR_UNITS_MAX: Final = 8
+"""Interactive units that a car holds, beside its durable ones."""
+INTERACTIVE_FENCES_REMEMBERED_MAX: Final = 1_024
+INTERACTIVE_IN_FLIGHT: Final = 2
+"""Units that the dispatcher keeps on a car: one is computed while the next one travels."""
+INTERACTIVE_BATCH_ROWS_MAX: Final = 64
+"""Rows, counted along the batch axis, of the requests that travel as one unit."""
+INTERACTIVE_BATCH_MS: Final = 50
+"""A batch closes at so much expected time: the next one may find a car that is free."""
+INTERACTIVE_BATCH_WAIT_MS: Final = 2
+"""Longest that a request waits for company, while every car that would do computes another."""
+INTERACTIVE_TIMEOUT_DEFAULT_MS: Final = 55_000
+"""The deadline of a request that names none; the usual clients give up after 60 s."""
+INTERACTIVE_NO_CAR_MS: Final = 2_000
+"""A request waits so long for any car that may serve it; then it is refused, with the reason."""
+INTERACTIVE_SILENCE_MS: Final = 1_000
+"""A car that says nothing of a unit for so long beyond its expected time: another is asked too."""
+INTERACTIVE_COLD_MS: Final = 10_000
+"""And for so long where the car must first load, or fetch, the model."""
+INTERACTIVE_ATTEMPTS_MAX: Final = 8
+"""Cars that one request is given to, one after the other."""
+INTERACTIVE_AVOID_MS: Final = 1_000
+"""A car that gave a unit back or was silent is not asked again for so long."""
+INTERACTIVE_REQUESTS_MAX: Final = 4_096
+"""Requests that wait or are computed, of all tenants; one more is refused with 503."""
+INTERACTIVE_TENANT_REQUESTS_MAX: Final = 1_024
+INTERACTIVE_BYTES_MAX: Final = 256 * 1024 * 1024
+"""And their inputs."""
+INTERACTIVE_LOOKS_MAX: Final = 64
+"""Cars that are looked at to place one unit."""
+INTERACTIVE_POOL_MS: Final = 250
+"""A list of cars that may serve a model is made anew after so long."""
+INTERACTIVE_ENDED_MAX: Final = 4_096
+"""Units that ended lately, so that what a car still says of one is known for that."""
 
 # --- units, attempts, leases ---------------------------------------------------------
 UNIT_TARGET_MS: Final = 2_000
@@ -203,6 +256,27 @@ TEXT_STRIP_MAX_PIXELS: Final = 3_200
 """Width of one line of text at the reader's height of 48; a longer one is squeezed."""
 DETECTIONS_MAX: Final = 1_000
 """Boxes, or pieces of text, that one item may end in; the best are kept."""
+
+# --- text generation ----------------------------------------------------------------
+GENERATION_CONTEXT_MAX_TOKENS: Final = 4_096
+"""Prompt and answer of one request; a package declares its own bound below this."""
+GENERATION_NEW_MAX_TOKENS: Final = 4_096
+GENERATION_NEW_DEFAULT_TOKENS: Final = 256
+GENERATION_ROWS_MAX: Final = 16
+"""Requests that a car computes together; what a batch gains ends about here on one core."""
+GENERATION_KV_MAX_BYTES: Final = 512 * 1024 * 1024
+"""Address space of the keys and values of all rows; memory only as far as rows are long."""
+GENERATION_PREFILL_TOKENS: Final = 64
+"""Tokens of one prompt that are read between two steps of the requests beside it."""
+GENERATION_STOPS_MAX: Final = 8
+GENERATION_STOP_MAX_CHARS: Final = 128
+GENERATION_MESSAGES_MAX: Final = 256
+GENERATION_TEMPERATURE_MAX: Final = 100.0
+GENERATION_CHUNK_MAX_TOKENS: Final = 8
+GENERATION_CHUNK_MAX_MS: Final = 50
+"""A stream's tokens are told when this is over by the end of the next step."""
+GENERATION_QUIET_MS: Final = 500
+"""How often a generation that nobody streams says that it gets on, for the watchdog."""
 
 # --- the inference engine -----------------------------------------------------------
 ENGINE_RUNS_MAX: Final = 4_096
