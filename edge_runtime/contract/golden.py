@@ -17,6 +17,7 @@ import msgspec
 from edge_runtime.contract import codec, limits
 from edge_runtime.contract.errors import ConfigError, Rejected
 from edge_runtime.contract.messages import (
+    INTERACTIVE_JOB,
     Acks,
     Birth,
     Cancel,
@@ -45,6 +46,7 @@ from edge_runtime.contract.messages import (
     Signed,
     StopReport,
     Taken,
+    Tokens,
     UnitOffer,
     VehicleLimits,
     VehicleState,
@@ -54,6 +56,7 @@ from edge_runtime.contract.reasons import (
     Availability,
     CancelReason,
     ChunkVerdict,
+    FinishReason,
     HoldReason,
     ItemError,
     JobState,
@@ -341,6 +344,29 @@ _RESULTS: Final = (
         "Two chunks of one attempt: outputs of several shapes, failures, completed.",
     ),
     Golden(
+        "results-tokens",
+        "vehicleResult",
+        Results(
+            vehicle=_CAR,
+            boot=_BOOT,
+            chunks=(
+                Chunk(
+                    job=INTERACTIVE_JOB,
+                    unit=43,
+                    fence=_FENCE,
+                    model=_MODEL,
+                    seq=2,
+                    items=(),
+                    tokens=(
+                        Tokens(index=0, offset=16, ids=(504, 3575), text=" The capital"),
+                        Tokens(index=1, offset=0, ids=(), text="", finish=FinishReason.LENGTH),
+                    ),
+                ),
+            ),
+        ),
+        "Tokens of two items of an interactive unit, one of which has its last.",
+    ),
+    Golden(
         "results-released",
         "vehicleResult",
         Results(
@@ -411,28 +437,56 @@ _WORK: Final = (
         "Body of an offer of two units; the second at its largest numbers and without trace.",
     ),
     Golden(
+        "work-interactive",
+        "vehicleWork",
+        WorkOffer(
+            vehicle=_CAR,
+            units=(
+                UnitOffer(
+                    job=INTERACTIVE_JOB,
+                    unit=43,
+                    fence=_FENCE,
+                    tenant="acme",
+                    purpose="default",
+                    task="text-generation",
+                    model=_MODEL,
+                    items=(Item(index=0, media_type="application/json", data=b"{}"),),
+                    parameters=_raw({}),
+                    deadline_ms=_NOW_MS + 60_000,
+                    remaining_ms=60_000,
+                    lease_ms=60_000,
+                    interactive=True,
+                ),
+            ),
+        ),
+        "Body of an offer of a unit whose requester waits: nothing of it is kept.",
+    ),
+    Golden(
         "signed-work",
         "vehicleWork",
         Signed(
             key_id="",
             signature=b"",
+            # As a peer of that day encoded it: a body has no field that came later.
             body=codec.encode(
-                WorkOffer(
-                    vehicle=_CAR,
-                    units=(
-                        UnitOffer(
-                            job=_JOB,
-                            unit=1,
-                            fence=_FENCE,
-                            tenant="acme",
-                            purpose="default",
-                            task="feature-extraction",
-                            model=_MODEL,
-                            items=(Item(index=0, media_type="text/plain", data=b"hello"),),
-                            parameters=_raw({}),
-                            deadline_ms=_NOW_MS,
-                            remaining_ms=1,
-                            lease_ms=30_000,
+                (
+                    "work",
+                    _CAR,
+                    (
+                        (
+                            _JOB,
+                            1,
+                            _FENCE,
+                            "acme",
+                            "default",
+                            "feature-extraction",
+                            _MODEL,
+                            ((0, "text/plain", b"hello"),),
+                            {},
+                            _NOW_MS,
+                            1,
+                            30_000,
+                            None,
                         ),
                     ),
                 )

@@ -19,6 +19,7 @@ from edge_runtime.contract.reasons import (
     Availability,
     CancelReason,
     ChunkVerdict,
+    FinishReason,
     HoldReason,
     ItemError,
     JobState,
@@ -30,6 +31,8 @@ from edge_runtime.contract.reasons import (
 from edge_runtime.contract.signals import Signals
 
 CONTRACT_VERSION = 1
+INTERACTIVE_JOB = "interactive"
+"""The `job` of every interactive unit: none was accepted, and no durable job has this id."""
 
 Id = Annotated[str, Meta(min_length=1, max_length=limits.ID_MAX_CHARS)]
 Digest = Annotated[str, Meta(min_length=64, max_length=64, pattern="^[0-9a-f]{64}$")]
@@ -193,8 +196,27 @@ class Ending(_Wire, frozen=True, kw_only=True):
     stop: StopReport | None = None
 
 
+class Tokens(_Wire, frozen=True, kw_only=True):
+    """Tokens of one item of an interactive attempt, in the order in which they were generated.
+
+    `offset` counts the item's generated tokens before `ids`, those of earlier cars included, so
+    that a repeat is known. Only the attempt's current fence extends a stream. `text` is what these
+    tokens made sure of; the last of an item has a `finish`.
+    """
+
+    index: Count
+    offset: Count
+    ids: Annotated[tuple[Count, ...], Meta(max_length=limits.TOKENS_PER_PIECE_MAX)]
+    text: Annotated[str, Meta(max_length=limits.TOKENS_TEXT_MAX_CHARS)]
+    finish: FinishReason | None = None
+
+
 class Chunk(_Wire, frozen=True, kw_only=True, tag="chunk"):
-    """Finished items of one attempt, numbered from 0. `ending` is set on the last chunk."""
+    """Finished items of one attempt, numbered from 0. `ending` is set on the last chunk.
+
+    `tokens` are of items that are not finished. A chunk of an interactive attempt is sent once,
+    and not answered.
+    """
 
     job: Id
     unit: Count
@@ -206,6 +228,7 @@ class Chunk(_Wire, frozen=True, kw_only=True, tag="chunk"):
     busy_ms: Amount = 0.0
     load_ms: Amount = 0.0
     ending: Ending | None = None
+    tokens: Annotated[tuple[Tokens, ...], Meta(max_length=limits.ITEMS_PER_CHUNK_MAX)] = ()
 
 
 class Results(_Wire, frozen=True, kw_only=True, tag="results"):
@@ -228,7 +251,11 @@ class Item(_Wire, frozen=True, kw_only=True):
 
 
 class UnitOffer(_Wire, frozen=True, kw_only=True):
-    """One unit for one car. `remaining_ms` is the deadline again, for a car whose UTC is off."""
+    """One unit for one car. `remaining_ms` is the deadline again, for a car whose UTC is off.
+
+    An `interactive` unit is under the owner's same rules, and nothing of it is kept: it is not
+    journalled, Taken is not said, its chunks are sent once, and it goes before what is durable.
+    """
 
     job: Id
     unit: Count
@@ -243,6 +270,7 @@ class UnitOffer(_Wire, frozen=True, kw_only=True):
     remaining_ms: Count
     lease_ms: Count
     traceparent: Text | None = None
+    interactive: bool = False
 
 
 class WorkOffer(_Wire, frozen=True, kw_only=True, tag="work"):

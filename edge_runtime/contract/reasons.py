@@ -95,6 +95,14 @@ class Outcome(WireEnum):
     UNKNOWN = "unknown"
 
 
+class FinishReason(WireEnum):
+    """Why a generation has all its tokens; the words are those of the OpenAI API."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    UNKNOWN = "unknown"
+
+
 class ReleaseReason(WireEnum):
     """Why an attempt was given back before its end."""
 
