@@ -185,6 +185,8 @@ class CancelReason(WireEnum):
     LEASE_LOST = "lease_lost"
     DEADLINE = "deadline"
     QUARANTINED = "quarantined"
+    NOT_AWAITED = "not_awaited"
+    """Of an interactive unit: its requesters have left, or have their answers."""
     UNKNOWN = "unknown"
 
 

@@ -14,6 +14,7 @@ import msgspec
 from edge_runtime.contract.clock import Now
 from edge_runtime.contract.codec import encode
 from edge_runtime.contract.messages import (
+    INTERACTIVE_JOB,
     Cancel,
     Cancelled,
     Chunk,
@@ -60,6 +61,8 @@ GOOD: dict[str, Any] = {
 }
 STOPPED = StopReport(tier=StopTier.FREEZE, latency_ms=0.5)
 _chunks = msgspec.msgpack.Decoder(Chunk)
+INTERACTIVE_UNIT = 9_000
+"""Interactive units of tests have this number, or a larger one."""
 
 T = TypeVar("T")
 
@@ -87,6 +90,21 @@ def offer(
         "lease_ms": 30_000,
     }
     return UnitOffer(**(fields | more))
+
+
+def ask(unit: int = INTERACTIVE_UNIT, items: Sequence[int] = (0,), **more: Any) -> UnitOffer:
+    """An offer of an interactive unit."""
+    return offer(unit, items=items, job=INTERACTIVE_JOB, interactive=True, **more)
+
+
+def _is_interactive(write: c.Write) -> bool:
+    match write:
+        case c.WriteAttempt(offer=held):
+            return held.interactive
+        case c.WriteEnergy() | c.WriteModelEnergy() | c.CheckSpace():
+            return False
+        case _:
+            return write.unit >= INTERACTIVE_UNIT
 
 
 @dataclass
@@ -250,17 +268,22 @@ class Bench:
             case c.Persist():
                 last = self.journal.queued[-1][0] if self.journal.queued else command.first - 1
                 assert command.first == last + 1
+                assert not any(_is_interactive(write) for write in command.writes)
                 self.journal.queued.extend(enumerate(command.writes, command.first))
             case c.PublishChunks():
                 for body in command.bodies:
                     chunk = _chunks.decode(body)
                     key = (chunk.unit, chunk.fence, chunk.seq)
-                    assert key in self.journal.chunks, "published before it was durable"
+                    if chunk.job == INTERACTIVE_JOB:
+                        assert key not in self.chunks, "an interactive chunk was sent twice"
+                    else:
+                        assert key in self.journal.chunks, "published before it was durable"
                     assert self.chunks.setdefault(key, body) == body, "a chunk changed"
             case c.PublishVerdicts():
                 for verdict in command.verdicts:
                     key2 = (verdict.unit, verdict.fence)
                     if isinstance(verdict, Taken):
+                        assert verdict.unit < INTERACTIVE_UNIT, "said of an interactive unit"
                         assert key2 in self.journal.ever_held, "taken before it was durable"
             case _:
                 pass

@@ -4,6 +4,7 @@ Invariants
 - Phases change only along `TRANSITIONS`; anything else raises `InvalidTransition`.
 - An item of the offer is in exactly one place: `remaining`, the open chunk, or a closed chunk.
 - Chunks of one fence are numbered from 0 without gaps; the last one carries the ending.
+- An interactive attempt is RECORDED from the first: there is no record to wait for.
 
 Deliberately absent: the journal, the engine and the bus; `machine` ties them together.
 """
@@ -28,6 +29,7 @@ from edge_runtime.contract.messages import (
     ItemFailed,
     ItemResult,
     StopReport,
+    Tokens,
     UnitOffer,
 )
 from edge_runtime.contract.reasons import ItemError
@@ -51,7 +53,7 @@ class Phase(Enum):
 
 _P = Phase
 TRANSITIONS: Final[Mapping[Phase, frozenset[Phase]]] = {
-    # Waiting for its journal record.
+    # Waiting for its journal record; an interactive attempt has none, and begins one further.
     _P.OFFERED: frozenset({_P.RECORDED, _P.REFUSED, _P.CANCELLED}),
     # Waiting for its model package, or for the engine to be thawed or replaced.
     _P.RECORDED: frozenset({_P.LOADING, _P.REPORTING, _P.RELEASED, _P.FAILED, _P.CANCELLED}),
@@ -106,6 +108,7 @@ class OpenChunk:
     """The chunk that is being filled."""
 
     items: list[ItemResult] = field(default_factory=list)
+    tokens: list[Tokens] = field(default_factory=list)
     encoded_bytes: int = 0
     since_ns: int = 0
     busy_ms: float = 0.0
@@ -172,6 +175,11 @@ class Attempt:
     def fence(self) -> Fence:
         """The fence under which new chunks go."""
         return self.offer.fence
+
+    @property
+    def is_interactive(self) -> bool:
+        """Whether its requester waits, and nothing of it is journalled or sent twice."""
+        return self.offer.interactive
 
     def move(self, after: Phase) -> None:
         """Change phase. Raises `InvalidTransition`."""
@@ -252,6 +260,7 @@ class Attempt:
             busy_ms=_amount(chunk.busy_ms),
             load_ms=_amount(chunk.load_ms),
             ending=ending,
+            tokens=tuple(chunk.tokens),
         )
 
     def chunk_due_ns(self) -> int | None:

@@ -170,7 +170,8 @@ class EnsureModel(_Record, frozen=True):
 class SubmitRun(_Record, frozen=True):
     """Queue items behind what the engine already holds. `parameters` is MessagePack.
 
-    With `streams`, a generation tells its tokens as they come (`TokensProduced`).
+    With `streams`, a generation tells its tokens as they come (`TokensProduced`). A run that is
+    `urgent` is computed between the items of what is queued, and tells each end at once.
     """
 
     run_id: int
@@ -179,6 +180,7 @@ class SubmitRun(_Record, frozen=True):
     items: tuple[Item, ...]
     parameters: bytes
     streams: bool = False
+    urgent: bool = False
 
 
 class CancelRun(_Record, frozen=True):

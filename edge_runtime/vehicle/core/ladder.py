@@ -5,6 +5,8 @@ Invariants
 - A stop that may pass soon keeps the engine frozen for `THAW_GRACE_MS`; then it ends like any
   other: the process is killed and every attempt is given back.
 - Giving back waits for the measured stop, and for that at most `STOP_REPORT_WAIT_MS`.
+- An interactive attempt waits for neither: its requester does not wait for an owner who may go
+  again. It is given back in the call that freezes, and its run ends with the grace.
 - Every stop of a computing engine is one `LogStop` and one entry of the tally, with what it cost.
 
 The grace is a bargain: a stop that passes within it costs no item at all, one that does not holds
@@ -76,6 +78,7 @@ class Ladder:
             case Rung.GOING:
                 if self.work.attempts:
                     self._freeze()
+                    self._give_back_interactive(now)
                     self.rung = Rung.GRACE
                     self.until_ns = now.boot_ns + limits.THAW_GRACE_MS * NS_PER_MS
                     if not may_pass:
@@ -93,6 +96,7 @@ class Ladder:
         work = self.work
         if self._is_frozen:
             work.out.append(ThawEngine())
+            work.out += [CancelRun(run_id) for run_id in work.left_runs]
             work.stops.thawed += 1
             self._tell("thawed", items_lost=0, wasted_wh=0.0)
         self._reset()
@@ -133,6 +137,19 @@ class Ladder:
         for attempt in work.attempts.values():
             if attempt.run_id is not None and attempt.intent is None:
                 attempt.stop_for(StopIntent.HOLD)
+
+    def _give_back_interactive(self, now: Now) -> None:
+        work = self.work
+        reason = ReleaseReason.DRAINING if self._is_leaving else ReleaseReason.HOLD
+        for attempt in list(work.attempts.values()):
+            if not attempt.is_interactive:
+                continue
+            if attempt.run_id is not None:
+                work.left_runs.append(attempt.run_id)
+            if attempt.intent is StopIntent.CANCEL:
+                work.finish_stopping(attempt, self._reason, None, now)
+            else:
+                work.release(attempt, Phase.RELEASED, reason, now, hold=self._reason)
 
     def _kill(self, now: Now) -> None:
         self.rung = Rung.KILLED
@@ -175,4 +192,5 @@ class Ladder:
         self.rung = Rung.GOING
         self.work.may_feed = True
         self._is_frozen = False
+        self.work.left_runs.clear()
         self.until_ns = self._report = None

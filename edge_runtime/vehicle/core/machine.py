@@ -82,6 +82,7 @@ from edge_runtime.vehicle.core.explain import Explanation, explain
 from edge_runtime.vehicle.core.herald import Herald, View
 from edge_runtime.vehicle.core.ladder import Ladder
 from edge_runtime.vehicle.core.offers import Gate
+from edge_runtime.vehicle.core.outbox import messages_of
 from edge_runtime.vehicle.core.readings import Readings
 from edge_runtime.vehicle.core.rules import Level
 from edge_runtime.vehicle.core.snapshot import CarFacts, JournalSnapshot
@@ -187,7 +188,7 @@ class VehicleCore:
                 for write in work.ledger.failed(event.through, event.reason, now):
                     work.declined(write.offer, event.reason, now)
             case TokensProduced():
-                work.health.worked()
+                work.produced(event)
             case ItemBroke():
                 work.broke(event, now)
             case ItemInterrupted():
@@ -268,6 +269,7 @@ class VehicleCore:
             for message in work.outbox.take(now):
                 work.out.append(PublishChunks(message))
             self._publish_verdicts()
+        self._publish_once(now)
         del work.verdicts[: -limits.VERDICTS_WAITING_MAX]
         is_leaving = self._leave_ns is not None and not work.attempts
         work.write_energy(0 if is_leaving else limits.ENERGY_WRITE_MS, now)
@@ -414,7 +416,8 @@ class VehicleCore:
             return work.energy.over_budget(need_j, _budgets(policy), now)
 
         for offer in event.units:
-            tasks, free = self._facts.tasks, work.free_units
+            tasks = self._facts.tasks
+            free = work.free_interactive if offer.interactive else work.free_units
             gate = Gate(self._hold(), allowed, tasks, free, work.models, over_budget)
             work.offered(offer, gate, now)
 
@@ -458,6 +461,12 @@ class VehicleCore:
         for start in range(0, len(work.verdicts), most):
             work.out.append(PublishVerdicts(tuple(work.verdicts[start : start + most])))
         work.verdicts.clear()
+
+    def _publish_once(self, now: Now) -> None:
+        """What interactive attempts say: it is worth nothing later."""
+        bodies = self._work.take_once(now)
+        if bodies and self._herald.is_connected:
+            self._work.out += [PublishChunks(tuple(some)) for some in messages_of(bodies)]
 
     def _view(self, now: Now) -> View:
         hold, work = self._hold(), self._work

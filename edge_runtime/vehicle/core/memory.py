@@ -26,8 +26,9 @@ class Remembered:
 
 @dataclass(slots=True)
 class FenceMemory:
-    """What was refused, cancelled or ended here, by unit."""
+    """What was refused, cancelled or ended here, by unit; of more than `most` the oldest goes."""
 
+    most: int = limits.FENCES_REMEMBERED_MAX
     _by_unit: dict[int, Remembered] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -40,7 +41,7 @@ class FenceMemory:
             return
         self._by_unit.pop(verdict.unit, None)
         self._by_unit[verdict.unit] = Remembered(verdict.fence, verdict, until_ns)
-        while len(self._by_unit) > limits.FENCES_REMEMBERED_MAX:
+        while len(self._by_unit) > self.most:
             del self._by_unit[next(iter(self._by_unit))]
 
     def recall(self, unit: int, now: Now) -> Remembered | None:

@@ -10,8 +10,9 @@ Invariants
 """
 
 import heapq
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from edge_runtime.contract import limits
 from edge_runtime.contract.clock import NS_PER_MS, Now
@@ -19,6 +20,7 @@ from edge_runtime.contract.messages import Chunk, Fence
 from edge_runtime.vehicle.core.attempts import Phase, require_legal
 
 Key = tuple[int, Fence]
+T = TypeVar("T")
 
 
 @dataclass(slots=True, eq=False)
@@ -226,14 +228,23 @@ class Outbox:
 
 def _messages(chunks: Iterable[SavedChunk]) -> Iterator[list[SavedChunk]]:
     """Pack chunks, in order, into as few messages as the limits allow."""
-    message: list[SavedChunk] = []
+    return _packed(chunks, lambda chunk: len(chunk.body))
+
+
+def messages_of(bodies: Iterable[bytes]) -> Iterator[list[bytes]]:
+    """Pack encoded chunks, in order, into as few messages as the limits allow."""
+    return _packed(bodies, len)
+
+
+def _packed(parts: Iterable[T], size_of: Callable[[T], int]) -> Iterator[list[T]]:
+    message: list[T] = []
     size = 0
-    for chunk in chunks:
+    for part in parts:
         full = len(message) == limits.CHUNKS_PER_MESSAGE_MAX
-        if message and (full or size + len(chunk.body) > limits.UNIT_MAX_BYTES):
+        if message and (full or size + size_of(part) > limits.UNIT_MAX_BYTES):
             yield message
             message, size = [], 0
-        message.append(chunk)
-        size += len(chunk.body)
+        message.append(part)
+        size += size_of(part)
     if message:
         yield message

@@ -5,6 +5,8 @@ Invariants
   journal holds it.
 - One unit has at most one live attempt; a newer fence takes it over without losing anything.
 - Every live attempt ends exactly once: reported, released, failed, cancelled or refused.
+- Nothing of an interactive attempt goes to the journal or the outbox: what it has to say is said
+  once, at the end of the step in which it came to be (`take_once`).
 
 Deliberately absent: whether the car may work (`admission`), and how it stops (`machine`).
 """
@@ -20,6 +22,9 @@ from edge_runtime.contract.limits import (
     CHUNKS_UNANSWERED_MAX,
     ENERGY_RIDE_MS,
     HOLD_RETRY_MS,
+    INTERACTIVE_CAR_UNITS_MAX,
+    INTERACTIVE_FENCES_REMEMBERED_MAX,
+    INTERACTIVE_TIMEOUT_DEFAULT_MS,
     JOB_DEADLINE_MAX_S,
     REFUSAL_RETRY_MS,
 )
@@ -35,11 +40,13 @@ from edge_runtime.contract.messages import (
     Refused,
     StopReport,
     Taken,
+    Tokens,
     UnitOffer,
     Verdict,
 )
 from edge_runtime.contract.reasons import (
     CancelReason,
+    FinishReason,
     HoldReason,
     ItemError,
     Outcome,
@@ -67,6 +74,7 @@ from edge_runtime.vehicle.core.commands import (
     EnsureModel,
     LogUnit,
     SubmitRun,
+    Write,
     WriteAttempt,
     WriteChunk,
     WriteFence,
@@ -85,6 +93,7 @@ from edge_runtime.vehicle.core.events import (
     ModelLoaded,
     RunEnded,
     RunOutcome,
+    TokensProduced,
 )
 from edge_runtime.vehicle.core.ledger import Ledger
 from edge_runtime.vehicle.core.link import Link
@@ -113,6 +122,10 @@ class Work:
     ledger: Ledger = field(default_factory=Ledger)
     outbox: Outbox = field(default_factory=Outbox)
     fences: FenceMemory = field(default_factory=FenceMemory)
+    recent: FenceMemory = field(
+        default_factory=lambda: FenceMemory(INTERACTIVE_FENCES_REMEMBERED_MAX)
+    )
+    """As `fences`, of interactive units: so many end that they would push the others out."""
     models: ModelShelf = field(default_factory=ModelShelf)
     health: EngineHealth = field(default_factory=EngineHealth)
     energy: EnergyLedger = field(init=False)
@@ -124,6 +137,9 @@ class Work:
     """Whether the owner withdrew consent: then nothing that comes to an end is kept."""
     may_feed: bool = False
     """Whether an attempt may have become ready to submit since `feed` last looked."""
+    left_runs: list[int] = field(default_factory=list)
+    """Runs in a frozen engine whose attempts were given back: to be cancelled if it is thawed."""
+    _once: list[bytes] = field(default_factory=list)
     _next_run: int = 1
 
     def __post_init__(self) -> None:
@@ -136,11 +152,26 @@ class Work:
         """How many more units fit."""
         if self.outbox.count >= CHUNKS_UNANSWERED_MAX:
             return 0
+        return max(0, self.facts.units_max - self._durable)
+
+    @property
+    def free_interactive(self) -> int:
+        """How many more interactive units fit, whatever else is held."""
+        return max(0, INTERACTIVE_CAR_UNITS_MAX - len(self._interactive()))
+
+    @property
+    def _durable(self) -> int:
         orphans = sum(unit not in self.attempts for unit in self.adopting)
-        return max(0, self.facts.units_max - len(self.attempts) - orphans)
+        return len(self.attempts) - len(self._interactive()) + orphans
+
+    def _interactive(self) -> list[Attempt]:
+        return [attempt for attempt in self.attempts.values() if attempt.is_interactive]
 
     def offered(self, offer: UnitOffer, gate: Gate, now: Now) -> None:
         """Take, adopt, refuse, or repeat an answer."""
+        if offer.interactive:
+            self._offered_interactive(offer, gate, now)
+            return
         held = self.attempts.get(offer.unit)
         pending = self.adopting.get(offer.unit)
         if held is not None and held.fence == offer.fence:
@@ -163,6 +194,25 @@ class Work:
             self._take(offer, gate, now)
         else:
             self._take_over(held, offer, now)
+
+    def _offered_interactive(self, offer: UnitOffer, gate: Gate, now: Now) -> None:
+        """Begin or refuse; a repeat of what is here, or has ended here, changes nothing."""
+        known = self.recent.recall(offer.unit, now)
+        if offer.unit in self.attempts or known is not None:
+            if known is not None and not isinstance(known.verdict, Taken):
+                self.verdicts.append(known.verdict)
+            return
+        deadline_ns = deadline_of(offer, now, is_clock_trusted=self.is_clock_trusted)
+        refusal = judge(offer, deadline_ns, gate, now)
+        if refusal is not None:
+            self._refuse(offer, refusal, now)
+            return
+        attempt = Attempt(offer, now.boot_ns, deadline_ns, items_of(offer), phase=Phase.RECORDED)
+        self.attempts[offer.unit] = attempt
+        self.story.tell(now, offer.unit, offer.fence, "interactive")
+        self.may_feed = True
+        if self.models.want(offer.model):
+            self.out.append(EnsureModel(offer.model))
 
     def _repeat(self, verdict: Verdict) -> None:
         self.verdicts.append(verdict)
@@ -206,7 +256,8 @@ class Work:
         self.verdicts.append(verdict)
         self.story.tell(now, offer.unit, offer.fence, f"refused {refusal.reason.value}")
         if remember:
-            self.fences.remember(verdict, now.boot_ns + _memory_ns(offer.remaining_ms))
+            memory = self.recent if offer.interactive else self.fences
+            memory.remember(verdict, now.boot_ns + _memory_ns(offer.remaining_ms))
 
     # --- the journal's answers --------------------------------------------------------------
 
@@ -299,12 +350,12 @@ class Work:
     def feed(self, now: Now) -> None:
         """Submit every attempt that is recorded and whose model is ready, oldest first.
 
-        One whose time is over is given back instead.
+        Interactive ones go before the others. One whose time is over is given back instead.
         """
         if not self.may_feed:
             return
         self.may_feed = False
-        for attempt in list(self.attempts.values()):
+        for attempt in sorted(self.attempts.values(), key=_is_durable):
             if attempt.phase is not Phase.RECORDED:
                 continue
             if self.expiry_ns(attempt) > now.boot_ns:
@@ -325,7 +376,12 @@ class Work:
         self.runs[run_id] = attempt.unit
         items: tuple[Item, ...] = tuple(attempt.remaining.values())
         parameters = bytes(attempt.offer.parameters)
-        self.out.append(SubmitRun(run_id, attempt.unit, digest, items, parameters))
+        is_urgent = attempt.is_interactive
+        self.out.append(
+            SubmitRun(
+                run_id, attempt.unit, digest, items, parameters, streams=is_urgent, urgent=is_urgent
+            )
+        )
 
     # --- the engine -------------------------------------------------------------------------
 
@@ -348,7 +404,23 @@ class Work:
         if attempt.phase is Phase.LOADING:
             attempt.move(Phase.RUNNING)
             self.story.tell(now, attempt.unit, attempt.fence, "running")
-        self.ledger.append(WriteStarted(attempt.unit, event.index))
+        self._journal(attempt, WriteStarted(attempt.unit, event.index))
+
+    def produced(self, event: TokensProduced) -> None:
+        """Tokens of an item: worth sending where somebody waits for them."""
+        self.health.worked()
+        attempt = self._of_run(event.run_id)
+        if attempt is None or not attempt.is_interactive or event.index not in attempt.remaining:
+            return
+        attempt.chunk.tokens.append(
+            Tokens(
+                index=event.index,
+                offset=event.offset,
+                ids=event.ids,
+                text=event.text,
+                finish=None if event.finish is None else FinishReason(event.finish.value),
+            )
+        )
 
     def finished(self, event: ItemFinished, now: Now) -> None:
         """An item's output is here."""
@@ -485,8 +557,28 @@ class Work:
         self, attempt: Attempt, ending: Ending | None, ended_as: Phase | None, now: Now
     ) -> None:
         chunk = attempt.close_chunk(ending)
+        if attempt.is_interactive:
+            self._once.append(encode(chunk))
+            self.write_energy(ENERGY_RIDE_MS, now)
+            return
         self._keep(chunk, ended_as)
         self.write_energy(0 if ending is not None else ENERGY_RIDE_MS, now)
+
+    def _journal(self, attempt: Attempt, write: Write) -> None:
+        """Write down something of this attempt, unless nothing of it is kept."""
+        if not attempt.is_interactive:
+            self.ledger.append(write)
+
+    def take_once(self, now: Now) -> list[bytes]:
+        """What interactive attempts have to say, as encoded chunks: to be published now, or never.
+
+        Everything that came in one step is one chunk of its attempt.
+        """
+        for attempt in self._interactive():
+            if attempt.chunk.items or attempt.chunk.tokens:
+                self._close(attempt, None, None, now)
+        once, self._once = self._once, []
+        return once
 
     def write_energy(self, every_ms: int, now: Now) -> None:
         """Journal what the energy ledger has new, unless it was written less long ago.
@@ -533,7 +625,7 @@ class Work:
         """Drop, stop or disown an attempt; always ends in an answer."""
         attempt = self.attempts.get(unit)
         if attempt is None or attempt.fence != fence:
-            self._disown(unit, fence, now)
+            self._disown(unit, fence, reason, now)
         elif attempt.phase in {Phase.OFFERED, Phase.RECORDED}:
             self._end_cancelled(attempt, None, now, keep_items=_keeps_items(reason))
         elif attempt.intent is None:
@@ -542,8 +634,13 @@ class Work:
         else:
             attempt.stop_for(StopIntent.CANCEL)
 
-    def _disown(self, unit: int, fence: Fence, now: Now) -> None:
+    def _disown(self, unit: int, fence: Fence, reason: CancelReason, now: Now) -> None:
         """An attempt that is not here: say so, now and for every later offer of it."""
+        if reason is CancelReason.NOT_AWAITED:
+            never = Cancelled(unit=unit, fence=fence)
+            self.verdicts.append(never)
+            self.recent.remember(never, now.boot_ns + _memory_ns(INTERACTIVE_TIMEOUT_DEFAULT_MS))
+            return
         pending = self.adopting.get(unit)
         if pending is not None and pending.fence == fence:
             del self.adopting[unit]
@@ -602,17 +699,21 @@ class Work:
         else:
             attempt.totals.lost += self._count_waste(attempt, now)
             self._leave(attempt, Phase.CANCELLED)
-            self.ledger.append(DropAttempt(attempt.unit, attempt.fence))
+            self._journal(attempt, DropAttempt(attempt.unit, attempt.fence))
             self._log(attempt, Ending(outcome=Outcome.CANCELLED, stop=stop), now)
         self.verdicts.append(verdict)
-        self._remember_cancelled(verdict, attempt.offer.remaining_ms, now)
+        if attempt.is_interactive:
+            self.recent.remember(verdict, now.boot_ns + _memory_ns(attempt.offer.remaining_ms))
+        else:
+            self._remember_cancelled(verdict, attempt.offer.remaining_ms, now)
 
     def _end(self, attempt: Attempt, phase: Phase, ending: Ending, now: Now) -> None:
         attempt.totals.lost += self._count_waste(attempt, now)
         self._leave(attempt, phase)
         self._close(attempt, ending, phase, now)
         taken = Taken(unit=attempt.unit, fence=attempt.fence)
-        self.fences.remember(taken, now.boot_ns + _memory_ns(attempt.offer.remaining_ms))
+        memory = self.recent if attempt.is_interactive else self.fences
+        memory.remember(taken, now.boot_ns + _memory_ns(attempt.offer.remaining_ms))
         self._log(attempt, ending, now)
 
     def _leave(self, attempt: Attempt, phase: Phase) -> None:
@@ -672,9 +773,10 @@ class Work:
 
     def problems(self) -> Iterator[str]:
         """Every broken invariant, as a sentence."""
-        held = len(self.attempts.keys() | self.adopting.keys())
-        if held > self.facts.units_max:
-            yield f"{held} units are held; the car takes {self.facts.units_max}"
+        if self._durable > self.facts.units_max:
+            yield f"{self._durable} units are held; the car takes {self.facts.units_max}"
+        if len(self._interactive()) > INTERACTIVE_CAR_UNITS_MAX:
+            yield f"{len(self._interactive())} interactive units are held"
         for unit, attempt in self.attempts.items():
             yield from self._attempt_problems(unit, attempt)
         for run_id, unit in self.runs.items():
@@ -704,9 +806,13 @@ class Work:
             yield f"unit {unit} would compute a finished item again: {story}"
 
 
+def _is_durable(attempt: Attempt) -> bool:
+    return not attempt.is_interactive
+
+
 def _keeps_items(reason: CancelReason) -> bool:
     """Whether finished items of a cancelled attempt are worth sending."""
-    return reason is not CancelReason.JOB_CANCELLED
+    return reason not in {CancelReason.JOB_CANCELLED, CancelReason.NOT_AWAITED}
 
 
 def _memory_ns(remaining_ms: int) -> int:
