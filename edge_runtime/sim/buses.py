@@ -2,13 +2,17 @@
 
 Invariants
 - S12: what a program hands to its bus is on its way, waiting, or counted as dropped.
-- S9: a car that was told to drain takes no unit that it did not have.
+- S10: nobody hears more than the access lists of the real broker let him hear.
+- S9: a car that was told to drain takes no unit that it did not have; one whose owner has
+  withdrawn consent hands over no result.
 """
 
 import random
+from collections.abc import Callable, Sequence
 from typing import Final
 
-from edge_runtime.bus import BusOverflow, BusSettings, MemoryBroker, MemoryBus, Message
+from edge_runtime.bus import Bus, BusOverflow, BusSettings, MemoryBroker, MemoryBus, Message
+from edge_runtime.bus.access import AccessList
 from edge_runtime.bus.memory import Faults
 from edge_runtime.bus.port import DropReason
 from edge_runtime.contract import codec
@@ -16,11 +20,42 @@ from edge_runtime.contract.errors import Rejected
 from edge_runtime.contract.limits import BUS_OUTBOUND_MAX_MESSAGES
 from edge_runtime.contract.messages import Drain, Taken
 from edge_runtime.contract.topics import Down, Up
+from edge_runtime.pki.broker_files import ACL_CARS, ACL_DISPATCHERS, ACL_TENANTS, ACLS
 from edge_runtime.sim.ledger import Ledger
 
 _CONTROL: Final = f"/dn/{Down.CONTROL.value}"
 _WORK: Final = f"/dn/{Down.WORK.value}"
 _ACK: Final = f"/up/{Up.ACK.value}"
+_RESULT: Final = f"/up/{Up.RESULT.value}"
+
+
+def car_url(name: str) -> str:
+    """Where who has a car's key connects."""
+    return f"memory://{name}@{ACL_CARS}"
+
+
+def service_url(name: str) -> str:
+    """Where who has a service's key connects."""
+    return f"memory://{name}@{ACL_DISPATCHERS}"
+
+
+def tenant_url(tenant: str) -> str:
+    """Where who has a tenant's password connects."""
+    return f"memory://tenant-{tenant}@{ACL_TENANTS}"
+
+
+def listeners(tenants: Sequence[str]) -> dict[str, AccessList]:
+    """The shipped rules of the real broker, by listener, with a block for each tenant."""
+    block = ACLS[ACL_TENANTS]
+    texts = ACLS | {ACL_TENANTS: "".join(block.replace("demo", tenant) for tenant in tenants)}
+    return {listener: AccessList(text) for listener, text in texts.items()}
+
+
+async def overhear(bus: Bus, ledger: Ledger, who: str, own: Sequence[str]) -> None:
+    """Listen to all that the broker lets `who` hear: S10, nothing but what begins as `own`."""
+    async for event in bus.events():
+        if isinstance(event, Message) and not event.topic.startswith(tuple(own)):
+            ledger.violated("S10", f"{who} heard {event.topic}")
 
 
 class DrainWatch:
@@ -83,6 +118,7 @@ class WatchedBus(MemoryBus):
         ledger: Ledger,
         *,
         watch: DrainWatch | None = None,
+        must_keep_quiet: Callable[[], bool] = lambda: False,
         outbound_max_messages: int = BUS_OUTBOUND_MAX_MESSAGES,
     ) -> None:
         super().__init__(
@@ -90,6 +126,8 @@ class WatchedBus(MemoryBus):
         )
         self._ledger = ledger
         self._watch = watch
+        self._must_keep_quiet = must_keep_quiet
+        self._results = codec.results_decoder()
         if watch is not None:
             watch.started_anew()
 
@@ -97,6 +135,10 @@ class WatchedBus(MemoryBus):
         """As the memory bus. Raises BusOverflow."""
         if self._watch is not None:
             self._watch.say(message)
+        if message.topic.endswith(_RESULT) and self._must_keep_quiet():
+            chunks = self._results.decode(message.payload).chunks
+            if any(chunk.items for chunk in chunks):
+                self._ledger.violated("S9", f"{message.topic}: results without consent")
         waiting, dropped = len(self._outbox), self._dropped()
         try:
             super().publish_soon(message)

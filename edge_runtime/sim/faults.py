@@ -22,6 +22,7 @@ from edge_runtime.contract.errors import Rejected, RemoteError
 from edge_runtime.contract.messages import Chunk, Fence, ItemDone, Results, UnitOffer
 from edge_runtime.contract.topics import Up
 from edge_runtime.dispatcher.storage import Store, StoreBusy
+from edge_runtime.sim.buses import car_url, overhear, service_url
 from edge_runtime.sim.car import good_signals
 from edge_runtime.sim.hosts import Host, SimStore, copy_files, cursors_in
 from edge_runtime.sim.nemesis import HALF, Nemesis, hosts_of, often
@@ -98,7 +99,9 @@ async def takeovers(world: World, rng: random.Random) -> None:
     async def strike() -> None:
         victim = world.client_id(rng.choice(hosts_of(world)))
         world.ledger.fault("takeover", victim)
-        async with MemoryBus(BusSettings("memory://sim", victim), world.broker, rng=rng) as bus:
+        async with MemoryBus(
+            BusSettings(service_url("thief"), victim), world.broker, rng=rng
+        ) as bus:
             await asyncio.sleep(0.2)
             del bus
 
@@ -503,18 +506,25 @@ async def _requeue(world: World, client: EdgeClient, job: str) -> None:
 
 async def liars(world: World, rng: random.Random) -> None:
     """A car's identity is used to send what the car would not."""
-    faults = Faults(rng)
-    bus = MemoryBus(BusSettings("memory://sim", "liar"), world.broker, faults, rng=rng)
+    buses = {}
+    async with contextlib.AsyncExitStack() as stack:
+        for car in world.cars:
+            settings = BusSettings(car_url(car.name), f"liar-{car.name}", subscriptions=(("#", 1),))
+            bus = MemoryBus(settings, world.broker, Faults(rng), rng=rng)
+            buses[car.name] = await stack.enter_async_context(bus)
+            canary = world.topics.canary(car.name)
+            own = (world.topics.down_all(car.name).rstrip("#+"), canary, "er/1/host/")
+            listening = overhear(bus, world.ledger, f"the liar of {car.name}", own)
+            world.keepers.append(asyncio.ensure_future(listening))
 
-    async def strike() -> None:
-        car = rng.choice(world.cars)
-        kind, message = _lie(world, rng, car)
-        world.ledger.fault(kind, car.name)
-        if bus.is_connected:
-            world.ledger.lies.add(message.payload)
-            bus.publish_soon(message)
+        async def strike() -> None:
+            car = rng.choice(world.cars)
+            kind, message = _lie(world, rng, car)
+            world.ledger.fault(kind, car.name)
+            if buses[car.name].is_connected:
+                world.ledger.lies.add(message.payload)
+                buses[car.name].publish_soon(message)
 
-    async with bus:
         await often(world, rng, 3, strike)
 
 
@@ -556,7 +566,7 @@ def _false_result(world: World, rng: random.Random, vehicle: str, kind: str) -> 
 async def eavesdroppers(world: World, rng: random.Random) -> None:
     """Who hears every offer answers for other cars, and for items that were not in it."""
     faults = Faults(rng)
-    settings = BusSettings("memory://sim", "ear", subscriptions=(("er/1/+/v/+/dn/work", 1),))
+    settings = BusSettings(service_url("ear"), "ear", subscriptions=(("er/1/+/v/+/dn/work", 1),))
     offers: dict[tuple[int, Fence], tuple[str, UnitOffer]] = {}
     # Of an attempt that is offered again only what is still open is named; all of it was issued.
     issued: dict[tuple[int, Fence], set[int]] = {}

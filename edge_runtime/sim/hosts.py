@@ -56,6 +56,7 @@ class OneLife:
     is_dead: bool = False
     is_paused: bool = False
     paused_at_s: float = -1.0
+    awake_since_s: float = 0.0
     pauses: int = 0
     is_told_to_end: bool = False
     held: list[asyncio.Handle] = field(default_factory=list)
@@ -111,7 +112,7 @@ class Host:
         if self.is_up:
             return
         self.lives += 1
-        life = self.life = OneLife(self.name, self.lives)
+        life = self.life = OneLife(self.name, self.lives, awake_since_s=self.loop.time())
         context = contextvars.copy_context()
         context.run(current_life.set, life)
         task = self.loop.create_task(self.main(self), name=self.name, context=context)
@@ -174,6 +175,7 @@ class Host:
     def _resume(self, life: OneLife, pause: int) -> None:
         if life.is_paused and life.pauses == pause:
             life.is_paused = False
+            life.awake_since_s = self.loop.time()
             self.loop.resume(life)
 
     def watch_syncs(self) -> None:

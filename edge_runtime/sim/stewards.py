@@ -10,6 +10,7 @@ from edge_runtime.contract import codec
 from edge_runtime.contract.limits import SIM_OFFERS_KEPT_MAX
 from edge_runtime.contract.messages import Control, Desired, Drain, Fence
 from edge_runtime.contract.topics import Down
+from edge_runtime.sim.buses import service_url
 from edge_runtime.sim.nemesis import HALF, hosts_of, often
 from edge_runtime.sim.world import TENANT, World
 
@@ -36,7 +37,7 @@ async def drains(world: World, rng: random.Random) -> None:
     """An operator drains cars for a while; he tells them again and again, as they may forget."""
     draining = {car.name: False for car in world.cars}
     told: set[str] = set()
-    settings = BusSettings("memory://sim", "er-operator")
+    settings = BusSettings(service_url("operator"), "er-operator")
     bus = MemoryBus(settings, world.broker, Faults(rng), rng=rng)
 
     def tell(name: str) -> None:
@@ -72,7 +73,9 @@ async def prefetches(world: World, rng: random.Random) -> None:
     """Cars are told which models to hold ready, on a retained topic of which brokers forget."""
     digest = min(world.packages)
     chosen = [car for car in world.cars if rng.random() < rng.choice((0.5, 1.0))]
-    bus = MemoryBus(BusSettings("memory://sim", "er-librarian"), world.broker, Faults(rng), rng=rng)
+    bus = MemoryBus(
+        BusSettings(service_url("librarian"), "er-librarian"), world.broker, Faults(rng), rng=rng
+    )
 
     async def keep_wishing() -> None:
         async with bus:
@@ -109,7 +112,7 @@ async def echoes(world: World, rng: random.Random) -> None:
     heard: list[Message] = []
     newest: dict[tuple[str, int], tuple[Fence, Message]] = {}
     signed, work = codec.signed_decoder(), codec.work_decoder()
-    ear = BusSettings("memory://sim", "er-echo", subscriptions=(("er/1/+/v/+/dn/work", 1),))
+    ear = BusSettings(service_url("echo"), "er-echo", subscriptions=(("er/1/+/v/+/dn/work", 1),))
     bus = MemoryBus(ear, world.broker, Faults(rng), rng=rng)
 
     def repeat(old: Message) -> None:

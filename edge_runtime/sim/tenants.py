@@ -12,12 +12,19 @@ from edge_runtime.client.errors import DispatcherRefused, DispatcherUnreachable,
 from edge_runtime.contract import codec
 from edge_runtime.contract.errors import RemoteError
 from edge_runtime.contract.messages import FetchSince, JobStatus
+from edge_runtime.sim.buses import overhear, tenant_url
 from edge_runtime.sim.nemesis import HALF, often
 from edge_runtime.sim.third_party import ThirdParty
-from edge_runtime.sim.world import TENANT, Planned, World, is_passing, tensor_item
+from edge_runtime.sim.world import (
+    FICKLE,
+    NEIGHBOUR,
+    TENANT,
+    Planned,
+    World,
+    is_passing,
+    tensor_item,
+)
 
-NEIGHBOUR: Final = "neighbour"
-_FICKLE: Final = "fickle"
 _RIVAL: Final = "rival"
 _DAY_S: Final = 86_400.0
 _CONFLICT: Final = 409
@@ -42,13 +49,14 @@ async def neighbours(world: World, rng: random.Random) -> None:
         after_s = rng.uniform(0, world.scale.faults_s / 2)
         plan.append(Planned(NEIGHBOUR, f"key{job}", data, after_s, _DAY_S))
     world.add_requester(NEIGHBOUR, NEIGHBOUR, plan).start()
-    settings = BusSettings(
-        "memory://sim", f"er-{NEIGHBOUR}", subscriptions=((f"er/1/t/{NEIGHBOUR}/#", 1),)
-    )
+    url, name = tenant_url(NEIGHBOUR), f"er-{NEIGHBOUR}"
+    settings = BusSettings(url, name, subscriptions=(("#", 1),))
     async with (
         MemoryBus(settings, world.broker, Faults(rng), rng=rng) as bus,
         world.client("prying neighbour", NEIGHBOUR) as client,
     ):
+        own = (f"er/1/t/{NEIGHBOUR}/", "er/1/pub/fleet/")
+        world.keepers.append(asyncio.ensure_future(overhear(bus, world.ledger, NEIGHBOUR, own)))
 
         async def strike() -> None:
             kind = rng.choice(("foreign_request", "foreign_request", "foreign_fetch", "own_list"))
@@ -225,12 +233,12 @@ async def deleters(world: World, rng: random.Random) -> None:
         if rng.random() < HALF:  # a dead letter, which may be requeued
             for car in world.cars:
                 car.script.broken |= {data[-1]}
-        planned = Planned(_FICKLE, f"{_FICKLE}{number}", data, 0.0, _DAY_S)
-        async with world.client(f"{_FICKLE}{number}", _FICKLE) as client:
+        planned = Planned(FICKLE, f"{FICKLE}{number}", data, 0.0, _DAY_S)
+        async with world.client(f"{FICKLE}{number}", FICKLE) as client:
             status = await _submit(client, planned, data)
             if not isinstance(status, JobStatus):
                 return
-            world.ledger.note(f"{_FICKLE}: {planned.key} accepted as {status.job}")
+            world.ledger.note(f"{FICKLE}: {planned.key} accepted as {status.job}")
             await asyncio.sleep(rng.choice((0.0, 0.3, 2.0, 10.0)))
             await _delete(world, rng, client, status.job)
             await _look_again(world, rng, client)
@@ -254,11 +262,11 @@ async def _delete(world: World, rng: random.Random, client: EdgeClient, job: str
     for outcome in outcomes:
         if isinstance(outcome, BaseException) and not isinstance(outcome, RemoteError):
             raise outcome
-        ledger.note(f"{_FICKLE}: {job} {outcome!r}")
+        ledger.note(f"{FICKLE}: {job} {outcome!r}")
     try:
         await client.delete(job)  # what the race left; who was not answered asks again, too
     except DispatcherUnreachable as error:
-        ledger.note(f"{_FICKLE}: {job} {error}")
+        ledger.note(f"{FICKLE}: {job} {error}")
         return
     except DispatcherRefused as refused:
         if is_passing(refused):
@@ -277,7 +285,7 @@ async def _look_again(world: World, rng: random.Random, client: EdgeClient) -> N
     try:
         status = await client.status(job)
     except DispatcherUnreachable as error:
-        ledger.note(f"{_FICKLE}: {job} {error}")
+        ledger.note(f"{FICKLE}: {job} {error}")
     except DispatcherRefused as refused:
         if refused.problem.status != _UNKNOWN and not is_passing(refused):
             ledger.violated("S2", f"{job} was deleted: {refused}")

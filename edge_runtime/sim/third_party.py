@@ -18,6 +18,7 @@ from edge_runtime.bus import BusOverflow, BusSettings, MemoryBus, Message
 from edge_runtime.contract import codec
 from edge_runtime.contract.errors import Rejected
 from edge_runtime.contract.messages import FetchSince, JobResults
+from edge_runtime.sim.buses import tenant_url
 from edge_runtime.sim.ledger import Ledger, Submitted
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ class ThirdParty:
     ) -> None:
         """Come and go while there are faults, and stay when they have ended."""
         settings = BusSettings(
-            "memory://sim",
+            tenant_url(self._tenant),
             f"er-{self.name}",
             subscriptions=((self._jobs, 1), (self._answers, 1)),
             session_expiry_s=self._rng.choice((0, 600)),

@@ -33,7 +33,7 @@ from edge_runtime.dispatcher.api import build_app
 from edge_runtime.dispatcher.chores import Chores
 from edge_runtime.dispatcher.desk import FrontDesk
 from edge_runtime.dispatcher.service import DispatcherService, DispatcherSettings
-from edge_runtime.sim.buses import DrainWatch, WatchedBus
+from edge_runtime.sim.buses import DrainWatch, WatchedBus, car_url, listeners, service_url
 from edge_runtime.sim.car import EngineScript, SimEngine, SimPackages, SimSensors, Truth
 from edge_runtime.sim.hosts import Host, OneLife, SimJournal, SimStore
 from edge_runtime.sim.ledger import Ledger, Seen, Submitted
@@ -44,6 +44,9 @@ from edge_runtime.sim.witness import Witness
 from edge_runtime.vehicle.agent import VehicleAgent, VehicleSettings
 
 TENANT: Final = "sim"
+NEIGHBOUR: Final = "neighbour"
+FICKLE: Final = "fickle"
+TENANTS: Final = (TENANT, NEIGHBOUR, FICKLE)
 _RESTART_S: Final = 2.0
 _POLICY: Final = "dwell_s = 1\n[consent]\ngiven = {consent}\nversion = 1\n"
 _SENSOR_PERIODS_S: Final = (1.0, 2.0)
@@ -189,6 +192,15 @@ class Car:
             for begin_s, end_s in self._withdrawals
         )
 
+    @property
+    def must_keep_quiet(self) -> bool:
+        """Whether its process has had the time to read that consent is withdrawn."""
+        life = self.host.life
+        if self.truth.has_consent or life is None:
+            return False
+        since_s = max(self._withdrawals[-1][0], life.awake_since_s)
+        return self.world.loop.time() > since_s + _POLICY_READ_S
+
     def changed(self, *, tell: bool = True) -> None:
         """The truth changed; sensors say so at once, and the bound on stopping begins."""
         self.truth.note()
@@ -254,6 +266,7 @@ class Car:
             self.rng,
             self.world.ledger,
             watch=watch,
+            must_keep_quiet=lambda: self.must_keep_quiet,
             outbound_max_messages=SMALL_OUTBOX_MESSAGES if small else BUS_OUTBOUND_MAX_MESSAGES,
         )
 
@@ -267,7 +280,7 @@ class Car:
         world = self.world
         settings = VehicleSettings(
             vehicle=self.name,
-            broker_url="memory://sim",
+            broker_url=car_url(self.name),
             state_dir=host.folder,
             policy=self.policy,
             hardware="sim",
@@ -310,7 +323,9 @@ class World:
         self.topics = Topics()
         self.ledger = Ledger(self.topics)
         queue_max = self.fork("broker").choice((3, 30, 200))
-        self.broker = WatchedBroker(self.ledger, session_queue_max_messages=queue_max)
+        self.broker = WatchedBroker(
+            self.ledger, session_queue_max_messages=queue_max, access=listeners(TENANTS)
+        )
         self.all_faults: dict[str, Faults] = {}
         self.network = Network(self.fork("network"))
         self.is_fetch_failing = False
@@ -463,7 +478,7 @@ class World:
         def open_bus(settings: BusSettings) -> Bus:
             return WatchedBus(settings, self.broker, self.dispatcher_faults, rng, self.ledger)
 
-        settings = DispatcherSettings("memory://sim", models_dir=self._models)
+        settings = DispatcherSettings(service_url("dispatcher"), models_dir=self._models)
         async with DispatcherService(settings, SimStore(host), open_bus, host.now) as service:
             self.service = service
             desk = FrontDesk(service, lambda count: rng.randbytes(count).hex())

@@ -459,6 +459,15 @@ _CAR = (
         needs=("owners",),
     ),
     Mutation(
+        "withdrawn-results-sent",
+        "What is computed goes on to the dispatcher when the owner has withdrawn consent.",
+        "S9",
+        "vehicle/core/machine.py",
+        "            work.forget_results()\n            self._reconsider(now)\n",
+        "            self._reconsider(now)\n",
+        needs=("owners",),
+    ),
+    Mutation(
         "occupancy-ignored",
         "Somebody in the car does not stop it.",
         "S9",
