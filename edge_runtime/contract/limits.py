@@ -201,6 +201,18 @@ STORE_RESERVE_BYTES: Final = 64 * 1024 * 1024
 """With less room than this on its disk the dispatcher accepts no job: it is kept for results."""
 FEED_SUBSCRIBERS_MAX: Final = 1_024
 FEED_PAGE_ITEMS: Final = 512
+REQUEST_MAX_BYTES: Final = 4 * 1024
+"""Largest request that a tenant may send over the bus."""
+ANSWERS_TOPIC_MAX_CHARS: Final = 256
+REQUESTS_PER_S: Final = 50
+"""Requests of one tenant over the bus that are answered; a page of results each."""
+REQUESTS_BURST: Final = 200
+"""And so many at once; no more of one tenant's wait."""
+REQUESTS_WAITING_MAX: Final = 2_048
+"""Requests of all tenants that wait for their turn."""
+REQUEST_REFUSED_EVERY_MS: Final = 1_000
+"""A tenant over its rate is told so at most this often."""
+REQUEST_BUSY_RETRY_MS: Final = 2_000
 RECENT_RESULTS_MAX: Final = 4_096
 """Results kept in memory after their commit, for readers that keep up."""
 RECENT_RESULTS_BYTES_MAX: Final = 4 * 1024 * 1024
@@ -252,6 +264,8 @@ IMAGE_PARTS_MAX: Final = 4_096
 AUDIO_MAX_S: Final = 600
 AUDIO_MAX_HZ: Final = 192_000
 INPUT_TEXT_MAX_BYTES: Final = 64 * 1024
+TOKENIZER_CHARACTERS_MAX: Final = 16_384
+"""Characters whose normalised form is kept; with more than that the table begins anew."""
 TEXT_STRIP_MAX_PIXELS: Final = 3_200
 """Width of one line of text at the reader's height of 48; a longer one is squeezed."""
 DETECTIONS_MAX: Final = 1_000
@@ -310,6 +324,8 @@ ENGINE_STOP_MEASURE_MAX_MS: Final = 2_000
 ENGINE_EVENT_BATCH_MS: Final = 20
 """The worker gathers events of items faster than this into one write: a write wakes another core,
 which on a 5 ms model costs 1.6 % of its speed."""
+ENGINE_URGENT_EVENT_MS: Final = 2
+"""An item of an urgent run that took so long is told by itself; faster ones with their run."""
 ENGINE_EVENT_LATE_MS: Final = 40
 """Longest that an event waits in the worker; a kill loses that much finished work."""
 POOLS_MAX: Final = 4_096

@@ -42,6 +42,8 @@ class EngineRig:
         inputs: Iterable[bytes],
         parameters: dict[str, object] | None = None,
         media_type: str = "application/octet-stream",
+        *,
+        urgent: bool = False,
     ) -> int:
         run_id = self._next_run_id
         self._next_run_id += 1
@@ -54,6 +56,7 @@ class EngineRig:
             digest=package.digest,
             items=items,
             parameters=msgspec.msgpack.encode(parameters or {}),
+            urgent=urgent,
         )
         self.engine.submit(run, package)
         return run_id

@@ -6,16 +6,19 @@ Invariants
   what comes before it begins.
 - Each item starts untouched by a stop that was meant for another.
 
+Items of text generation are not computed one after the other: `generation.loop` does that.
+- An urgent run waits for the item in hand at most. It is computed inside the run that it
+  interrupts, between two of its items.
+
 This module imports onnxruntime, through `runtime`, and is imported by the worker process only.
 """
 
 import gc
 import socket
-import threading
 import time
 from collections import OrderedDict
 from pathlib import Path
-from typing import Any, assert_never
+from typing import Any
 
 import msgspec
 
@@ -24,74 +27,15 @@ from edge_runtime.contract.messages import Item
 from edge_runtime.contract.package import PackageRefused, read_spec
 from edge_runtime.contract.reasons import ItemError
 from edge_runtime.vehicle.inference import protocol
+from edge_runtime.vehicle.inference.generation.loop import GenerationLoop
+from edge_runtime.vehicle.inference.generation.task import Generation
 from edge_runtime.vehicle.inference.options import WorkerOptions
 from edge_runtime.vehicle.inference.protocol import Phase, Progress
-from edge_runtime.vehicle.inference.runtime import Computation, OrtRuntime
+from edge_runtime.vehicle.inference.runtime import OrtRuntime
+from edge_runtime.vehicle.inference.stopping import Stops
 from edge_runtime.vehicle.inference.streams import Inbox, Outbox
 from edge_runtime.vehicle.inference.tasks.base import ItemFailure, ItemStopped, Task
 from edge_runtime.vehicle.inference.tasks.registry import load_task
-
-
-class Stops:
-    """What the engine wants ended; told by a thread of its own while the main one computes.
-
-    A stop takes effect on the computation that it was looked up for and on no later one: each
-    item has its own. The order of writes makes sure that none is missed: the thread notes the
-    stop and then looks at the item; the main one shows the item and then looks for a stop.
-    """
-
-    def __init__(self, channel: socket.socket, runtime: OrtRuntime) -> None:
-        self._runtime = runtime
-        self._channel = channel
-        self._lock = threading.Lock()
-        self._runs: set[int] = set()
-        self._items: set[tuple[int, int]] = set()
-        self._at: tuple[int, int, Computation] | None = None
-        threading.Thread(target=self._listen, name="stops", daemon=True).start()
-
-    def begin(self, ticket: int, index: int) -> None:
-        """Show which item comes; a stop that is already here takes effect at its first run."""
-        computation = self._runtime.begin()
-        self._at = (ticket, index, computation)
-        if ticket in self._runs or (ticket, index) in self._items:
-            computation.stop()
-
-    def end(self) -> None:
-        """No item is being computed."""
-        self._at = None
-
-    def wants_run(self, ticket: int) -> bool:
-        """Whether this run is to end."""
-        return ticket in self._runs
-
-    def forget_through(self, ticket: int) -> None:
-        """Runs up to this one are over."""
-        if self._runs or self._items:
-            with self._lock:
-                self._runs = {run for run in self._runs if run > ticket}
-                self._items = {item for item in self._items if item[0] > ticket}
-
-    def _listen(self) -> None:
-        decoder: msgspec.msgpack.Decoder[protocol.Stop] = msgspec.msgpack.Decoder(protocol.Stop)
-        while data := self._channel.recv(limits.ENGINE_STOP_FRAME_MAX_BYTES):
-            self._stop(decoder.decode(data))
-
-    def _stop(self, stop: protocol.Stop) -> None:
-        match stop:
-            case protocol.StopRun(ticket=ticket):
-                with self._lock:
-                    self._runs.add(ticket)
-                at = self._at
-                is_now = at is not None and at[0] == ticket
-            case protocol.StopItem(ticket=ticket, index=index):
-                with self._lock:
-                    self._items.add((ticket, index))
-                at = self._at
-                is_now = at is not None and at[:2] == (ticket, index)
-            case _:
-                assert_never(stop)
-        if is_now and at is not None:
-            at[2].stop()
 
 
 class Models:
@@ -100,16 +44,16 @@ class Models:
     def __init__(self, runtime: OrtRuntime, resident_max: int) -> None:
         self._runtime = runtime
         self._resident_max = resident_max
-        self._tasks: OrderedDict[str, Task] = OrderedDict()
+        self._tasks: OrderedDict[str, Task | Generation] = OrderedDict()
 
-    def get(self, digest: str) -> Task | None:
+    def get(self, digest: str) -> Task | Generation | None:
         """Return the task of a loaded model."""
         task = self._tasks.get(digest)
         if task is not None:
             self._tasks.move_to_end(digest)
         return task
 
-    def load(self, run: protocol.Run) -> tuple[Task, protocol.Loaded]:
+    def load(self, run: protocol.Run) -> tuple[Task | Generation, protocol.Loaded]:
         """Load the run's model. Raises `PackageRefused`, `ItemFailure` or `OSError`."""
         started_ns = time.monotonic_ns()
         evicted: list[str] = []
@@ -153,6 +97,7 @@ class Computer:
         self._progress = progress
         self._models = models
         self._encoder = msgspec.msgpack.Encoder()
+        self._last_ticket = 0
 
     def serve(self) -> None:
         """Work until the engine closes the stream (`EOFError`)."""
@@ -162,18 +107,22 @@ class Computer:
             if message is None:
                 self._progress.note(Phase.IDLE)
                 self._outbox.flush()
+                self._stops.forget_through(self._last_ticket)
                 message = self._inbox.next()
             if isinstance(message, protocol.Run):
                 self._run(message)
 
     def _run(self, run: protocol.Run) -> None:
+        self._last_ticket = max(self._last_ticket, run.ticket)
         if self._stops.wants_run(run.ticket):
             ended = protocol.Ended(run.ticket, protocol.EndedAs.CANCELLED)
         else:
             task = self._models.get(run.digest) or self._load(run)
             ended = task if isinstance(task, protocol.Ended) else self._compute(run, task)
-        self._stops.forget_through(run.ticket)
+        self._stops.forget(run.ticket)
         self._outbox.add(ended)
+        if run.urgent:
+            self._outbox.flush()
 
     def _load(self, run: protocol.Run) -> Task | protocol.Ended:
         """Return the task, or how the run ends when its model cannot be loaded."""
@@ -195,6 +144,8 @@ class Computer:
     def _compute(self, run: protocol.Run, task: Task) -> protocol.Ended:
         parameters = _parameters(run.parameters)
         for item in run.items:
+            if not run.urgent:
+                self._run_urgent()
             if self._stops.wants_run(run.ticket):
                 return protocol.Ended(run.ticket, protocol.EndedAs.CANCELLED)
             self._progress.note(Phase.ITEM, run.ticket, item.index)
@@ -204,9 +155,19 @@ class Computer:
             if isinstance(event, protocol.Ended):
                 return event
             self._outbox.add(event)
-            for digest, node_ms in self._runtime.take_measured().items():
-                self._outbox.add(protocol.Profiled(digest, node_ms))
+            if run.urgent and event.busy_ms >= limits.ENGINE_URGENT_EVENT_MS:
+                self._outbox.flush()
+            self._note_measured()
         return protocol.Ended(run.ticket, protocol.EndedAs.COMPLETED)
+
+    def _run_urgent(self) -> None:
+        """Compute what somebody waits for before the next item of what nobody does."""
+        while isinstance(run := self._inbox.next_urgent(), protocol.Run):
+            self._run(run)
+
+    def _note_measured(self) -> None:
+        for digest, node_ms in self._runtime.take_measured().items():
+            self._outbox.add(protocol.Profiled(digest, node_ms))
 
     def _item(
         self, task: Task, ticket: int, item: Item, parameters: Any
@@ -236,7 +197,11 @@ class Computer:
     def _output(self, task: Task, item: Item, parameters: Any) -> bytes:
         if not isinstance(parameters, dict):
             raise ItemFailure(ItemError.INVALID_PARAMETERS, "parameters: not a map of names")
-        output = self._encoder.encode(task.run(item.data, item.media_type, parameters))
+        return self._encoded(task.run(item.data, item.media_type, parameters))
+
+    def _encoded(self, value: Any) -> bytes:
+        """Return an output's bytes. Raises `ItemFailure` (result_too_large)."""
+        output = self._encoder.encode(value)
         if len(output) > self._options.output_max_bytes:
             raise ItemFailure(
                 ItemError.RESULT_TOO_LARGE,
@@ -279,7 +244,7 @@ def serve(
         intra_op_threads=options.intra_op_threads,
         scratch=Path(configure.scratch),
     )
-    stops = Stops(stop_channel, runtime)
+    stops = Stops(stop_channel, runtime.begin)
     models = Models(runtime, options.resident_models_max)
     Computer(
         options=options,

@@ -285,7 +285,15 @@ class SupervisedEngine:
     def _send(self, worker: WorkerProcess, ticket: int, held: _Held) -> None:
         run, node_ms = held.run, self._node_times.get(held.run.digest)
         worker.send(
-            protocol.Run(ticket, held.folder, run.digest, run.items, run.parameters, node_ms)
+            protocol.Run(
+                ticket,
+                held.folder,
+                run.digest,
+                run.items,
+                run.parameters,
+                node_ms,
+                urgent=run.urgent,
+            )
         )
 
     def _let_go(self, worker: WorkerProcess) -> None:

@@ -46,6 +46,7 @@ class Run(_Frame, frozen=True):
     """Items for one model. Tickets only grow; `parameters` is MessagePack, may be empty.
 
     `node_ms` is what the model's longest node takes on this computer, None where nobody knows.
+    What is `urgent` is computed before, and between the items of, what is not.
     """
 
     ticket: int
@@ -54,6 +55,7 @@ class Run(_Frame, frozen=True):
     items: tuple[Item, ...]
     parameters: bytes
     node_ms: float | None = None
+    urgent: bool = False
 
 
 ToWorker = Configure | Run
@@ -129,6 +131,21 @@ class Finished(_Frame, frozen=True):
     busy_ms: float
 
 
+class Tokens(_Frame, frozen=True):
+    """Tokens of an item that streams, or (without any) that a generation gets on.
+
+    `offset` counts the item's generated tokens before these; `finish` is a `FinishReason`.
+    """
+
+    ticket: int
+    index: int
+    offset: int
+    ids: tuple[int, ...]
+    text: str
+    finish: str | None
+    busy_ms: float
+
+
 class Broke(_Frame, frozen=True):
     """An item has no result; `busy_ms` as for `Finished`."""
 
@@ -149,7 +166,7 @@ class Ended(_Frame, frozen=True):
     busy_ms: float = 0.0
 
 
-FromWorker = Batch | Ready | Loaded | Profiled | Started | Finished | Broke | Ended
+FromWorker = Batch | Ready | Loaded | Profiled | Started | Tokens | Finished | Broke | Ended
 
 
 # --- frames ------------------------------------------------------------------------------
@@ -201,6 +218,8 @@ class Phase(enum.IntEnum):
     IDLE = 1
     LOADING = 2
     ITEM = 3
+    STEP = 4
+    """A step of several items of perhaps several runs; one of them is named."""
 
 
 class Progress:
@@ -243,7 +262,7 @@ class Progress:
 
     @property
     def index(self) -> int:
-        """The item that it is at, in phase ITEM."""
+        """The item that it is at, in phases ITEM and STEP."""
         return self._words[3]
 
     @property

@@ -1,8 +1,9 @@
 """The worker's end of the stream: runs come in, events go out.
 
 Invariants
-- The stream is read only when little is left to do, so that it is never read for nothing and work
-  never runs dry.
+- The stream is read when little is left to do, so that work never runs dry, and between the items
+  of a run that is not urgent, for one that is.
+- What is urgent comes first; otherwise runs keep their order.
 - Events of items faster than `ENGINE_EVENT_BATCH_MS` share a write. Until then they are in shared
   memory, where the engine finds them when it stops this process.
 """
@@ -11,6 +12,7 @@ import socket
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import Final
 
 import msgspec
@@ -33,19 +35,43 @@ class Inbox:
         self._stream = stream
         self._splitter = protocol.FrameSplitter()
         self._decoder = msgspec.msgpack.Decoder(protocol.ToWorker)
-        self._waiting: deque[protocol.ToWorker] = deque()
+        self._waiting: deque[protocol.Run] = deque()
+        self._urgent: deque[protocol.ToWorker] = deque()
 
     def next_now(self) -> protocol.ToWorker | None:
         """Return what waits, or None when nothing has come. Raises `EOFError` at the end."""
         while len(self._waiting) < _RUNS_AHEAD and self._read(socket.MSG_DONTWAIT):
             pass
-        return self._waiting.popleft() if self._waiting else None
+        return self._first() if self._waiting or self._urgent else None
+
+    def next_urgent(self) -> protocol.ToWorker | None:
+        """Return an urgent run that has come, or None. Raises `EOFError` at the end."""
+        while not self._urgent and self._read(socket.MSG_DONTWAIT):
+            pass
+        return self._urgent.popleft() if self._urgent else None
+
+    def next_if(self, is_wanted: Callable[[protocol.Run], bool]) -> protocol.Run | None:
+        """Return the run that waits first, if it is wanted; otherwise it waits on.
+
+        Raises `EOFError` as `next_now`.
+        """
+        if not self._waiting:
+            self._read(socket.MSG_DONTWAIT)
+        match self._waiting:
+            case deque([protocol.Run() as run, *_]) if is_wanted(run):
+                self._waiting.popleft()
+                return run
+            case _:
+                return None
 
     def next(self) -> protocol.ToWorker:
         """Wait for the next frame. Raises `EOFError` when the engine has closed the stream."""
-        while not self._waiting:
+        while not (self._waiting or self._urgent):
             self._read(0)
-        return self._waiting.popleft()
+        return self._first()
+
+    def _first(self) -> protocol.ToWorker:
+        return self._urgent.popleft() if self._urgent else self._waiting.popleft()
 
     def _read(self, flags: int) -> bool:
         try:
@@ -56,7 +82,14 @@ class Inbox:
             raise EOFError from None
         if not data:
             raise EOFError
-        self._waiting.extend(map(self._decoder.decode, self._splitter.feed(data)))
+        for frame in self._splitter.feed(data):
+            message = self._decoder.decode(frame)
+            if isinstance(message, protocol.Configure):
+                self._urgent.appendleft(message)
+            elif message.urgent:
+                self._urgent.append(message)
+            else:
+                self._waiting.append(message)
         return True
 
 
