@@ -29,6 +29,14 @@ _OPERATIONS: Final = Group.create_ordered("Operations")
 _GLOBAL: Final = Group("For every command")
 
 
+_ACCOUNTS: Final = {
+    "create": ("accounts:create", "Make an API key."),
+    "list": ("accounts:list_keys", "API keys by their prefixes."),
+    "revoke": ("accounts:revoke", "Revoke an API key."),
+    "quota": ("accounts:quota", "How much a tenant may have, and has."),
+}
+
+
 def _epilogue() -> str:
     lines = (f"  {code.value:>3}  {meaning}" for code, meaning in MEANINGS.items())
     return "Exit codes:\n" + "\n".join(lines)
@@ -131,6 +139,7 @@ def _subtrees() -> list[tuple[App, Group]]:
         "consent": ("owner:consent", "Agree that this car works for others."),
         "withdraw": ("owner:withdraw", "Withdraw consent: work stops now and for good."),
         "policy": ("owner:policy", "Print a complete policy file."),
+        "day": ("owner_day:day", "What a policy makes of a recorded day."),
     }
     schemas = {
         "write": ("schemas:write", "Generate the schemas."),
@@ -141,6 +150,7 @@ def _subtrees() -> list[tuple[App, Group]]:
         (_group("fleet", "Cars of a dispatcher.", fleet), _OPERATIONS),
         (_group("models", "Model packages.", models), _OPERATIONS),
         (_group("store", "The dispatcher's store.", store), _OPERATIONS),
+        (_group("accounts", "Who may ask a dispatcher, and for how much.", _ACCOUNTS), _OPERATIONS),
         (_group("pki", "Certificates and signing keys.", pki), _OPERATIONS),
         (_group("owner", "What a car's owner asks and decides.", owner), _OPERATIONS),
         (_group("schemas", "What travels, as documents.", schemas), _OPERATIONS),

@@ -9,9 +9,10 @@ is raised: `JobRefused` and `DispatcherRefused` with the dispatcher's problem,
 `DispatcherUnreachable`, `ContractBroken`; nothing of the HTTP library.
 """
 
+import os
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import aclosing
-from typing import Any, Self, TypeVar
+from typing import Any, Final, Self, TypeVar
 
 import msgspec
 
@@ -34,17 +35,23 @@ from edge_runtime.contract.http import (
     FleetView,
     Health,
     JobRequest,
+    KeyMade,
+    KeyView,
     ModelView,
+    NewKey,
     Quarantine,
+    Quota,
     Requeue,
     Requeued,
     Requirements,
+    TenantUsage,
 )
 from edge_runtime.contract.messages import JobStatus
 from edge_runtime.contract.reasons import JobState
 
 T = TypeVar("T")
 
+API_KEY_VARIABLE: Final = "EDGE_RUNTIME_API_KEY"
 _NO_REQUIREMENTS = Requirements()
 _encode = msgspec.msgpack.Encoder().encode
 _nothing = msgspec.msgpack.Decoder(None)
@@ -55,6 +62,11 @@ _dead_letters = msgspec.msgpack.Decoder(list[DeadLetter])
 _requeued = msgspec.msgpack.Decoder(Requeued)
 _models = msgspec.msgpack.Decoder(list[ModelView])
 _health = msgspec.msgpack.Decoder(Health)
+_key_made = msgspec.msgpack.Decoder(KeyMade)
+_key = msgspec.msgpack.Decoder(KeyView)
+_keys = msgspec.msgpack.Decoder(list[KeyView])
+_usage = msgspec.msgpack.Decoder(TenantUsage)
+_usages = msgspec.msgpack.Decoder(list[TenantUsage])
 _backup = msgspec.msgpack.Decoder(BackupDone)
 
 
@@ -62,8 +74,10 @@ class EdgeClient:
     """One dispatcher, seen by one tenant. An async context manager.
 
     `tenant="*"` is the operator, who sees every tenant's jobs and cannot submit.
-    `unreachable_after_s` is how long nothing may answer before `DispatcherUnreachable`. With a
-    `transport` of its own, which says the rest, it does not speak HTTP.
+    With accounts it needs an `api_key` (without one, that of the environment variable
+    `EDGE_RUNTIME_API_KEY`), whose tenant is then the default. `unreachable_after_s` is how long
+    nothing may answer before `DispatcherUnreachable`. With a `transport` of its own, which says
+    the rest, it does not speak HTTP.
     """
 
     def __init__(
@@ -71,10 +85,12 @@ class EdgeClient:
         url: str = "http://127.0.0.1:8080",
         tenant: str = "default",
         *,
+        api_key: str | None = None,
         unreachable_after_s: float = limits.CLIENT_UNREACHABLE_S,
         transport: Transport | None = None,
     ) -> None:
-        self._transport = transport or Transport(url, tenant, unreachable_after_s)
+        key = api_key or os.environ.get(API_KEY_VARIABLE)
+        self._transport = transport or Transport(url, tenant, unreachable_after_s, api_key=key)
 
     async def __aenter__(self) -> Self:
         self._transport.open()
@@ -220,6 +236,30 @@ class EdgeClient:
         """Back the dispatcher's store up into its backup folder; asked once."""
         body = _encode(Backup(name=name))
         return await self._operate("POST", "/v1/store/backup", _backup, body=body, retry=False)
+
+    async def create_key(
+        self, tenant: str, *, is_operator: bool = False, note: str = ""
+    ) -> KeyMade:
+        """Make an API key; asked once, for the answer is the only place where it stands."""
+        body = _encode(NewKey(tenant=tenant, is_operator=is_operator, note=note))
+        return await self._operate("POST", "/v1/accounts/keys", _key_made, body=body, retry=False)
+
+    async def keys(self) -> list[KeyView]:
+        """API keys by their prefixes: an operator sees all, a tenant its own."""
+        return await self._operate("GET", "/v1/accounts/keys", _keys)
+
+    async def revoke_key(self, prefix: str) -> KeyView:
+        """End a key, at once and for good."""
+        return await self._operate("DELETE", f"/v1/accounts/keys/{prefix}", _key)
+
+    async def usage(self) -> list[TenantUsage]:
+        """Quotas and what is used of them: an operator sees all, a tenant its own."""
+        return await self._operate("GET", "/v1/accounts/usage", _usages)
+
+    async def set_quota(self, tenant: str, quota: Quota) -> TenantUsage:
+        """A tenant's quota from now on; `default-quota` is that of all without their own."""
+        path = f"/v1/accounts/{tenant}/quota"
+        return await self._operate("PUT", path, _usage, body=_encode(quota))
 
     async def _operate(
         self,

@@ -28,6 +28,7 @@ from edge_runtime.contract.http import Problem
 
 T = TypeVar("T")
 
+_DEFAULT_TENANT: Final = "default"
 MSGPACK: Final = "application/x-msgpack"
 LATER: Final = frozenset({429, 502, 503, 504, 507})
 """Statuses that a later try may not get; 507 is a store that is full or locked."""
@@ -86,16 +87,33 @@ class Patience:
         await asyncio.sleep(self._rng.uniform(0.0, ceiling_s))
 
 
+def _authorization(api_key: str | None) -> dict[str, str]:
+    """The header that says who asks. Raises `ConfigError` for what no header can carry."""
+    if not api_key:
+        return {}
+    if len(api_key) > limits.KEY_MAX_CHARS or not api_key.isascii() or not api_key.isprintable():
+        raise ConfigError(f"an API key is at most {limits.KEY_MAX_CHARS} printable characters")
+    return {"Authorization": f"Bearer {api_key}"}
+
+
 class Transport:
     """One dispatcher as one tenant sees it. Open it inside a running event loop."""
 
     def __init__(
-        self, url: str, tenant: str, unreachable_after_s: float, rng: random.Random | None = None
+        self,
+        url: str,
+        tenant: str,
+        unreachable_after_s: float,
+        rng: random.Random | None = None,
+        *,
+        api_key: str | None = None,
     ) -> None:
         if not _is_http_url(url):
             raise ConfigError(f"the dispatcher's URL must be http://host:port, not {url!r}")
         self.url = url.rstrip("/")
         self._tenant = tenant
+        self._api_key = api_key
+        self._authorization = _authorization(api_key)
         self._unreachable_after_s = unreachable_after_s
         self._rng = rng or random.SystemRandom()
         self._session: aiohttp.ClientSession | None = None
@@ -105,7 +123,7 @@ class Transport:
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=limits.HTTP_STREAMS_MAX),
             cookie_jar=aiohttp.DummyCookieJar(),
-            headers={"Accept": MSGPACK},
+            headers={"Accept": MSGPACK, **self._authorization},
             auto_decompress=False,
             timeout=aiohttp.ClientTimeout(
                 total=None,
@@ -165,7 +183,7 @@ class Transport:
         *,
         is_operator: bool,
     ) -> bytes:
-        headers = {} if is_operator else {"X-Tenant": self._tenant}
+        headers = {} if is_operator else self._whose()
         if body is not None:
             headers["Content-Type"] = MSGPACK
         data: Any = io.BytesIO(body) if body and len(body) > _BYTES_AS_FILE else body
@@ -196,7 +214,7 @@ class Transport:
             async with session.get(
                 self.url + path,
                 params=query,
-                headers={"X-Tenant": self._tenant},
+                headers=self._whose(),
                 timeout=timeout,
             ) as response:
                 if response.status >= FIRST_ERROR:
@@ -204,6 +222,11 @@ class Transport:
                 yield response
         except (aiohttp.ClientError, OSError) as error:
             raise Interrupted(_words(error)) from None
+
+    def _whose(self) -> dict[str, str]:
+        """For whom a call is: a key says that by itself, unless another tenant is named."""
+        is_said = self._api_key and self._tenant == _DEFAULT_TENANT
+        return {} if is_said else {"X-Tenant": self._tenant}
 
     def _opened(self) -> aiohttp.ClientSession:
         if self._session is None or self._session.closed:

@@ -71,13 +71,18 @@ class JobsRequest(_Body, frozen=True, kw_only=True):
 
 
 class Problem(_Body, frozen=True, kw_only=True, omit_defaults=True):
-    """A refusal: `code` for programs, `message` for people, `field` and `limit` where known."""
+    """A refusal: `code` for programs, `message` for people, `field` and `limit` where known.
+
+    `present` is the value that met the limit; `retry_after_s` when another try may do better.
+    """
 
     code: str
     message: str
     status: int
     field: str | None = None
     limit: str | None = None
+    present: float | None = None
+    retry_after_s: float | None = None
 
 
 class Submitted(_Body, frozen=True, kw_only=True, omit_defaults=True):
@@ -249,6 +254,62 @@ class Quarantine(_Body, frozen=True, kw_only=True):
     """Give a car no work (`on`), or give it work again."""
 
     on: bool
+
+
+class NewKey(_Body, frozen=True, kw_only=True, omit_defaults=True):
+    """A key to be made for a tenant; `is_operator` keys may also do what an operator does."""
+
+    tenant: Id
+    is_operator: bool = False
+    note: Text = ""
+
+
+class KeyView(_Body, frozen=True, kw_only=True, omit_defaults=True):
+    """A key as it is listed: never the key, only the prefix that it begins with."""
+
+    prefix: str
+    tenant: str
+    created_ms: int
+    is_operator: bool = False
+    note: str = ""
+    revoked_ms: int | None = None
+
+
+class KeyMade(_Body, frozen=True, kw_only=True):
+    """A new key. Shown once: what is stored is its hash."""
+
+    key: str
+    view: KeyView
+
+
+_Bound = Annotated[int, Meta(ge=0, le=limits.COUNT_MAX)]
+
+
+class Quota(_Body, frozen=True, kw_only=True, omit_defaults=True):
+    """What a tenant may have at once; None is no bound.
+
+    `items` and `bytes` are those of jobs that have not ended (`bytes` also those of uploaded
+    files). `burst` requests may come at once, `requests_per_s` in the long run. `weight` is the
+    tenant's share of the fleet while others wait too.
+    """
+
+    jobs: _Bound | None = None
+    items: _Bound | None = None
+    bytes: _Bound | None = None
+    requests_per_s: Annotated[float, Meta(gt=0, le=1e6)] | None = None
+    burst: Annotated[int, Meta(ge=1, le=1_000_000)] | None = None
+    weight: Annotated[int, Meta(ge=1, le=limits.TENANT_WEIGHT_MAX)] = 1
+
+
+class TenantUsage(_Body, frozen=True, kw_only=True):
+    """A tenant's quota and what it uses of it now. `refused` counts since the start."""
+
+    tenant: str
+    quota: Quota
+    jobs: int
+    items: int
+    bytes: int
+    refused: int
 
 
 class Backup(_Body, frozen=True, kw_only=True):

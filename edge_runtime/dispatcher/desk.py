@@ -26,11 +26,13 @@ from edge_runtime.contract.http import (
 from edge_runtime.contract.messages import Item, JobStatus, ResultEntry
 from edge_runtime.contract.package import Package
 from edge_runtime.contract.reasons import JobState
+from edge_runtime.dispatcher.accounts_quotas import Load, Quotas
 from edge_runtime.dispatcher.core.events import (
     JobCancelled,
     JobSpec,
     JobSubmitted,
     QuarantineSet,
+    WeightSet,
 )
 from edge_runtime.dispatcher.core.placement import Requirement
 from edge_runtime.dispatcher.front import SUBMIT_TIMEOUT_S, Refusal
@@ -46,10 +48,14 @@ class FrontDesk:
     """See `dispatcher.front.Front`. `random_hex` gives so many random bytes as hex digits."""
 
     def __init__(
-        self, service: DispatcherService, random_hex: Callable[[int], str] = secrets.token_hex
+        self,
+        service: DispatcherService,
+        random_hex: Callable[[int], str] = secrets.token_hex,
+        quotas: Quotas | None = None,
     ) -> None:
         self._service = service
         self._random_hex = random_hex
+        self._quotas = quotas or Quotas(service.store, service.clock)
         self._store = service.store
         self._accepting: dict[tuple[str, str], tuple[KnownKey, asyncio.Future[None]]] = {}
 
@@ -67,6 +73,22 @@ class FrontDesk:
         keys = [spec.idempotency_key for spec in specs if isinstance(spec, JobSpec)]
         named = [key for key in keys if key is not None]
         known = await self._store.find_keys(tenant, named) if named else {}
+        new = [
+            request
+            for request, spec in zip(jobs, specs, strict=True)
+            if isinstance(spec, JobSpec) and spec.idempotency_key not in known
+        ]
+        async with self._quotas.hold(tenant, lambda: _load(new)):
+            return await self._submit(tenant, jobs, specs, known)
+
+    async def _submit(
+        self,
+        tenant: str,
+        jobs: Sequence[JobRequest],
+        specs: Sequence[JobSpec | Problem],
+        known: dict[str, KnownKey],
+    ) -> list[Submitted]:
+        """Accept what is new, and find what is not."""
         answers: list[Submitted | None] = []
         events: list[JobSubmitted] = []
         repeats: list[tuple[int, str]] = []
@@ -324,6 +346,10 @@ class FrontDesk:
             raise Refusal(Problem(code="unknown_car", message=message, status=404, field="vehicle"))
         await self._service.commit([QuarantineSet(vehicle=vehicle, on=on)])
 
+    async def set_weight(self, tenant: str, weight: int) -> None:
+        """A tenant's share of the fleet while others wait too."""
+        await self._service.commit([WeightSet(tenant=tenant, weight=weight)])
+
     async def models(self) -> list[ModelView]:
         """Packages that jobs may name."""
         await asyncio.to_thread(self._service.shelf.scan)
@@ -435,6 +461,16 @@ def _items(request: JobRequest) -> tuple[Item, ...]:
         Item(index=index, media_type=item.media_type, data=_data(item))
         for index, item in enumerate(request.items)
     )
+
+
+def _load(jobs: Sequence[JobRequest]) -> Load:
+    """What jobs add to what their tenant has open."""
+    items = [item for job in jobs for item in job.items]
+    return Load(len(jobs), len(items), sum(_size(item) for item in items))
+
+
+def _size(item: ItemInput) -> int:
+    return len(item.data) if item.data is not None else len((item.text or "").encode())
 
 
 def _data(item: ItemInput) -> bytes:

@@ -128,6 +128,10 @@ class Front(Protocol):
         """A file of the signed repository's metadata; `Refusal` 404 where there is none."""
         ...
 
+    async def set_weight(self, tenant: str, weight: int) -> None:
+        """A tenant's share of the fleet while others wait too."""
+        ...
+
     async def backup(self, target: Path) -> int:
         """Online backup of the store to a new file; bytes written."""
         ...

@@ -11,6 +11,7 @@ import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 from store_child import ticks
 from store_rig import add_job
@@ -26,7 +27,13 @@ from edge_runtime.dispatcher.storage import (
     StoreFull,
 )
 from edge_runtime.dispatcher.storage.files import backup_file, check_file, migrate_file
-from edge_runtime.dispatcher.storage.schema import APPLICATION_ID, MIGRATIONS, VERSION, migrate
+from edge_runtime.dispatcher.storage.schema import (
+    APPLICATION_ID,
+    ITEM_BITS,
+    MIGRATIONS,
+    VERSION,
+    migrate,
+)
 from edge_runtime.dispatcher.storage.writing import write
 
 HERE = Path(__file__).parent
@@ -74,6 +81,14 @@ def version_1(path: Path) -> None:
     assert db.execute("PRAGMA user_version").fetchone() == (1,)
     db.execute("INSERT INTO meta VALUES ('epoch', 77)")
     add = add_job(1, "job1", 2, idempotency_key="key")
+    db.execute(
+        "INSERT INTO job(no, id, tenant, key, body_hash, spec, state, items, deadline_ms,"
+        " retention_ms) VALUES (1, 'job1', 'tenant', 'key', '', ?, 'accepted', 2, 9, 9)",
+        (msgspec.msgpack.encode(add.spec),),
+    )
+    for item in add.items:
+        key = (1 << ITEM_BITS) | item.index
+        db.execute("INSERT INTO item VALUES (?, ?, ?)", (key, item.media_type, item.data))
     begin = c.BeginAttempt(
         job_no=1,
         unit=5,
@@ -84,7 +99,7 @@ def version_1(path: Path) -> None:
         offered_ms=1,
     )
     strike = c.AddStrike(job_no=1, index=1, vehicle="car")
-    write(db, [add, begin, strike, *ticks_of_result()], 0)
+    write(db, [begin, strike, *ticks_of_result()], 0)
     db.close()
 
 

@@ -30,6 +30,7 @@ from edge_runtime.contract.errors import ConfigError
 from edge_runtime.contract.topics import DEFAULT_NAMESPACE, require_id
 
 if TYPE_CHECKING:
+    from edge_runtime.dispatcher.api import HttpServer
     from edge_runtime.dispatcher.service import DispatcherService
 
 _DEFAULT_STORE: Final = Path("dispatcher.db")
@@ -74,7 +75,7 @@ def dispatcher(
     signed: SignedModels = _UNSIGNED,
     http: Annotated[str, Parameter(help="Address of the HTTP API, HOST:PORT.")] = DEFAULT_HTTP,
     allow_remote: Annotated[
-        bool, Parameter(negative="", help="Let --http be no loopback address: no accounts yet.")
+        bool, Parameter(negative="", help="Let --http be no loopback address without accounts.")
     ] = False,
     models_url: Annotated[
         str | None,
@@ -103,9 +104,7 @@ def dispatcher(
 
     async def run() -> None:
         from edge_runtime.bus import open_bus
-        from edge_runtime.dispatcher.api import build_app, serve
         from edge_runtime.dispatcher.chores import Chores
-        from edge_runtime.dispatcher.desk import FrontDesk
         from edge_runtime.dispatcher.service import DispatcherService, DispatcherSettings
         from edge_runtime.dispatcher.storage import SqliteStore
 
@@ -125,8 +124,7 @@ def dispatcher(
         async with contextlib.AsyncExitStack() as stack:
             async with systemd.more_time():
                 await stack.enter_async_context(service)
-                app = build_app(FrontDesk(service), backup_dir=backups)
-                server = await serve(app, host, port, allow_remote=allow_remote)
+                server = await _serve(service, (host, port), backups, allow_remote=allow_remote)
                 stack.push_async_callback(server.close)
                 service.announce(models_url or server.url)
                 Chores(service).start()
@@ -136,6 +134,22 @@ def dispatcher(
             await _work(service, stack)
 
     return run_service(run)
+
+
+async def _serve(
+    service: "DispatcherService",
+    address: tuple[str, int],
+    backups: Path | None,
+    *,
+    allow_remote: bool,
+) -> "HttpServer":
+    """The HTTP API over a running service; beyond loopback only with accounts, or if told."""
+    from edge_runtime.dispatcher.api import build_app, open_door, serve
+    from edge_runtime.dispatcher.desk import FrontDesk
+
+    door = await open_door(service)
+    app = build_app(FrontDesk(service, quotas=door.quotas), backup_dir=backups, door=door)
+    return await serve(app, *address, allow_remote=allow_remote or door.accounts.in_force)
 
 
 def _check_names(dispatcher_id: str, namespace: str) -> None:

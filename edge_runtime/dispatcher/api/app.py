@@ -1,12 +1,13 @@
 """The ASGI application: routes, error answers, and the guard in front of them.
 
-Until accounts exist the only door is loopback. A web page that a person on this machine visits
-could still knock on it, so a request from a page of another origin is refused, and so is one
-under a host name that is not this machine's (DNS rebinding), unless the server was told to serve
-remote callers.
+Without accounts the only door is loopback (`door` has what holds with them). A web page that a
+person on this machine visits could still knock on it, so a request from a page of another origin
+is refused, and so is one under a host name that is not this machine's (DNS rebinding), unless the
+server was told to serve remote callers.
 """
 
 import functools
+import operator
 from collections.abc import Awaitable, Callable
 from http import HTTPStatus
 from pathlib import Path
@@ -19,12 +20,14 @@ from litestar.handlers import HTTPRouteHandler
 from litestar.types import ASGIApp, Scope
 
 from edge_runtime.contract.http import Problem
+from edge_runtime.dispatcher.api.door import Door
+from edge_runtime.dispatcher.api.forms import refuse
 from edge_runtime.dispatcher.api.openapi import openapi_json
 from edge_runtime.dispatcher.api.operations import OPERATIONS
 from edge_runtime.dispatcher.api.problems import answer_exception
 from edge_runtime.dispatcher.api.routes import Routes
 from edge_runtime.dispatcher.api.streams import OpenStreams
-from edge_runtime.dispatcher.api.wire import JSON, Answer, encode_body
+from edge_runtime.dispatcher.api.wire import JSON, Answer
 from edge_runtime.dispatcher.front import Front
 
 LOOPBACK_HOSTS: Final = frozenset({"localhost", "127.0.0.1", "::1"})
@@ -39,10 +42,11 @@ class Api:
     that a server can close.
     """
 
-    def __init__(self, routes: Routes, streams: OpenStreams) -> None:
+    def __init__(self, routes: Routes, streams: OpenStreams, door: Door | None = None) -> None:
         self._router = _router()
         self._routes = routes
         self._streams = streams
+        self._door = door
         self.is_remote = False
 
     @property
@@ -57,10 +61,12 @@ class Api:
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Serve one HTTP request; there is no lifespan and no websocket."""
         problem = _guard(scope, check_host=not self.is_remote)
+        if problem is None and self._door is not None:
+            problem = self._door.admit(scope)
         if problem is None:
             await self._router(cast("Scope", {**scope, _ROUTES: self._routes}), receive, send)
         else:
-            await Answer(encode_body(problem, JSON), JSON, problem.status)(scope, receive, send)
+            await refuse(problem, scope["path"], scope["headers"])(scope, receive, send)
 
 
 def _guard(scope: Scope, *, check_host: bool) -> Problem | None:
@@ -88,10 +94,13 @@ def _forbidden(field: str, message: str) -> Problem:
     return Problem(code="forbidden", message=message, status=int(HTTPStatus.FORBIDDEN), field=field)
 
 
-def build_app(front: Front, *, backup_dir: Path | None = None) -> Api:
-    """The API over `front`. Backups are written into `backup_dir`, and refused without one."""
+def build_app(front: Front, *, backup_dir: Path | None = None, door: Door | None = None) -> Api:
+    """The API over `front`. Backups are written into `backup_dir`, and refused without one.
+
+    `door` has the accounts and quotas; without it there are none.
+    """
     streams = OpenStreams()
-    return Api(Routes(front, streams, backup_dir), streams)
+    return Api(Routes(front, streams, backup_dir, door), streams, door)
 
 
 @functools.cache
@@ -118,9 +127,11 @@ def _router() -> Litestar:
 
 
 def _handler(name: str) -> Callable[[Request[Any, Any, Any]], Awaitable[ASGIApp]]:
+    find = operator.attrgetter(name)
+
     async def handle(request: Request[Any, Any, Any]) -> ASGIApp:
         routes = cast("dict[str, Any]", request.scope)[_ROUTES]
-        return cast("ASGIApp", await getattr(routes, name)(request))
+        return cast("ASGIApp", await find(routes)(request))
 
     return handle
 
@@ -132,6 +143,8 @@ def _litestar_path(path: str) -> str:
         .replace("{vehicle}", "{vehicle:str}")
         .replace("{digest}", "{digest:str}")
         .replace("{name}", "{name:str}")
+        .replace("{prefix}", "{prefix:str}")
+        .replace("{tenant}", "{tenant:str}")
     )
 
 

@@ -99,7 +99,7 @@ def _operation(operation: Operation, schema_of: Any) -> dict[str, Any]:
         for parameter in operation.parameters
     ]
     document: dict[str, Any] = {
-        "operationId": operation.handler,
+        "operationId": operation.handler.replace(".", "_"),
         "summary": operation.summary,
         "tags": list(operation.tags),
         "parameters": parameters,

@@ -10,12 +10,8 @@ from typing import Any, Final
 
 from edge_runtime.contract import http, limits
 from edge_runtime.contract.messages import JobStatus, ResultEntry
-from edge_runtime.dispatcher.api.queries import (
-    ALL_TENANTS,
-    DEFAULT_TENANT,
-    PAGE_DEFAULT,
-    TENANT_HEADER,
-)
+from edge_runtime.dispatcher.api.door import DEFAULT_TENANT, TENANT_HEADER
+from edge_runtime.dispatcher.api.queries import ALL_TENANTS, PAGE_DEFAULT
 
 Schema = dict[str, Any]
 
@@ -37,7 +33,10 @@ class Parameter:
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """One method of one path. `path` is as OpenAPI writes it; `handler` names a `Routes` method.
+    """One method of one path.
+
+    `path` is as OpenAPI writes it; `handler` names a method of `Routes`, or of a part of it
+    (`accounts.usage`).
 
     `answers` maps a status to its body's type: a struct, a list of one, bytes, or None where the
     answer has no body. `stream` lists what the elements of a streamed 200 may be.
@@ -58,7 +57,7 @@ class Operation:
 _TENANT = Parameter(
     TENANT_HEADER,
     {**_ID, "default": DEFAULT_TENANT},
-    "Whose jobs; there are no accounts yet.",
+    "Whose jobs. With accounts it is the key's tenant, and only an operator may name another.",
     "header",
 )
 _SCOPE = Parameter(
@@ -247,6 +246,55 @@ OPERATIONS: Final[tuple[Operation, ...]] = (
         answers={201: http.BackupDone},
         problems=(400, 409, 422),
         tags=("operator",),
+    ),
+    Operation(
+        method="POST",
+        path="/v1/accounts/keys",
+        handler="accounts.create_key",
+        summary="Make an API key; it is shown this once",
+        body=http.NewKey,
+        answers={201: http.KeyMade},
+        problems=(400, 403, 409, 422),
+        tags=("accounts",),
+    ),
+    Operation(
+        method="GET",
+        path="/v1/accounts/keys",
+        handler="accounts.keys",
+        summary="API keys by their prefixes",
+        parameters=(_OPERATOR_SCOPE,),
+        answers={200: list[http.KeyView]},
+        problems=(403, 422),
+        tags=("accounts",),
+    ),
+    Operation(
+        method="DELETE",
+        path="/v1/accounts/keys/{prefix}",
+        handler="accounts.revoke_key",
+        summary="Revoke an API key, at once and for good",
+        answers={200: http.KeyView},
+        problems=(403, 404, 409),
+        tags=("accounts",),
+    ),
+    Operation(
+        method="GET",
+        path="/v1/accounts/usage",
+        handler="accounts.usage",
+        summary="Quotas, and what is used of them now",
+        parameters=(_OPERATOR_SCOPE,),
+        answers={200: list[http.TenantUsage]},
+        problems=(403, 422),
+        tags=("accounts",),
+    ),
+    Operation(
+        method="PUT",
+        path="/v1/accounts/{tenant}/quota",
+        handler="accounts.put_quota",
+        summary="A tenant's quota from now on; of `default-quota` that of all without their own",
+        body=http.Quota,
+        answers={200: http.TenantUsage},
+        problems=(400, 403, 404, 422),
+        tags=("accounts",),
     ),
     Operation(
         method="GET",

@@ -18,7 +18,8 @@ from litestar.exceptions import HTTPException
 from litestar.response import Response
 
 from edge_runtime.contract.http import Problem
-from edge_runtime.dispatcher.api.wire import encode_body, media_type_for
+from edge_runtime.dispatcher.api.forms import refusal_body, refusal_headers
+from edge_runtime.dispatcher.api.wire import media_type_for
 from edge_runtime.dispatcher.front import Refusal
 
 _log = structlog.get_logger(__name__)
@@ -30,7 +31,6 @@ _ROUTING_CODES = {
     HTTPStatus.NOT_FOUND: "not_found",
     HTTPStatus.METHOD_NOT_ALLOWED: "method_not_allowed",
 }
-_RETRY_AFTER_S = {HTTPStatus.TOO_MANY_REQUESTS: 1, HTTPStatus.SERVICE_UNAVAILABLE: 1}
 
 
 def refusal(
@@ -117,12 +117,10 @@ def answer_exception(request: Request[Any, Any, Any], error: Exception) -> Respo
     if problem.code == "internal":
         _log.error("http_request_failed", path=request.url.path, exc_info=error)
     headers = dict(error.headers or {}) if isinstance(error, HTTPException) else {}
-    retry_after_s = _RETRY_AFTER_S.get(HTTPStatus(problem.status))
-    if retry_after_s is not None:
-        headers["retry-after"] = str(retry_after_s)
-    media_type = media_type_for(request)
+    headers |= refusal_headers(problem)
+    body, media_type = refusal_body(problem, request.url.path, media_type_for(request))
     return Response(
-        encode_body(problem, media_type),
+        body,
         status_code=problem.status,
         media_type=media_type,
         headers=headers,

@@ -24,7 +24,9 @@ from edge_runtime.contract.http import (
 )
 from edge_runtime.contract.topics import ID_PATTERN
 from edge_runtime.dispatcher.api import queries
+from edge_runtime.dispatcher.api.accounts import AccountRoutes
 from edge_runtime.dispatcher.api.bodies import Body, BodyBudget, TypedBody, read_job, read_jobs
+from edge_runtime.dispatcher.api.door import Door
 from edge_runtime.dispatcher.api.files import answer_file
 from edge_runtime.dispatcher.api.problems import refusal
 from edge_runtime.dispatcher.api.streams import OpenStreams, Page, StreamAnswer
@@ -48,11 +50,18 @@ _backup: Final = TypedBody(Backup)
 class Routes:
     """The handlers, by name; `operations.py` says which method and path each one serves."""
 
-    def __init__(self, front: Front, streams: OpenStreams, backup_dir: Path | None) -> None:
+    def __init__(
+        self,
+        front: Front,
+        streams: OpenStreams,
+        backup_dir: Path | None,
+        door: Door | None = None,
+    ) -> None:
         self._front = front
         self._streams = streams
         self._backup_dir = backup_dir
         self._budget = BodyBudget()
+        self.accounts = AccountRoutes(door, front, self._budget)
 
     # --- jobs ---------------------------------------------------------------------------------
 
@@ -198,6 +207,7 @@ class Routes:
 
     async def fleet(self, request: _Request) -> ASGIApp:
         """A page of cars, and the counts over all."""
+        queries.require_operator(request)
         fleet = await self._front.fleet(
             limit=queries.page_limit(request), offset=queries.integer(request, "offset", 0)
         )
@@ -205,6 +215,7 @@ class Routes:
 
     async def quarantine(self, request: _Request) -> ASGIApp:
         """Give a car no work, or work again: 204."""
+        queries.require_operator(request)
         async with self._small_body(request) as body:
             wanted: Quarantine = _quarantine.decode(body)
         vehicle = _path_id(request, "vehicle")
@@ -222,6 +233,7 @@ class Routes:
 
     async def backup(self, request: _Request) -> ASGIApp:
         """Back the store up into the backup folder: 201."""
+        queries.require_operator(request)
         async with self._small_body(request) as body:
             wanted: Backup = _backup.decode(body)
         if self._backup_dir is None:

@@ -1,7 +1,7 @@
 """The API on a socket: uvicorn inside the dispatcher's own event loop.
 
 Invariants
-- Loopback only, unless told otherwise: there are no accounts yet.
+- Loopback only without accounts, unless told otherwise.
 - No signal handler is installed; the dispatcher decides when to stop.
 - `close` returns with no task and no socket left: streams end, answers in the making get
   `HTTP_SHUTDOWN_S`, what still does not read is dropped.
@@ -124,8 +124,9 @@ async def _listen(host: str, port: int, *, allow_remote: bool) -> socket.socket:
     family, kind, protocol, _, address = found[0]
     if not (allow_remote or ipaddress.ip_address(address[0]).is_loopback):
         raise ConfigError(
-            f"http host {host!r} is not loopback; there are no accounts yet: "
-            "allow remote callers explicitly, or use 127.0.0.1"
+            f"http host {host!r} is not loopback, and there are no accounts: make an operator's "
+            "key first (edge-runtime accounts create --operator), allow remote callers "
+            "explicitly, or use 127.0.0.1"
         )
     listener = socket.socket(family, kind, protocol)
     try:

@@ -158,6 +158,13 @@ class QuarantineSet(_Event, frozen=True, kw_only=True):
     on: bool
 
 
+class WeightSet(_Event, frozen=True, kw_only=True):
+    """A tenant's share of the fleet beside others' (1: as everybody)."""
+
+    tenant: str
+    weight: int
+
+
 class TimePassed(_Event, frozen=True, kw_only=True):
     """A deadline that the core asked for has come."""
 
@@ -175,5 +182,6 @@ Event = (
     | ChunkReceived
     | AttemptFound
     | QuarantineSet
+    | WeightSet
     | TimePassed
 )

@@ -15,6 +15,7 @@ from edge_runtime.contract import limits
 from edge_runtime.contract.messages import Fence, Item, JobStatus
 from edge_runtime.contract.reasons import JobState
 from edge_runtime.dispatcher.core.events import JobSpec
+from edge_runtime.dispatcher.core.fairness import Shares
 from edge_runtime.dispatcher.core.placement import Requirement
 
 NO_FENCE = Fence(0, 0)
@@ -304,6 +305,7 @@ class Turns:
     """Round robin over tenants: each placement is one tenant's turn."""
 
     def __init__(self) -> None:
+        self.shares = Shares()
         self._queues: dict[str, TenantQueue] = {}
         self._ring: deque[TenantQueue] = deque()
 

@@ -55,6 +55,7 @@ from edge_runtime.dispatcher.core.events import (
     VehicleBorn,
     VehicleWent,
     VerdictReceived,
+    WeightSet,
 )
 from edge_runtime.dispatcher.core.fleet import Fleet
 from edge_runtime.dispatcher.core.jobs import Job, TenantQueue, Unit, UnitState
@@ -129,8 +130,8 @@ class DispatcherCore:
                 self._requeued(event, now)
             case JobsLoaded():
                 self._jobs_loaded(event)
-            case QuarantineSet(vehicle=vehicle, on=on):
-                self._quarantine(vehicle, on=on, now=now)
+            case QuarantineSet() | WeightSet():
+                self._ordered(event, now)
             case TimePassed():
                 pass
             case _:
@@ -207,6 +208,14 @@ class DispatcherCore:
             self._ask_rebirth(vehicle)
         self._greetings = self._greetings - 1 if unseen else 0
         self._greet_at_ms = now.boot_ms + limits.GREETING_MS
+
+    def _ordered(self, event: QuarantineSet | WeightSet, now: Now) -> None:
+        """What the operator decides."""
+        match event:
+            case QuarantineSet(vehicle=vehicle, on=on):
+                self._quarantine(vehicle, on=on, now=now)
+            case WeightSet(tenant=tenant, weight=weight):
+                self._state.turns.shares.set_weight(tenant, weight)
 
     def _quarantine(self, vehicle: str, *, on: bool, now: Now) -> None:
         state = self._state

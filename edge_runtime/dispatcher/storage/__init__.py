@@ -2,6 +2,9 @@
 
 from edge_runtime.dispatcher.storage.port import (
     KnownKey,
+    OpenWork,
+    Record,
+    RecordStore,
     Recovered,
     Store,
     StoreBusy,
@@ -13,6 +16,9 @@ from edge_runtime.dispatcher.storage.sqlite import SqliteStore
 
 __all__ = [
     "KnownKey",
+    "OpenWork",
+    "Record",
+    "RecordStore",
     "Recovered",
     "SqliteStore",
     "Store",

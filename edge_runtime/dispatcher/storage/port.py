@@ -60,7 +60,63 @@ class KnownKey(NamedTuple):
     body_hash: bytes
 
 
-class Store(Protocol):
+class Record(NamedTuple):
+    """One document. `is_open` ones are found again at a start; `bytes` count for its tenant."""
+
+    kind: str
+    id: str
+    tenant: str
+    at_ms: int
+    body: bytes
+    is_open: bool = False
+    bytes: int = 0
+
+
+class OpenWork(NamedTuple):
+    """What a tenant has in the store: unfinished jobs, their open items and input bytes.
+
+    `stored_bytes` are those of its records (uploaded files).
+    """
+
+    jobs: int = 0
+    items: int = 0
+    bytes: int = 0
+    stored_bytes: int = 0
+
+
+class RecordStore(Protocol):
+    """What accounts and batches ask of the store. Every method may raise `StoreError`."""
+
+    async def put_records(
+        self, records: Sequence[Record], drop: Sequence[tuple[str, str]] = ()
+    ) -> None:
+        """Write records, and drop others by (kind, id), in one durable transaction."""
+        ...
+
+    async def record(self, kind: str, record_id: str) -> Record | None:
+        """One record."""
+        ...
+
+    async def records(
+        self, kind: str, tenant: str | None, limit: int, before: str | None = None
+    ) -> list[Record]:
+        """Records of a kind, newest first; `before` is the last id of the page before."""
+        ...
+
+    async def open_records(self, kind: str) -> list[Record]:
+        """Every open record of a kind, in order of id."""
+        ...
+
+    async def open_work(self, tenant: str) -> OpenWork:
+        """What a tenant has open now."""
+        ...
+
+    async def results_by_item(self, job: str, after: int, limit: int) -> list[ResultEntry]:
+        """A page of a job's results in order of item, of those above index `after`."""
+        ...
+
+
+class Store(RecordStore, Protocol):
     """A dispatcher's durable state. Every method but `open` may raise `StoreError`."""
 
     async def open(self, now_utc_s: int) -> Recovered:

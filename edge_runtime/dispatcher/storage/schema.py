@@ -92,7 +92,45 @@ _VERSION_3 = """
 CREATE TABLE forgotten(job TEXT PRIMARY KEY, tenant TEXT NOT NULL) WITHOUT ROWID;
 """
 
-MIGRATIONS: tuple[str, ...] = (_VERSION_1, _VERSION_2, _VERSION_3)
+# What each tenant has open is kept by triggers: it holds after any crash, and asking costs nothing.
+_VERSION_4 = """
+CREATE TABLE record(
+  kind TEXT NOT NULL,
+  id TEXT NOT NULL,
+  tenant TEXT NOT NULL,
+  at_ms INTEGER NOT NULL,
+  is_open INTEGER NOT NULL,
+  bytes INTEGER NOT NULL,
+  body BLOB NOT NULL,
+  PRIMARY KEY(kind, id)
+);
+CREATE INDEX record_by_tenant ON record(kind, tenant, at_ms, id);
+CREATE INDEX record_open ON record(kind, id) WHERE is_open;
+ALTER TABLE job ADD COLUMN bytes INTEGER NOT NULL DEFAULT 0;
+CREATE TABLE usage(
+  tenant TEXT PRIMARY KEY,
+  jobs INTEGER NOT NULL,
+  items INTEGER NOT NULL,
+  bytes INTEGER NOT NULL
+) WITHOUT ROWID;
+INSERT INTO usage SELECT tenant, count(*), sum(items - done - failed), 0
+  FROM job WHERE finished_ms IS NULL GROUP BY tenant;
+CREATE TRIGGER usage_of_new_job AFTER INSERT ON job WHEN new.finished_ms IS NULL BEGIN
+  INSERT INTO usage VALUES (new.tenant, 1, new.items - new.done - new.failed, new.bytes)
+    ON CONFLICT(tenant) DO UPDATE SET jobs = jobs + 1,
+      items = items + excluded.items, bytes = bytes + excluded.bytes;
+END;
+CREATE TRIGGER usage_of_job AFTER UPDATE OF done, failed, finished_ms ON job BEGIN
+  UPDATE usage SET
+    jobs = jobs + (new.finished_ms IS NULL) - (old.finished_ms IS NULL),
+    items = items + (new.finished_ms IS NULL) * (new.items - new.done - new.failed)
+      - (old.finished_ms IS NULL) * (old.items - old.done - old.failed),
+    bytes = bytes + ((new.finished_ms IS NULL) - (old.finished_ms IS NULL)) * new.bytes
+  WHERE tenant = new.tenant;
+END;
+"""
+
+MIGRATIONS: tuple[str, ...] = (_VERSION_1, _VERSION_2, _VERSION_3, _VERSION_4)
 VERSION = len(MIGRATIONS)
 
 

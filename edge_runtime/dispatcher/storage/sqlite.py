@@ -32,8 +32,9 @@ from edge_runtime.dispatcher.core.events import (
     JobRequeued,
     JobsLoaded,
 )
+from edge_runtime.dispatcher.storage import records as documents
 from edge_runtime.dispatcher.storage.files import backup, connect, take_lock, translated
-from edge_runtime.dispatcher.storage.port import KnownKey, Recovered, StoreError
+from edge_runtime.dispatcher.storage.port import KnownKey, OpenWork, Record, Recovered, StoreError
 from edge_runtime.dispatcher.storage.recent import RecentResults
 from edge_runtime.dispatcher.storage.recovery import keep_newest, newest, recover
 from edge_runtime.dispatcher.storage.rows import (
@@ -494,6 +495,41 @@ class SqliteStore:
                 db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
 
         await self._run(write_number)
+
+    # --- documents ---
+
+    async def put_records(
+        self, records: Sequence[Record], drop: Sequence[tuple[str, str]] = ()
+    ) -> None:
+        """Write records, and drop others, in one durable transaction."""
+
+        def put() -> None:
+            with self._transaction() as db:
+                documents.put(db, records, drop)
+
+        await self._run(put)
+
+    async def record(self, kind: str, record_id: str) -> Record | None:
+        """One record."""
+        return await self._run(lambda: documents.find(self._db, kind, record_id))
+
+    async def records(
+        self, kind: str, tenant: str | None, limit: int, before: str | None = None
+    ) -> list[Record]:
+        """Records of a kind, newest first."""
+        return await self._run(lambda: documents.page(self._db, kind, tenant, limit, before))
+
+    async def open_records(self, kind: str) -> list[Record]:
+        """Every open record of a kind, in order of id."""
+        return await self._run(lambda: documents.open_of_kind(self._db, kind))
+
+    async def open_work(self, tenant: str) -> OpenWork:
+        """What a tenant has open now."""
+        return await self._run(lambda: documents.open_work(self._db, tenant))
+
+    async def results_by_item(self, job: str, after: int, limit: int) -> list[ResultEntry]:
+        """A page of a job's results in order of item."""
+        return await self._run(lambda: documents.results_by_item(self._db, job, after, limit))
 
     def free_bytes(self) -> int:
         """Room left on the disk of the store's folder, for an unprivileged writer."""

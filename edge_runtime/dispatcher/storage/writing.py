@@ -49,7 +49,7 @@ def write(db: sqlite3.Connection, commands: Sequence[StoreCommand], position: in
 def _add_jobs(db: sqlite3.Connection, commands: list[AddJob]) -> None:
     db.executemany(
         "INSERT INTO job(no, id, tenant, key, body_hash, spec, state, items, deadline_ms,"
-        " retention_ms) VALUES (?,?,?,?,?,?,?,?,?,?)",
+        " retention_ms, bytes) VALUES (?,?,?,?,?,?,?,?,?,?,?)",
         [
             (
                 c.no,
@@ -62,6 +62,7 @@ def _add_jobs(db: sqlite3.Connection, commands: list[AddJob]) -> None:
                 c.spec.items,
                 c.spec.deadline_ms,
                 c.spec.retention_ms,
+                sum(len(item.data) for item in c.items),
             )
             for c in commands
         ],
