@@ -181,6 +181,16 @@ _MADE: Final[dict[str, Any]] = {
     "policy": _policies,
     "journal_offer": lambda: _packed(_OFFER),
     "journal_chunk": lambda: _packed(_CHUNK),
+    "owner_socket": lambda: (b'{"ask":"report"}\n', b'{"ask":"look"}\n'),
+    "owner_page": lambda: (
+        b"GET / HTTP/1.1\r\nHost: localhost:8080\r\n\r\n",
+        b"HEAD /report.json HTTP/1.0\r\nHost: 127.0.0.1:8080\r\nAccept: */*\r\n\r\n",
+        b"POST / HTTP/1.1\r\nHost: evil\r\nHost: localhost:8080\r\n\r\n",
+    ),
+    "trace": lambda: (
+        b"utc_s,charge_percent,is_plugged\n1768777200,58,true\n1768777260,58.1,false\n",
+        b'\xef\xbb\xbfutc_s,low_voltage_v\n0,"12.5"\n1.5,\n',
+    ),
     "run_parameters": lambda: _packed(_JOB["parameters"], {}),
     "image": _images,
     "wav": _wavs,

@@ -8,13 +8,16 @@ Deliberately absent: whole images and recordings (OpenCV's and numpy's work on p
 `IMAGE_MAX_PIXELS` and `AUDIO_MAX_S`, takes longer than a fuzzed input may).
 """
 
+import asyncio
 import contextlib
 import hashlib
+import io
 import mmap
 import sqlite3
 from collections import Counter
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 import msgspec
@@ -31,7 +34,7 @@ from edge_runtime.client.results import (
 )
 from edge_runtime.client.transport import Interrupted
 from edge_runtime.contract import codec, limits, onnx_file, package
-from edge_runtime.contract.errors import Rejected
+from edge_runtime.contract.errors import ConfigError, Rejected
 from edge_runtime.contract.http import (
     Backup,
     FeedEntry,
@@ -59,7 +62,10 @@ from edge_runtime.vehicle.inference import computing
 from edge_runtime.vehicle.inference.tasks import images
 from edge_runtime.vehicle.inference.tasks.base import ItemFailure
 from edge_runtime.vehicle.inference.tasks.speech import decode_wav
+from edge_runtime.vehicle.owner_page import OwnerPage
+from edge_runtime.vehicle.owner_socket import OwnerSocket
 from edge_runtime.vehicle.policy import PolicyError, parse_policy
+from edge_runtime.vehicle.sensors import traces
 
 Read = Callable[[bytes], object]
 
@@ -239,6 +245,8 @@ _SPEC: Final = ModelSpec(
     outputs=(),
 )
 _BUDGET: Final = BodyBudget()
+_LOOP: Final = asyncio.new_event_loop()
+"""Never run: a stream wants to know one."""
 
 
 def _completed(work: Coroutine[Any, Any, Any]) -> Any:
@@ -345,6 +353,48 @@ def _journal_chunks(data: bytes) -> object:
     return kept
 
 
+def _owner_socket() -> Read:
+    """A line from whoever may open the car's socket."""
+    door = OwnerSocket(Path(), _no_report, lambda: None)
+
+    def read(data: bytes) -> object:
+        return _completed(door._answer(_received(data), is_one_too_many=False))
+
+    return read
+
+
+def _owner_page() -> Read:
+    """A request from any program of the car's computer, or from a page that its owner visits."""
+    page = OwnerPage(8080, _no_report)
+
+    def read(data: bytes) -> object:
+        with contextlib.suppress(asyncio.IncompleteReadError):
+            _completed(page._answer(_received(data), is_one_too_many=False))
+        return None
+
+    return read
+
+
+def _no_report() -> Any:
+    return None
+
+
+def _received(data: bytes) -> asyncio.StreamReader:
+    """All that a client sends before it closes its end."""
+    reader = asyncio.StreamReader(limits.OWNER_REQUEST_MAX_BYTES, _LOOP)
+    reader.feed_data(data)
+    reader.feed_eof()
+    return reader
+
+
+def _trace_file(data: bytes) -> object:
+    path = Path("trace.csv")
+    text = io.TextIOWrapper(io.BytesIO(data), encoding="utf-8-sig", newline="")
+    with contextlib.suppress(UnicodeDecodeError):  # named by `read_trace`
+        return traces._trace(path, *traces._csv(path, traces._lines(path, text)))
+    return None
+
+
 def _image(data: bytes) -> object:
     read_size = images._png_size if data.startswith(images._PNG_SIGNATURE) else images._jpeg_size
     width, height = read_size(data)
@@ -373,6 +423,9 @@ TARGETS: Final[dict[str, Target]] = {
         Target("policy", parse_policy, (PolicyError,), input_max_bytes=1_024, is_python=True),
         Target("journal_offer", _journal_rows()),
         Target("journal_chunk", _journal_chunks),
+        Target("owner_socket", _owner_socket(), is_python=True),
+        Target("owner_page", _owner_page(), is_python=True),
+        Target("trace", _trace_file, (ConfigError,), input_max_bytes=1_024, is_python=True),
         Target("run_parameters", computing._parameters, input_max_bytes=8_192),
         Target("image", _image, (ItemFailure,), limits.ITEM_MAX_BYTES, is_python=True),
         Target("wav", decode_wav, (ItemFailure,), limits.ITEM_MAX_BYTES, is_python=True),
