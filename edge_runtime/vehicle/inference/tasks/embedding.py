@@ -7,7 +7,6 @@ from typing import Annotated, Any
 import msgspec
 import numpy as np
 from msgspec import Meta
-from tokenizers import Tokenizer
 
 from edge_runtime.contract import limits
 from edge_runtime.contract.package import ModelSpec, PackageFault, PackageRefused
@@ -18,6 +17,7 @@ from edge_runtime.vehicle.inference.tasks.base import (
     Runtime,
     parse_parameters,
 )
+from edge_runtime.vehicle.inference.tokenizing.tokenizer import Tokenizer
 
 
 class _ModelParameters(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -34,13 +34,14 @@ class EmbeddingTask:
     def __init__(self, folder: Path, spec: ModelSpec, runtime: Runtime) -> None:
         self._runtime = runtime
         model = msgspec.convert(spec.parameters, _ModelParameters)
-        path = spec.path_of("tokenizer", folder)
-        try:
-            self._tokenizer = Tokenizer.from_file(str(path))
-        except Exception as error:  # the library raises bare Exception for every fault
-            raise PackageRefused(PackageFault.BAD_SPEC, f"files.tokenizer: {error}") from error
-        self._tokenizer.no_padding()
-        self._tokenizer.enable_truncation(max_length=model.max_tokens)
+        self._tokens_max = model.max_tokens
+        self._tokenizer = Tokenizer.read(spec.path_of("tokenizer", folder))
+        if self._tokenizer.added_max >= model.max_tokens:
+            raise PackageRefused(
+                PackageFault.BAD_SPEC,
+                f"parameters.max_tokens: {model.max_tokens} leaves no room for a text;"
+                f" files.tokenizer adds {self._tokenizer.added_max} tokens",
+            )
         self._session = runtime.load(spec.path_of("model", folder))
         self._inputs = [tensor.name for tensor in self._session.get_inputs()]
         self._outputs = [self._session.get_outputs()[0].name]
@@ -67,12 +68,12 @@ class EmbeddingTask:
         return {"datatype": "FP32", "shape": [vector.size], "data": vector.tobytes()}
 
     def _embed(self, text: str) -> Array:
-        tokens = self._tokenizer.encode(text)
+        tokens = self._tokenizer.encode(text, self._tokens_max)
         feeds = {
             name: np.array([values], np.int64)
             for name, values in (
                 ("input_ids", tokens.ids),
-                ("attention_mask", tokens.attention_mask),
+                ("attention_mask", [1] * len(tokens.ids)),
                 ("token_type_ids", tokens.type_ids),
             )
             if name in self._inputs
