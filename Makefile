@@ -181,7 +181,7 @@ $(STAMPS)/system-wheels: $(STAMPS)/dev pyproject.toml
 
 # Any installation will do: order-only, so that the tests' does not ask for the demo's again.
 $(STAMPS)/models: $(IMPORTERS) | $(STAMPS)/demo
-	@$(call say,'Making the model packages and fetching the data (about 170 MB)')
+	@$(call say,'Making the model packages and fetching the data (about 260 MB)')
 	@$(BIN)/python -m edge_runtime.vehicle.models.importers --all --out $(DATA)/models \
 	  --cache $(DATA)/cache --demo-data $(DATA)/demo --synthetic $(DATA)/synthetic >&2
 	@mkdir -p $(STAMPS) && touch $@

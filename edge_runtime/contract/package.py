@@ -38,6 +38,7 @@ KNOWN_TASKS: Final = frozenset(
         "image-to-text",
         "feature-extraction",
         "voice-activity-detection",
+        "text-generation",
     }
 )
 

@@ -23,8 +23,8 @@ EmitEvent = Callable[[Event], None]
 class Engine(Protocol):
     """A supervised inference subprocess, started by the first run.
 
-    Tells `ModelLoaded`, `ItemStarted`, `ItemFinished`, `ItemBroke`, `RunEnded` and `EngineDied`
-    to the callback that it was made with.
+    Tells `ModelLoaded`, `ItemStarted`, `TokensProduced`, `ItemFinished`, `ItemBroke`, `RunEnded`
+    and `EngineDied` to the callback that it was made with.
     """
 
     def submit(self, run: SubmitRun, package: Package) -> None:

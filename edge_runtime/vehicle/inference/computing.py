@@ -5,10 +5,10 @@ Invariants
   run's. What the process cannot survive is read by the engine from the shared page, which says
   what comes before it begins.
 - Each item starts untouched by a stop that was meant for another.
+- An urgent run waits for the item in hand at most, or for a step of a generation. It is computed
+  inside the run that it interrupts, between two of its items or steps.
 
-Items of text generation are not computed one after the other: `generation.loop` does that.
-- An urgent run waits for the item in hand at most. It is computed inside the run that it
-  interrupts, between two of its items.
+Items of text generation are not computed one after the other: see `generation.loop`.
 
 This module imports onnxruntime, through `runtime`, and is imported by the worker process only.
 """
@@ -27,7 +27,7 @@ from edge_runtime.contract.messages import Item
 from edge_runtime.contract.package import PackageRefused, read_spec
 from edge_runtime.contract.reasons import ItemError
 from edge_runtime.vehicle.inference import protocol
-from edge_runtime.vehicle.inference.generation.loop import GenerationLoop
+from edge_runtime.vehicle.inference.generation.loop import GenerationLoop, LoopCalls
 from edge_runtime.vehicle.inference.generation.task import Generation
 from edge_runtime.vehicle.inference.options import WorkerOptions
 from edge_runtime.vehicle.inference.protocol import Phase, Progress
@@ -112,19 +112,26 @@ class Computer:
             if isinstance(message, protocol.Run):
                 self._run(message)
 
-    def _run(self, run: protocol.Run) -> None:
+    def _run(self, run: protocol.Run, *, is_inside: bool = False) -> None:
+        """Compute a run and tell its end; `is_inside` another one, which waits for it."""
         self._last_ticket = max(self._last_ticket, run.ticket)
         if self._stops.wants_run(run.ticket):
             ended = protocol.Ended(run.ticket, protocol.EndedAs.CANCELLED)
         else:
-            task = self._models.get(run.digest) or self._load(run)
-            ended = task if isinstance(task, protocol.Ended) else self._compute(run, task)
+            match self._models.get(run.digest) or self._load(run):
+                case protocol.Ended() as ended:
+                    pass
+                case Generation() as generation:
+                    self._generate(run, generation, is_inside=is_inside)
+                    return
+                case task:
+                    ended = self._compute(run, task)
         self._stops.forget(run.ticket)
         self._outbox.add(ended)
         if run.urgent:
             self._outbox.flush()
 
-    def _load(self, run: protocol.Run) -> Task | protocol.Ended:
+    def _load(self, run: protocol.Run) -> Task | Generation | protocol.Ended:
         """Return the task, or how the run ends when its model cannot be loaded."""
         self._progress.note(Phase.LOADING, run.ticket)
         self._outbox.flush()
@@ -163,7 +170,32 @@ class Computer:
     def _run_urgent(self) -> None:
         """Compute what somebody waits for before the next item of what nobody does."""
         while isinstance(run := self._inbox.next_urgent(), protocol.Run):
-            self._run(run)
+            self._run(run, is_inside=True)
+
+    def _generate(self, run: protocol.Run, generation: Generation, *, is_inside: bool) -> None:
+        def next_joiner() -> protocol.Run | None:
+            joiner = self._inbox.next_of(run.digest, only_urgent=is_inside)
+            if joiner is not None:
+                self._last_ticket = max(self._last_ticket, joiner.ticket)
+            return joiner
+
+        GenerationLoop(
+            generation,
+            outbox=self._outbox,
+            stops=self._stops,
+            progress=self._progress,
+            calls=LoopCalls(
+                next_joiner=next_joiner,
+                between_steps=self._between_steps,
+                parameters=_parameters,
+                encode=self._encoded,
+                as_failure=_as_failure,
+            ),
+        ).generate(run)
+
+    def _between_steps(self) -> None:
+        self._run_urgent()
+        self._note_measured()
 
     def _note_measured(self) -> None:
         for digest, node_ms in self._runtime.take_measured().items():

@@ -7,7 +7,8 @@ Invariants
   graph node (`ItemBroke`, engine_hung), and where it does not stop its process is killed
   (`EngineDied`). Time spent frozen counts for neither.
 - A stop costs the item in hand at most, and says so (`ItemInterrupted`): what was finished before
-  it is told first, sent or not.
+  it is told first, sent or not. Of a generation it costs all items in hand; for each run the
+  first of them is named, with the time of all.
 - A cancelled run that does not stop in time costs its process; runs behind it start again in a
   new one, and nobody else notices.
 - The process exits when there is no work for a while. Its exit is the unload.
@@ -21,7 +22,7 @@ import asyncio
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, Literal, assert_never
 
 import structlog
@@ -41,6 +42,7 @@ from edge_runtime.vehicle.core.events import (
     ModelLoaded,
     RunEnded,
     RunOutcome,
+    TokensProduced,
 )
 from edge_runtime.vehicle.inference import protocol
 from edge_runtime.vehicle.inference.node_times import NodeTimes
@@ -50,7 +52,14 @@ from edge_runtime.vehicle.inference.protocol import Phase
 from edge_runtime.vehicle.inference.watchdog import ItemTimes, Patience, Watch, item_patience
 
 EngineEvent = (
-    ModelLoaded | ItemStarted | ItemFinished | ItemBroke | ItemInterrupted | RunEnded | EngineDied
+    ModelLoaded
+    | ItemStarted
+    | ItemFinished
+    | TokensProduced
+    | ItemBroke
+    | ItemInterrupted
+    | RunEnded
+    | EngineDied
 )
 Emit = Callable[[EngineEvent], None]
 
@@ -60,6 +69,7 @@ _LEAVE_GRACE_S: Final = 2.0
 _OUTPUTS: Final = (
     protocol.Ready,
     protocol.Loaded,
+    protocol.Tokens,
     protocol.Finished,
     protocol.Broke,
     protocol.Ended,
@@ -84,6 +94,8 @@ class _Held:
     is_told: bool = False
     """Its end was told already; what the worker still says of it is not."""
     cancel_timer: asyncio.TimerHandle | None = None
+    in_hand: dict[int, float] = field(default_factory=dict)
+    """Items that were begun and have not ended, and for how long each was computed, as told."""
 
 
 class SupervisedEngine:
@@ -193,7 +205,8 @@ class SupervisedEngine:
             self._tell_cancelled(held, StopTier.NONE)
             return
         worker.stop(protocol.StopRun(ticket))
-        if worker.progress.ticket != ticket:
+        is_in_step = worker.progress.phase is Phase.STEP and bool(held.in_hand)
+        if worker.progress.ticket != ticket and not is_in_step:
             held.is_told = True
             del self._tickets[run_id]
             self._tell_cancelled(held, StopTier.NONE)
@@ -216,8 +229,7 @@ class SupervisedEngine:
         held, worker = self._held.get(ticket), self._worker
         if held is None or worker is None:
             return
-        is_at_it = worker.progress.phase in {Phase.ITEM, Phase.LOADING}
-        if not is_at_it or worker.progress.ticket != ticket or self._is_frozen:
+        if self._is_frozen or not self._is_only_at(worker, ticket):
             self._arm_cancel(ticket, held)
             return
         worker.freeze()
@@ -234,6 +246,15 @@ class SupervisedEngine:
         _log.warning("engine_killed", why="a cancelled run did not stop", run=held.run.run_id)
         if self._held:
             self._start_soon()
+
+    def _is_only_at(self, worker: WorkerProcess, ticket: int) -> bool:
+        """Whether the worker computes for this run, and in the same step for no other."""
+        if worker.progress.ticket != ticket:
+            return False
+        if worker.progress.phase is Phase.STEP:
+            others = (held for other, held in self._held.items() if other != ticket)
+            return not any(held.in_hand and held.cancelled_at_ns is None for held in others)
+        return worker.progress.phase in {Phase.ITEM, Phase.LOADING}
 
     # --- the process ---------------------------------------------------------------------
 
@@ -293,6 +314,7 @@ class SupervisedEngine:
                 run.parameters,
                 node_ms,
                 urgent=run.urgent,
+                streams=run.streams,
             )
         )
 
@@ -311,7 +333,7 @@ class SupervisedEngine:
         progress, code = worker.progress, self._watch.blame
         message = describe_exit(worker.exit_status)
         held = None
-        if progress.phase in {Phase.LOADING, Phase.ITEM}:
+        if progress.phase in {Phase.LOADING, Phase.ITEM, Phase.STEP}:
             held = self._held.get(progress.ticket)
         run_id = held.run.run_id if held is not None and not held.is_told else None
         index = self._tell_interrupted(worker)
@@ -325,12 +347,26 @@ class SupervisedEngine:
         """Tell which item a process that is stopped, or gone, was at; its index, if it was."""
         progress = worker.progress
         at = (progress.ticket, progress.index)
+        until_ns = worker.frozen_at_ns or time.monotonic_ns()
+        busy_ms = progress.busy_ns(until_ns) / 1e6
+        if progress.phase is Phase.STEP:
+            return self._tell_step_interrupted(at, busy_ms)
         run_id = self._run_id(progress.ticket)
         if progress.phase is not Phase.ITEM or run_id is None or self._watch.done == at:
             return None
-        until_ns = worker.frozen_at_ns or time.monotonic_ns()
-        self._emit(ItemInterrupted(run_id, progress.index, progress.busy_ns(until_ns) / 1e6))
+        self._emit(ItemInterrupted(run_id, progress.index, busy_ms))
         return progress.index
+
+    def _tell_step_interrupted(self, at: tuple[int, int], step_ms: float) -> int | None:
+        """As `_tell_interrupted`, of a step that several items shared."""
+        in_hand = [held for held in self._held.values() if held.in_hand and not held.is_told]
+        count = max(1, sum(len(held.in_hand) for held in in_hand))
+        for held in in_hand:
+            busy_ms = sum(held.in_hand.values()) + step_ms * len(held.in_hand) / count
+            self._emit(ItemInterrupted(held.run.run_id, next(iter(held.in_hand)), busy_ms))
+        named = self._held.get(at[0])
+        is_in_hand = named is not None and not named.is_told and at[1] in named.in_hand
+        return at[1] if is_in_hand else None
 
     def _died(self, run_id: int | None, index: int | None, code: ItemError, message: str) -> None:
         self._deaths_without_work += 1
@@ -367,15 +403,12 @@ class SupervisedEngine:
             if isinstance(event, _OUTPUTS):
                 self._watch.progressed(_clock_ns(worker))
             match event:
-                case protocol.Finished(ticket=ticket, index=index):
-                    self._deaths_without_work = 0
-                    self._watch.done = (ticket, index)
-                    self._note_time(ticket, event.busy_ms)
-                    if (run_id := self._run_id(ticket)) is not None:
-                        self._emit(ItemFinished(run_id, index, event.output, event.busy_ms))
-                case protocol.Started(ticket=ticket, index=index):
-                    if (run_id := self._run_id(ticket)) is not None:
-                        self._emit(ItemStarted(run_id, index))
+                case protocol.Tokens():
+                    self._tokens(event)
+                case protocol.Finished():
+                    self._finished(event)
+                case protocol.Started():
+                    self._started(event)
                 case protocol.Ended(ticket=ticket):
                     self._ended(event)
                 case protocol.Broke():
@@ -392,18 +425,43 @@ class SupervisedEngine:
                 case _:
                     assert_never(event)
 
+    def _started(self, event: protocol.Started) -> None:
+        held = self._held.get(event.ticket)
+        if held is not None:
+            held.in_hand[event.index] = 0.0
+        if (run_id := self._run_id(event.ticket)) is not None:
+            self._emit(ItemStarted(run_id, event.index))
+
+    def _tokens(self, event: protocol.Tokens) -> None:
+        held = self._held.get(event.ticket)
+        if held is None:
+            return
+        if event.index in held.in_hand:
+            held.in_hand[event.index] = event.busy_ms
+        if held.run.streams and not held.is_told and (event.ids or event.finish is not None):
+            run_id = held.run.run_id
+            told = (event.index, event.offset, event.ids, event.text, event.finish)
+            self._emit(TokensProduced(run_id, *told))
+
+    def _finished(self, event: protocol.Finished) -> None:
+        self._deaths_without_work = 0
+        self._watch.done = (event.ticket, event.index)
+        held = self._held.get(event.ticket)
+        if held is not None:
+            held.in_hand.pop(event.index, None)
+            self._item_times.note(held.run.digest, event.busy_ms)
+        if (run_id := self._run_id(event.ticket)) is not None:
+            self._emit(ItemFinished(run_id, event.index, event.output, event.busy_ms))
+
     def _run_id(self, ticket: int) -> int | None:
         """Return the run to tell of, or None when its end was told already."""
         held = self._held.get(ticket)
         return None if held is None or held.is_told else held.run.run_id
 
-    def _note_time(self, ticket: int, busy_ms: float) -> None:
-        held = self._held.get(ticket)
-        if held is not None:
-            self._item_times.note(held.run.digest, busy_ms)
-
     def _broke(self, event: protocol.Broke) -> None:
         self._watch.done = (event.ticket, event.index)
+        if (held := self._held.get(event.ticket)) is not None:
+            held.in_hand.pop(event.index, None)
         run_id = self._run_id(event.ticket)
         if run_id is None:
             return
@@ -557,7 +615,7 @@ class SupervisedEngine:
                 return Patience(options.start_hang_ms, options.start_hang_ms)
             case Phase.LOADING:
                 return Patience(options.load_hang_ms, options.load_hang_ms)
-            case Phase.IDLE | Phase.ITEM:
+            case Phase.IDLE | Phase.ITEM | Phase.STEP:
                 if options.hang_ms is not None:
                     return Patience(options.hang_ms, options.hang_ms)
                 held = self._held.get(worker.progress.ticket)
@@ -570,7 +628,7 @@ class SupervisedEngine:
     def _hung(self, worker: WorkerProcess, clock_ns: int) -> None:
         """Stop the item and, if that does not help within the grace, the process."""
         progress, watch = worker.progress, self._watch
-        if progress.phase is Phase.ITEM:
+        if progress.phase in {Phase.ITEM, Phase.STEP}:
             _log.warning("item_hung", ticket=progress.ticket, index=progress.index)
             worker.stop(protocol.StopItem(progress.ticket, progress.index))
             watch.kill_at_ns = clock_ns + self._options.terminate_grace_ms * 1_000_000

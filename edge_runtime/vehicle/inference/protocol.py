@@ -21,6 +21,7 @@ from edge_runtime.contract import limits
 from edge_runtime.contract.errors import RemoteError
 from edge_runtime.contract.messages import Item
 from edge_runtime.contract.reasons import ItemError
+from edge_runtime.vehicle.core.events import FinishReason
 from edge_runtime.vehicle.inference.options import WorkerOptions
 
 _LENGTH: Final = struct.Struct("<I")
@@ -46,7 +47,8 @@ class Run(_Frame, frozen=True):
     """Items for one model. Tickets only grow; `parameters` is MessagePack, may be empty.
 
     `node_ms` is what the model's longest node takes on this computer, None where nobody knows.
-    What is `urgent` is computed before, and between the items of, what is not.
+    What is `urgent` is computed before, and between the items of, what is not. With `streams`, a
+    generation tells its tokens as they come.
     """
 
     ticket: int
@@ -56,6 +58,7 @@ class Run(_Frame, frozen=True):
     parameters: bytes
     node_ms: float | None = None
     urgent: bool = False
+    streams: bool = False
 
 
 ToWorker = Configure | Run
@@ -134,7 +137,8 @@ class Finished(_Frame, frozen=True):
 class Tokens(_Frame, frozen=True):
     """Tokens of an item that streams, or (without any) that a generation gets on.
 
-    `offset` counts the item's generated tokens before these; `finish` is a `FinishReason`.
+    `offset` counts the item's generated tokens before these; the last of a stream have a
+    `finish`.
     """
 
     ticket: int
@@ -142,7 +146,7 @@ class Tokens(_Frame, frozen=True):
     offset: int
     ids: tuple[int, ...]
     text: str
-    finish: str | None
+    finish: FinishReason | None
     busy_ms: float
 
 

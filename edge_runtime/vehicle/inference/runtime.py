@@ -11,7 +11,7 @@ Invariants
 This module imports onnxruntime and is imported by the worker process only.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, cast
@@ -20,9 +20,16 @@ from weakref import WeakKeyDictionary
 import onnxruntime as ort
 
 from edge_runtime.contract import limits
+from edge_runtime.contract.errors import LocalError
 from edge_runtime.contract.reasons import ItemError
 from edge_runtime.vehicle.inference import profiling
-from edge_runtime.vehicle.inference.tasks.base import Array, ItemFailure, ItemStopped, Session
+from edge_runtime.vehicle.inference.tasks.base import (
+    Array,
+    Binding,
+    ItemFailure,
+    ItemStopped,
+    Session,
+)
 
 _TERMINATED: Final = "terminate flag"
 _OUT_OF_MEMORY: Final = ("bad_alloc", "Failed to allocate memory", "bad allocation")
@@ -68,6 +75,29 @@ class _Nodes:
     node_ms: float | None
     open_sessions: dict[Any, int] = field(default_factory=dict)
     longest_ms: float = 0.0
+
+
+class OrtBinding:
+    """Arrays bound to a session's inputs and outputs without a copy; it keeps them alive."""
+
+    def __init__(self, session: Session) -> None:
+        self.io = cast("Any", session).io_binding()
+        self._arrays: list[Array] = []
+
+    def bind_input(self, name: str, array: Array) -> None:
+        """Have an input read from this array."""
+        self.io.bind_input(name, "cpu", 0, array.dtype.type, array.shape, self._keep(array))
+
+    def bind_output(self, name: str, array: Array) -> None:
+        """Have an output written to this array."""
+        self.io.bind_output(name, "cpu", 0, array.dtype.type, array.shape, self._keep(array))
+
+    def _keep(self, array: Array) -> int:
+        """Return where the array's one piece of memory begins."""
+        if not array.flags.c_contiguous:
+            raise LocalError(f"an array of shape {array.shape} is not in one piece")
+        self._arrays.append(array)
+        return array.ctypes.data
 
 
 class OrtRuntime:
@@ -124,10 +154,25 @@ class OrtRuntime:
 
     def run(self, session: Session, outputs: list[str], feeds: Mapping[str, Array]) -> list[Array]:
         """Run once; see `Runtime.run`."""
+        return cast(
+            "list[Array]",
+            self._run(session, lambda options: cast("Any", session).run(outputs, feeds, options)),
+        )
+
+    def bind(self, session: Session) -> Binding:
+        """Return a binding with nothing bound yet."""
+        return OrtBinding(session)
+
+    def run_bound(self, session: Session, binding: Binding) -> None:
+        """Run once on bound arrays; see `Runtime.run_bound`."""
+        bound = cast("OrtBinding", binding).io
+        self._run(session, lambda options: cast("Any", session).run_with_iobinding(bound, options))
+
+    def _run(self, session: Session, run: Callable[[Any], Any]) -> Any:
         computation = self._computation
         options = computation.start()
         try:
-            results = cast("Any", session).run(outputs, feeds, options)
+            results = run(options)
         except Exception as error:  # ONNX Runtime's own errors share no base but this
             if computation.is_stopped and _TERMINATED in str(error):
                 raise ItemStopped from error
@@ -135,7 +180,7 @@ class OrtRuntime:
         nodes = self._nodes[session]
         if session in nodes.open_sessions:
             self._profiled(session, nodes)
-        return cast("list[Array]", results)
+        return results
 
     def _profiled(self, session: Any, nodes: _Nodes) -> None:
         """A profiled run is over; the last one that is wanted ends the profile."""

@@ -12,7 +12,6 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
 from typing import Final
 
 import msgspec
@@ -50,19 +49,19 @@ class Inbox:
             pass
         return self._urgent.popleft() if self._urgent else None
 
-    def next_if(self, is_wanted: Callable[[protocol.Run], bool]) -> protocol.Run | None:
-        """Return the run that waits first, if it is wanted; otherwise it waits on.
+    def next_of(self, digest: str, *, only_urgent: bool) -> protocol.Run | None:
+        """Return a run of this model that has come and waits first of its kind, or None.
 
         Raises `EOFError` as `next_now`.
         """
-        if not self._waiting:
+        if len(self._waiting) < _RUNS_AHEAD or not self._urgent:
             self._read(socket.MSG_DONTWAIT)
-        match self._waiting:
-            case deque([protocol.Run() as run, *_]) if is_wanted(run):
-                self._waiting.popleft()
-                return run
-            case _:
-                return None
+        for queue in (self._urgent,) if only_urgent else (self._urgent, self._waiting):
+            first = queue[0] if queue else None
+            if isinstance(first, protocol.Run) and first.digest == digest:
+                del queue[0]
+                return first
+        return None
 
     def next(self) -> protocol.ToWorker:
         """Wait for the next frame. Raises `EOFError` when the engine has closed the stream."""

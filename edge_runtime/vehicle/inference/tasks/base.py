@@ -70,6 +70,18 @@ class Session(Protocol):
         ...
 
 
+class Binding(Protocol):
+    """Where a run finds its inputs and leaves its outputs: arrays that must outlive it."""
+
+    def bind_input(self, name: str, array: Array) -> None:
+        """Have an input read from this array, whatever is in it by then."""
+        ...
+
+    def bind_output(self, name: str, array: Array) -> None:
+        """Have an output written to this array, which has its type and shape."""
+        ...
+
+
 class Runtime(Protocol):
     """Loads and runs ONNX models under the engine's options."""
 
@@ -82,6 +94,14 @@ class Runtime(Protocol):
 
         Raises `ItemStopped`, or `ItemFailure` (model_error, out_of_memory).
         """
+        ...
+
+    def bind(self, session: Session) -> Binding:
+        """Return a binding with nothing bound yet."""
+        ...
+
+    def run_bound(self, session: Session, binding: Binding) -> None:
+        """Run once with fresh run options, on arrays that stay where they are. Raises as `run`."""
         ...
 
     def rows_max(self, session: Session) -> int | None:

@@ -5,11 +5,12 @@ from pathlib import Path
 import msgspec
 
 from edge_runtime.contract.package import ModelSpec, PackageFault, PackageRefused
+from edge_runtime.vehicle.inference.generation.task import Generation
 from edge_runtime.vehicle.inference.tasks.base import Runtime, Task
 
 
-def load_task(folder: Path, spec: ModelSpec, runtime: Runtime) -> Task:
-    """Load the package's models and return its task.
+def load_task(folder: Path, spec: ModelSpec, runtime: Runtime) -> Task | Generation:
+    """Load the package's models and return its task, or a `Generation`, whose items share steps.
 
     Raises `PackageRefused` (unknown_task, bad_spec) and `ItemFailure` (model_error,
     out_of_memory).
@@ -20,7 +21,7 @@ def load_task(folder: Path, spec: ModelSpec, runtime: Runtime) -> Task:
         raise PackageRefused(PackageFault.BAD_SPEC, f"model.toml: parameters: {error}") from error
 
 
-def _load(folder: Path, spec: ModelSpec, runtime: Runtime) -> Task:
+def _load(folder: Path, spec: ModelSpec, runtime: Runtime) -> Task | Generation:
     # Imports sit in the branches: a process that embeds text has no use for OpenCV.
     match spec.task:
         case "tensor":
@@ -47,5 +48,11 @@ def _load(folder: Path, spec: ModelSpec, runtime: Runtime) -> Task:
             from edge_runtime.vehicle.inference.tasks.speech import SpeechTask  # noqa: PLC0415
 
             return SpeechTask(folder, spec, runtime)
+        case "text-generation":
+            from edge_runtime.vehicle.inference.tasks.text_generation import (  # noqa: PLC0415
+                load_text_generation,
+            )
+
+            return load_text_generation(folder, spec, runtime)
         case unknown:
             raise PackageRefused(PackageFault.UNKNOWN_TASK, repr(unknown))

