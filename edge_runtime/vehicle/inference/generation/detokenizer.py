@@ -13,14 +13,13 @@ tokenizer calls special have none.
 import codecs
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Final
+from typing import Annotated
 
 import msgspec
 from msgspec import Meta
 
 from edge_runtime.contract import limits
-
-_BYTES: Final = 256
+from edge_runtime.vehicle.inference.tokenizing.byte_pairs import byte_characters
 
 
 class _Added(msgspec.Struct, frozen=True):
@@ -38,14 +37,6 @@ class _TokenizerFile(msgspec.Struct, frozen=True):
     added_tokens: tuple[_Added, ...] = ()
 
 
-def byte_alphabet() -> dict[str, int]:
-    """Return which byte each stand-in of byte-level BPE means (GPT-2, `bytes_to_unicode`)."""
-    plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    alphabet = {chr(byte): byte for byte in plain}
-    rest = [byte for byte in range(_BYTES) if byte not in plain]
-    return alphabet | {chr(_BYTES + place): byte for place, byte in enumerate(rest)}
-
-
 def read_token_bytes(tokenizer_json: bytes) -> list[bytes]:
     """Return each token's bytes by id, from a `tokenizer.json` of byte-level BPE.
 
@@ -53,7 +44,7 @@ def read_token_bytes(tokenizer_json: bytes) -> list[bytes]:
     """
     file = msgspec.json.decode(tokenizer_json, type=_TokenizerFile)
     table = [b""] * (1 + max([*file.model.vocab.values(), *(a.id for a in file.added_tokens)]))
-    alphabet = byte_alphabet()
+    alphabet = {text: byte for byte, text in enumerate(byte_characters())}
     for text, number in file.model.vocab.items():
         table[number] = _bytes_of(text, alphabet)
     for added in file.added_tokens:

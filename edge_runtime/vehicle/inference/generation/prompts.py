@@ -4,29 +4,19 @@ What a person says in a conversation is never read as a special token, so nobody
 turn by writing its marks. The parts of a turn are therefore made into tokens one by one.
 """
 
-from pathlib import Path
-
-from tokenizers import Tokenizer
-
-from edge_runtime.contract.package import PackageFault, PackageRefused
 from edge_runtime.vehicle.inference.generation.request import Chat, ChatMessage
+from edge_runtime.vehicle.inference.tokenizing.tokenizer import Tokenizer
 
 
 class PromptEncoder:
-    """Reads `tokenizer.json`. Raises `PackageRefused` (bad_spec) for a file that is none."""
+    """`Encoder` of `request`."""
 
-    def __init__(self, path: Path) -> None:
-        try:
-            self._tokenizer = Tokenizer.from_file(str(path))
-        except Exception as error:  # the library raises bare Exception for every fault
-            raise PackageRefused(PackageFault.BAD_SPEC, f"files.tokenizer: {error}") from error
-        self._tokenizer.no_padding()
-        self._tokenizer.no_truncation()
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
 
     def text(self, text: str) -> list[int]:
         """Return the ids of a text, in which special tokens may be written out."""
-        self._tokenizer.encode_special_tokens = False
-        return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+        return list(self._tokenizer.tokens(text))
 
     def chat(self, chat: Chat, messages: list[ChatMessage]) -> list[int]:
         """Return the ids of a conversation; what is said in it is never a special token."""
@@ -37,10 +27,6 @@ class PromptEncoder:
         ids: list[int] = []
         for turn in turns:
             ids += self.text(before.replace("{role}", turn.role))
-            ids += self._said(turn.content)
+            ids += self._tokenizer.tokens(turn.content, names_special=False)
             ids += self.text(after)
         return ids + self.text(chat.answer)
-
-    def _said(self, text: str) -> list[int]:
-        self._tokenizer.encode_special_tokens = True
-        return list(self._tokenizer.encode(text, add_special_tokens=False).ids)

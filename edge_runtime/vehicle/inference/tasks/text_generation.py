@@ -18,13 +18,14 @@ from edge_runtime.vehicle.inference.generation.prompts import PromptEncoder
 from edge_runtime.vehicle.inference.generation.request import GenerationModel
 from edge_runtime.vehicle.inference.generation.task import Generation
 from edge_runtime.vehicle.inference.tasks.base import Runtime
+from edge_runtime.vehicle.inference.tokenizing.tokenizer import Tokenizer
 
 
 def load_text_generation(folder: Path, spec: ModelSpec, runtime: Runtime) -> Generation:
     """Load the package. Raises as `tasks.registry.load_task`."""
     model = msgspec.convert(spec.parameters, GenerationModel)
     path = spec.path_of("tokenizer", folder)
-    encoder = PromptEncoder(path)
+    encoder = PromptEncoder(Tokenizer.read(path))
     try:
         token_bytes = read_token_bytes(path.read_bytes())
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edge_runtime.contract.package import ModelSpec, Package
-from edge_runtime.vehicle.inference.generation.detokenizer import byte_alphabet
+from edge_runtime.vehicle.inference.tokenizing.byte_pairs import byte_characters
 from edge_runtime.vehicle.models.importers.llama_graph import build_graph
 from edge_runtime.vehicle.models.importers.llama_shape import LlamaShape, input_specs, output_specs
 from edge_runtime.vehicle.models.importers.writer import write_package
@@ -63,8 +63,7 @@ def tiny_weights(name: str) -> npt.NDArray[np.float32]:
 
 
 def _tokenizer_json() -> bytes:
-    by_byte = sorted((byte, text) for text, byte in byte_alphabet().items())
-    vocabulary = {text: byte for byte, text in by_byte}
+    vocabulary = {text: byte for byte, text in enumerate(byte_characters())}
     vocabulary |= {text: 256 + place for place, text in enumerate(_MERGED)}
     first_special = len(vocabulary)
     added = [
