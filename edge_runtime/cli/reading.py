@@ -42,6 +42,7 @@ _BY_TYPE: Final[dict[str, Callable[[bytes], Any]]] = {
     "status": codec.decode_public,
     "fleet": codec.decode_public,
     "fetch_since": codec.decode_request,
+    "request_refused": codec.decode_public,
 }
 
 

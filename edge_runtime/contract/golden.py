@@ -40,6 +40,7 @@ from edge_runtime.contract.messages import (
     Offline,
     Rebirth,
     Refused,
+    RequestRefused,
     ResultEntry,
     ResultError,
     Results,
@@ -63,6 +64,7 @@ from edge_runtime.contract.reasons import (
     Outcome,
     RefusalReason,
     ReleaseReason,
+    RequestRefusal,
     StopTier,
 )
 from edge_runtime.contract.signals import Signals
@@ -104,6 +106,7 @@ DECODERS: Final[Mapping[type, Callable[[bytes], Any]]] = {
     JobStatus: codec.decode_public,
     FleetAggregate: codec.decode_public,
     FetchSince: codec.decode_request,
+    RequestRefused: codec.decode_public,
 }
 """How each message that is a payload of its own is decoded."""
 
@@ -662,6 +665,67 @@ _PUBLIC: Final = (
             offline=50_000,
         ),
         "A region's capacity.",
+    ),
+    Golden(
+        "job-results-answer",
+        "tenantAnswer",
+        JobResults(
+            job=_JOB,
+            results=(
+                ResultEntry(cursor=43, item=7, at_ms=_NOW_MS, output=_raw([1, 2]), vehicle=_CAR),
+            ),
+            since=41,
+            status=JobStatus(
+                job=_JOB,
+                tenant="acme",
+                model=_MODEL,
+                state=JobState.RUNNING,
+                items=120,
+                done=42,
+                failed=0,
+                last_cursor=43,
+                submitted_ms=_NOW_MS,
+                deadline_ms=_NOW_MS + 86_400_000,
+            ),
+        ),
+        "What follows cursor 41: a failure at 42 is run again.",
+    ),
+    Golden(
+        "job-results-nothing-newer",
+        "tenantAnswer",
+        JobResults(
+            job=_JOB,
+            results=(),
+            since=2,
+            status=JobStatus(
+                job=_JOB,
+                tenant="acme",
+                model=_MODEL,
+                state=JobState.DONE,
+                items=2,
+                done=2,
+                failed=0,
+                last_cursor=2,
+                submitted_ms=_NOW_MS,
+                deadline_ms=_NOW_MS + 1_000,
+                finished_ms=_NOW_MS + 999,
+            ),
+        ),
+        "Nothing follows cursor 2, and nothing will: the job is done.",
+    ),
+    Golden(
+        "request-refused",
+        "tenantAnswer",
+        RequestRefused(
+            reason=RequestRefusal.RATE_EXCEEDED, job=_JOB, since=41, retry_after_ms=1_500
+        ),
+        "Too many requests of this tenant.",
+    ),
+    Golden(
+        "request-refused-malformed",
+        "tenantAnswer",
+        RequestRefused(reason=RequestRefusal.MALFORMED),
+        "No request of this contract.",
     ),
 )
 

@@ -199,7 +199,6 @@ TICK_EVENTS_MAX: Final = 4_096
 COMMIT_RETRY_MAX_S: Final = 5.0
 STORE_RESERVE_BYTES: Final = 64 * 1024 * 1024
 """With less room than this on its disk the dispatcher accepts no job: it is kept for results."""
-FEED_SUBSCRIBERS_MAX: Final = 1_024
 FEED_PAGE_ITEMS: Final = 512
 REQUEST_MAX_BYTES: Final = 4 * 1024
 """Largest request that a tenant may send over the bus."""

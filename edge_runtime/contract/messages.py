@@ -26,6 +26,7 @@ from edge_runtime.contract.reasons import (
     Outcome,
     RefusalReason,
     ReleaseReason,
+    RequestRefusal,
     StopTier,
 )
 from edge_runtime.contract.signals import Signals
@@ -375,13 +376,6 @@ class ResultEntry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     vehicle: str = ""
 
 
-class JobResults(_Public, frozen=True, kw_only=True, tag="results"):
-    """Results of one job in order of commit (`…/jobs/{job}/results`)."""
-
-    job: str
-    results: tuple[ResultEntry, ...]
-
-
 class JobStatus(_Public, frozen=True, kw_only=True, tag="status", omit_defaults=False):
     """A job's state and progress (`…/jobs/{job}/status`, retained).
 
@@ -401,16 +395,44 @@ class JobStatus(_Public, frozen=True, kw_only=True, tag="status", omit_defaults=
     finished_ms: int | None = None
 
 
+class JobResults(_Public, frozen=True, kw_only=True, tag="results"):
+    """Results of one job in order of commit (`…/jobs/{job}/results`).
+
+    In an answer to FetchSince `since` is the cursor that was asked for: the results are those that
+    follow it, with nothing left out between them (a failure that is run again leaves its cursor
+    unused). `status` is the job's just before: where there are no results, there is nothing to
+    come that it does not tell of.
+    """
+
+    job: str
+    results: tuple[ResultEntry, ...]
+    since: int | None = None
+    status: JobStatus | None = None
+
+
 class FetchSince(_Public, frozen=True, kw_only=True, tag="fetch_since"):
     """Ask for a job's results after `cursor` (`…/t/{tenant}/request`).
 
-    Answered with JobResults on the message's response topic, or on `respond_to` where the
-    protocol has none; either must lie under the tenant's own topics.
+    Answered with one page of JobResults, or with RequestRefused, on the message's response topic,
+    or on `respond_to` where the protocol has none: a topic of the tenant's own, neither the
+    request's nor under `jobs/`, by custom `…/t/{tenant}/answers/{reader}`. Ask until answered.
     """
 
     job: Id
     cursor: Count
     respond_to: Text = ""
+
+
+class RequestRefused(_Public, frozen=True, kw_only=True, tag="request_refused"):
+    """Why a request is not answered; `job` and `since` are those of the request, where it had any.
+
+    `retry_after_ms` is when another try may do better; 0 where none will.
+    """
+
+    reason: RequestRefusal
+    job: str = ""
+    since: int | None = None
+    retry_after_ms: int = 0
 
 
 class FleetAggregate(_Public, frozen=True, kw_only=True, tag="fleet"):
@@ -425,4 +447,4 @@ class FleetAggregate(_Public, frozen=True, kw_only=True, tag="fleet"):
     offline: int
 
 
-PublicMessage = JobResults | JobStatus | FleetAggregate
+PublicMessage = JobResults | JobStatus | FleetAggregate | RequestRefused

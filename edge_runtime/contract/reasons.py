@@ -190,6 +190,19 @@ class CancelReason(WireEnum):
     UNKNOWN = "unknown"
 
 
+class RequestRefusal(WireEnum):
+    """Why a request that came over the bus is not answered with what it asked for."""
+
+    MALFORMED = "malformed"
+    OVERSIZE = "oversize"
+    UNKNOWN_JOB = "unknown_job"
+    """No such job of this tenant: deleted, another's, or never there."""
+    RATE_EXCEEDED = "rate_exceeded"
+    BUSY = "busy"
+    STORE_UNAVAILABLE = "store_unavailable"
+    UNKNOWN = "unknown"
+
+
 class JobState(WireEnum):
     """A job's state as its requester sees it."""
 

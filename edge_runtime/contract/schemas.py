@@ -16,7 +16,7 @@ import base64
 import inspect
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import UnionType
 from typing import Any, Final, get_args
 
@@ -34,6 +34,7 @@ from edge_runtime.contract.messages import (
     HostStatus,
     JobResults,
     JobStatus,
+    RequestRefused,
     ResultEntry,
     Results,
     Signed,
@@ -56,6 +57,7 @@ _PLACEHOLDERS: Final = {
     "TENANT": "{tenant}",
     "JOB": "{job}",
     "REGION": "{region}",
+    "READER": "{reader}",
 }
 _TOPICS: Final = Topics("NS")
 
@@ -69,7 +71,8 @@ class Channel:
     """One row of the topic table.
 
     `qos` lists the levels in use, the usual one first; `qos_note` says when which. `in_envelope`
-    payloads are `Signed` around the bytes of the message.
+    payloads are `Signed` around the bytes of the message. Where a reply goes, its request says:
+    `address` is then a custom.
     """
 
     name: str
@@ -83,6 +86,7 @@ class Channel:
     qos_note: str = ""
     is_will: bool = False
     in_envelope: bool = False
+    is_reply: bool = False
 
     @property
     def message_types(self) -> tuple[type[msgspec.Struct], ...]:
@@ -224,7 +228,18 @@ def _shared_channels() -> tuple[Channel, ...]:
             qos=(1,),
             is_retained=False,
             message=FetchSince,
-            purpose="Asks for results after a cursor; answered with JobResults.",
+            purpose="Asks for results after a cursor; answered where the request says.",
+        ),
+        Channel(
+            name="tenantAnswer",
+            address=_address(_TOPICS.tenant_answers("TENANT", "READER")),
+            publisher=dispatcher,
+            subscribers="the tenant's reader that asked",
+            qos=(1,),
+            is_retained=False,
+            is_reply=True,
+            message=JobResults | RequestRefused,
+            purpose="A page of what was asked for, or why not; the request names the topic.",
         ),
         Channel(
             name="fleet",
@@ -254,6 +269,7 @@ _PARAMETERS: Final = {
     "tenant": "A requester's account.",
     "job": "Id of a job.",
     "region": "Region a car names in its Birth.",
+    "reader": "Name that a reader gives itself, unlike those of the tenant's other readers.",
 }
 
 
@@ -406,6 +422,11 @@ _BROKER: Final = {
 
 
 def _asyncapi_channel(channel: Channel) -> Json:
+    if channel.is_reply:
+        # The request says where: AsyncAPI wants no address then, and no parameters of one.
+        described = f"{channel.purpose} By custom `{channel.address}`."
+        fixed = replace(channel, address="", purpose=described, is_reply=False)
+        return {**_asyncapi_channel(fixed), "address": None}
     return {
         "address": channel.address,
         "description": channel.purpose,
@@ -461,7 +482,7 @@ def _operations(channel: Channel) -> Iterable[tuple[str, Json]]:
                     "location": "$message.payload#/respond_to",
                     "description": "MQTT 5: the message's response topic.",
                 },
-                "channel": {"$ref": "#/channels/jobResults"},
+                "channel": {"$ref": "#/channels/tenantAnswer"},
             }
         yield f"{verb}{channel.name[0].upper()}{channel.name[1:]}{suffix}", operation
 

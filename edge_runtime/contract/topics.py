@@ -12,10 +12,12 @@ from enum import Enum
 from typing import Final
 
 from edge_runtime.contract.errors import ConfigError, Rejected, RejectionReason
+from edge_runtime.contract.limits import ANSWERS_TOPIC_MAX_CHARS
 
 ID_PATTERN: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
 DEFAULT_NAMESPACE: Final = "er"
 _CAR_TOPIC_PARTS: Final = 7
+_TOPIC_SLASHES_MAX: Final = 7
 
 
 class Up(Enum):
@@ -102,6 +104,26 @@ class Topics:
     def tenant_request(self, tenant: str = "+") -> str:
         """Where a tenant asks (FetchSince)."""
         return f"{self.namespace}/1/t/{tenant}/request"
+
+    def tenant_answers(self, tenant: str, reader: str) -> str:
+        """Where one of a tenant's readers has its requests answered, by custom."""
+        return f"{self.namespace}/1/t/{tenant}/answers/{reader}"
+
+    def is_for_answers(self, tenant: str, topic: str) -> bool:
+        """Whether a tenant's reader may have answers sent to `topic`.
+
+        Under the tenant's own topics, but nowhere that somebody believes to be told by the
+        dispatcher itself, or that the dispatcher reads.
+        """
+        own = f"{self.namespace}/1/t/{tenant}/"
+        return (
+            topic.startswith(own)
+            and len(topic) <= ANSWERS_TOPIC_MAX_CHARS
+            and topic.count("/") <= _TOPIC_SLASHES_MAX
+            and topic.isprintable()
+            and not set(topic) & {"+", "#"}
+            and topic.removeprefix(own).split("/")[0] not in {"", "jobs", "request"}
+        )
 
     def fleet(self, region: str) -> str:
         """Aggregated capacity of a region."""

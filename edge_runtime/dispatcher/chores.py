@@ -6,8 +6,7 @@ import structlog
 
 from edge_runtime.bus import Message
 from edge_runtime.contract import codec, limits
-from edge_runtime.contract.errors import Rejected
-from edge_runtime.contract.messages import FleetAggregate, JobResults, ResultEntry
+from edge_runtime.contract.messages import FleetAggregate
 from edge_runtime.dispatcher.keeper import RepositoryKeeper
 from edge_runtime.dispatcher.service import DispatcherService
 from edge_runtime.dispatcher.storage import StoreError
@@ -29,7 +28,7 @@ class Chores:
             self._sweep_forever,
             self._announce_forever,
             self._aggregate_forever,
-            self._answer_forever,
+            self._service.requests.serve,
         ):
             self._service.spawn(work)
         settings = self._service.settings
@@ -94,44 +93,3 @@ class Chores:
                     content_type=_MSGPACK,
                 )
             )
-
-    # --- requests over the bus ---
-
-    async def _answer_forever(self) -> None:
-        while True:
-            message = await self._service.committed.next_request()
-            try:
-                await self.answer(message)
-            except Rejected as rejected:
-                self._service.counters[f"rejected_request_{rejected.reason.value}"] += 1
-            except StoreError as error:
-                _log.warning("request_not_answered", error=str(error))
-
-    async def answer(self, message: Message) -> None:
-        """FetchSince: one page of a job's results to a topic of the same tenant."""
-        service = self._service
-        request = codec.decode_request(message.payload)
-        tenant = message.topic.split("/")[3]
-        respond_to = message.response_topic or request.respond_to
-        own = f"{service.topics.namespace}/1/t/{tenant}/"
-        status = await service.store.job(request.job)
-        allowed = respond_to.startswith(own) and not set(respond_to) & set("+#")
-        if not allowed or status is None or status.tenant != tenant:
-            service.counters["rejected_request_not_allowed"] += 1
-            return
-        page = await service.store.results(request.job, request.cursor, limits.FEED_PAGE_ITEMS)
-        size = 0
-        fitting: list[ResultEntry] = []
-        for entry in page:
-            size += len(bytes(entry.output)) + limits.ID_MAX_CHARS
-            if fitting and size > limits.UNIT_MAX_BYTES:
-                break
-            fitting.append(entry)
-        service.publish(
-            Message(
-                topic=respond_to,
-                payload=codec.encode(JobResults(job=request.job, results=tuple(fitting))),
-                correlation=message.correlation,
-                content_type=_MSGPACK,
-            )
-        )

@@ -24,6 +24,7 @@ from edge_runtime.contract import codec, limits
 from edge_runtime.contract.messages import JobResults, JobStatus, ResultEntry
 from edge_runtime.contract.topics import Topics
 from edge_runtime.dispatcher.core.commands import AddResult
+from edge_runtime.dispatcher.pages import entry_bytes, pages
 from edge_runtime.dispatcher.storage import Store, StoreError
 from edge_runtime.dispatcher.storage.rows import committed_entry
 
@@ -71,7 +72,8 @@ class Publisher:
             if self._is_full():
                 self._fall_behind(command.tenant, command.job)
                 continue
-            size = len(command.output or b"") + limits.ID_MAX_CHARS
+            entry = committed_entry(command)
+            size = entry_bytes(entry)
             if (
                 batch is None
                 or batch.job != command.job
@@ -79,7 +81,7 @@ class Publisher:
             ):
                 batch = _Batch(command.tenant, command.job, [], 0)
                 self._queue.append(batch)
-            batch.entries.append(committed_entry(command))
+            batch.entries.append(entry)
             batch.size += size
             self._queued_entries += 1
             self._queued_bytes += size
@@ -220,23 +222,16 @@ class Publisher:
         if not entries:
             del self._behind[job]
             return
-        pages: list[_Batch] = []
-        for entry in entries:
-            size = len(bytes(entry.output)) + limits.ID_MAX_CHARS
-            if not pages or pages[-1].size + size > limits.UNIT_MAX_BYTES:
-                pages.append(_Batch(tenant, job, [], 0))
-            pages[-1].entries.append(entry)
-            pages[-1].size += size
-        for page in pages:
+        for page in pages(entries):
             message = Message(
                 topic=self._topics.job_results(tenant, job),
-                payload=codec.encode(JobResults(job=job, results=tuple(page.entries))),
+                payload=codec.encode(JobResults(job=job, results=tuple(page))),
                 content_type=_MSGPACK,
             )
             (done,) = await self._publish_all([message])
             if not done:
                 return
-            self._published_through(job, page.entries[-1].cursor)
+            self._published_through(job, page[-1].cursor)
 
     async def _publish_statuses(self) -> None:
         jobs = list(self._statuses)[: limits.PUBLISH_IN_FLIGHT_MAX]

@@ -54,6 +54,7 @@ from edge_runtime.dispatcher.core.events import Event
 from edge_runtime.dispatcher.core.machine import DispatcherCore
 from edge_runtime.dispatcher.intake import Intake
 from edge_runtime.dispatcher.publisher import Publisher
+from edge_runtime.dispatcher.requests import TenantRequests
 from edge_runtime.dispatcher.shelf import Shelf
 from edge_runtime.dispatcher.storage import Recovered, Store, StoreDamaged, StoreError
 
@@ -131,6 +132,7 @@ class DispatcherService:
         self._committing_since_s: float | None = None
         self._announce_again_at_s = 0.0
         self.committed = Committed()
+        self.requests = TenantRequests(self.topics, store, clock, self.publish, self.counters)
         self.ended_jobs = asyncio.Lock()
         """Held while an ended job is deleted, or read and run again: never both."""
         self._intake = Intake(self.topics, self.counters)
@@ -297,8 +299,7 @@ class DispatcherService:
 
     async def _message(self, message: Message) -> None:
         if message.topic.endswith("/request"):
-            if not self.committed.request(message):
-                self.counters["dropped_request_queue_full"] += 1
+            self.requests.take(message)
             return
         if message.topic.endswith("/up/canary"):
             return  # a car testing its own permissions
@@ -507,7 +508,6 @@ class Committed:
     def __init__(self) -> None:
         # In order of their coming, so that who waits longest is told first.
         self._waiting: dict[str, dict[asyncio.Event, None]] = {}
-        self._requests: asyncio.Queue[Message] = asyncio.Queue(limits.FEED_SUBSCRIBERS_MAX)
         self.is_closed = False
 
     @contextlib.contextmanager
@@ -539,18 +539,6 @@ class Committed:
     def _set(self, key: str) -> None:
         for event in self._waiting.get(key, ()):
             event.set()
-
-    def request(self, message: Message) -> bool:
-        """A tenant asked for something over the bus; False when too many wait already."""
-        try:
-            self._requests.put_nowait(message)
-        except asyncio.QueueFull:
-            return False
-        return True
-
-    async def next_request(self) -> Message:
-        """The next tenant request."""
-        return await self._requests.get()
 
     def close(self) -> None:
         """Wake everybody for the last time."""

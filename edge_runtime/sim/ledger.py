@@ -13,7 +13,7 @@ from edge_runtime.bus import Message
 from edge_runtime.contract import codec
 from edge_runtime.contract.errors import Rejected
 from edge_runtime.contract.limits import SIM_STORY_LINES_MAX
-from edge_runtime.contract.messages import Fence, JobResults
+from edge_runtime.contract.messages import Fence, JobResults, RequestRefused
 from edge_runtime.contract.topics import Down, Topics
 
 _NO_RESULTS = ("/status", "/request")
@@ -153,6 +153,8 @@ class Ledger:
 
     def _results(self, message: Message) -> None:
         results = codec.decode_public(message.payload)
+        if isinstance(results, RequestRefused):
+            return  # an answer that tells of nothing
         if not isinstance(results, JobResults):
             self.violated("S4", f"{message.topic} carries {type(results).__name__}")
             return

@@ -47,6 +47,7 @@ PAYLOAD_TYPES: tuple[type[Any], ...] = (
     messages.JobStatus,
     messages.FleetAggregate,
     messages.FetchSince,
+    messages.RequestRefused,
 )
 
 PlainOf = Callable[[Any], Any]

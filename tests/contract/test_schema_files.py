@@ -160,6 +160,7 @@ def test_every_topic_of_the_contract_is_a_channel() -> None:
         topics.job_results("acme", "j-1"),
         topics.job_status("acme", "j-1"),
         topics.tenant_request("acme"),
+        topics.tenant_answers("acme", "r-1"),
         topics.fleet("north"),
     }
     values = {
@@ -170,6 +171,7 @@ def test_every_topic_of_the_contract_is_a_channel() -> None:
         "tenant": "acme",
         "job": "j-1",
         "region": "north",
+        "reader": "r-1",
     }
     assert {channel.address.format(**values) for channel in CHANNELS} == built
     table = (SCHEMAS / "topics.md").read_text()
