@@ -51,6 +51,8 @@ DEADLINE_BOOST_LEVELS: Final = 3
 """Levels of priority by which a job is lifted when its deadline is near."""
 DEADLINE_BOOST_MS: Final = 60_000
 """A deadline is near with less than this left, or less than a tenth of the job's whole time."""
+ROOMS_PER_TICK_MAX: Final = 16
+"""Units that wait on cars and are taken back in one tick for tenants with nothing out."""
 REQUESTS_BURST_DEFAULT_S: Final = 2.0
 """Requests that may come at once where a quota names a rate alone: those of so many seconds."""
 
@@ -132,6 +134,11 @@ INTERACTIVE_LOOKS_MAX: Final = 64
 """Cars that are looked at to place one unit."""
 INTERACTIVE_POOL_MS: Final = 250
 """A list of cars that may serve a model is made anew after so long."""
+OIP_BODY_MAX_BYTES: Final = 1024 * 1024
+"""Largest body of an inference request, packed or not; its tensors travel inline, in JSON they may
+be several times as long."""
+OIP_BODY_MAX_S: Final = 20.0
+OIP_LENGTH_DIGITS_MAX: Final = 12
 INTERACTIVE_ENDED_MAX: Final = 4_096
 """Units that ended lately, so that what a car still says of one is known for that."""
 
@@ -428,6 +435,8 @@ TRACE_LINE_MAX_BYTES: Final = 4_096
 TRACE_SPEED_MAX: Final = 1_000_000.0
 DAY_MAX_S: Final = 8 * 86_400.0
 """The longest trace that `owner day` lives: it is kept whole in memory, minute by minute."""
+DAY_UTC_MAX_S: Final = 253_000_000_000.0
+"""Seconds UTC at which it may begin: calendars end with the year 9999."""
 HOSTS_KNOWN_MAX: Final = 64
 CAR_ASLEEP_MS: Final = 20_000
 """A car that was not woken for so long slept, or was stopped: its timers come every 5 s."""

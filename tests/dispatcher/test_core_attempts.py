@@ -588,9 +588,12 @@ def test_the_core_asks_to_be_called_at_a_deadline(world: World) -> None:
     job = world.submit()
     world.advance(limits.STATUS_PUBLISH_INTERVAL_MS)
     world.tick()
-    deadline_ms = world.job(job).spec.deadline_ms
-    due = world.core.next_deadline_ms(world.now)
-    assert due == world.boot_ms + deadline_ms - world.utc_ms
+    urgent_ms, deadline_ms = world.job(job).urgent_from_ms, world.job(job).spec.deadline_ms
+    for moment in (urgent_ms, deadline_ms):
+        due = world.core.next_deadline_ms(world.now)
+        assert due == world.boot_ms + moment - world.utc_ms
+        world.advance(urgent_ms - world.utc_ms)
+        world.tick()
 
 
 def test_a_failure_that_blames_the_input_ends_the_item_at_once(world: World) -> None:

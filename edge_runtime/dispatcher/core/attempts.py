@@ -41,7 +41,7 @@ from edge_runtime.dispatcher.core.events import StoredAttempt
 from edge_runtime.dispatcher.core.jobs import Job, Unit, UnitState
 from edge_runtime.dispatcher.core.state import State
 
-_NOT_THIS_JOB = (
+NOT_THIS_JOB = (
     RefusalReason.EXPIRED,
     RefusalReason.TOO_LARGE,
     RefusalReason.TENANT_NOT_ALLOWED,
@@ -84,6 +84,8 @@ class Attempts:
         job.units[unit.id] = unit
         job.in_flight += len(unit.open)
         state.units[unit.id] = unit
+        state.units_out[job.spec.tenant] += 1
+        state.turns.shares.charge(job.spec.tenant, expected_ms)
         fleet.offered(row, expected_ms)
         if job.state is JobState.ACCEPTED:
             job.state = JobState.RUNNING
@@ -145,6 +147,7 @@ class Attempts:
         job.units[unit.id] = unit
         job.in_flight += len(unit.open)
         state.units[unit.id] = unit
+        state.units_out[job.spec.tenant] += 1
         state.fleet.offered(row, unit.expected_item_ms * len(unit.open))
         heapq.heappush(self._timers, (now.boot_ms, unit.id, unit.fence))
 
@@ -200,7 +203,7 @@ class Attempts:
                 if is_current and unit is not None:
                     state.counters[f"refused_{verdict.reason.value}"] += 1
                     wait_ms = verdict.retry_after_ms
-                    if verdict.reason in _NOT_THIS_JOB:
+                    if verdict.reason in NOT_THIS_JOB:
                         unit.job.refuse(vehicle, now.boot_ms)
                     else:
                         # "Busy, ask at once" would be asked a thousand times a second.
@@ -255,7 +258,12 @@ class Attempts:
         )
         state.counters[f"ended_{end.value}"] += 1
         state.remember(unit)
-        state.fleet.ended(unit.row, unit.expected_item_ms * len(unit.open))
+        left_ms = unit.expected_item_ms * len(unit.open)
+        state.fleet.ended(unit.row, left_ms)
+        state.turns.shares.charge(job.spec.tenant, -left_ms)
+        state.units_out[job.spec.tenant] -= 1
+        if not state.units_out[job.spec.tenant]:
+            del state.units_out[job.spec.tenant]
         del state.units[unit.id]
         del job.units[unit.id]
         job.in_flight -= len(unit.open)

@@ -1,8 +1,9 @@
 """Who is served next among tenants, and how often one may ask: pure arithmetic.
 
-Deficit round robin (Shreedhar and Varghese, 1995) over car time: a tenant whose turn it is gets
+Deficit round robin (Shreedhar and Varghese, 1995) over car time: in each round a tenant gets
 `UNIT_TARGET_MS` of car time for each point of its weight, pays for each unit what it is expected
-to take, and passes the turn on when nothing is left.
+to take, and waits for the next round when nothing is left; what was not done of a unit it gets
+back. Within a round tenants are served one unit each in turn.
 
 Invariants
 - A tenant that comes to the ring with nothing out is served before those that wait for their
@@ -15,7 +16,9 @@ Deliberately absent: priorities between tenants. A priority orders a tenant's ow
 it order others' would make every job the most urgent one.
 """
 
+import math
 from collections import OrderedDict
+from collections.abc import Sequence
 
 from edge_runtime.contract import limits
 
@@ -42,18 +45,28 @@ class Shares:
         """What is left of the tenant's turn; negative is what it owes."""
         return self._left_ms.get(tenant, 0.0)
 
-    def begin_turn(self, tenant: str) -> None:
-        """Its turn comes: the quantum, and nothing saved from turns that it did not use."""
-        quantum_ms = self.quantum_ms(tenant)
-        self._set(tenant, min(quantum_ms, self.left_ms(tenant) + quantum_ms))
+    def came(self, tenant: str) -> bool:
+        """It has jobs again after having had none; whether it owes nothing and is served first.
 
-    def came(self, tenant: str) -> None:
-        """It has work again after having had none: what it had not used is not saved."""
-        self._set(tenant, min(0.0, self.left_ms(tenant)))
+        What it had not used when it went is not saved.
+        """
+        if self.left_ms(tenant) < 0.0:
+            return False
+        self._set(tenant, self.quantum_ms(tenant))
+        return True
+
+    def new_round(self, tenants: Sequence[str]) -> None:
+        """Everybody who waits gets a quantum; several, where all owe more than one."""
+        rounds = min(
+            math.floor(-self.left_ms(tenant) / self.quantum_ms(tenant)) + 1 for tenant in tenants
+        )
+        for tenant in tenants:
+            self._set(tenant, self.left_ms(tenant) + rounds * self.quantum_ms(tenant))
 
     def charge(self, tenant: str, cost_ms: float) -> None:
-        """It was given so much car time."""
-        self._set(tenant, self.left_ms(tenant) - cost_ms)
+        """It was given so much car time (negative: it gave it back)."""
+        left_ms = self.left_ms(tenant) - cost_ms
+        self._set(tenant, min(left_ms, self.quantum_ms(tenant)))
 
     def _set(self, tenant: str, left_ms: float) -> None:
         self._left_ms[tenant] = left_ms

@@ -6,7 +6,7 @@ is out on a car.
 """
 
 import heapq
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Enum
@@ -93,6 +93,19 @@ class Job:
     is_queued: bool = False
     closed_ahead: set[int] = field(default_factory=set)
     status_due: bool = False
+    is_urgent: bool = False
+
+    @property
+    def rank(self) -> int:
+        """Its priority among its tenant's jobs, deadline included: the higher the sooner."""
+        return self.spec.priority + limits.DEADLINE_BOOST_LEVELS * self.is_urgent
+
+    @property
+    def urgent_from_ms(self) -> int:
+        """When (UTC) its deadline is near: a minute before it, or a tenth of its whole time."""
+        spec = self.spec
+        tenth_ms = (spec.deadline_ms - spec.submitted_ms) // 10
+        return spec.deadline_ms - max(limits.DEADLINE_BOOST_MS, tenth_ms)
 
     @property
     def open_count(self) -> int:
@@ -159,7 +172,7 @@ class Job:
 
 
 class _Line:
-    """Jobs of one requirement: by priority, then acceptance. `head` is its place in `_heads`."""
+    """Jobs of one requirement: by rank, then acceptance. `head` is its place in `_heads`."""
 
     __slots__ = ("head", "jobs")
 
@@ -169,7 +182,7 @@ class _Line:
 
 
 class TenantQueue:
-    """A tenant's jobs with work, by requirement; within one, by priority, then acceptance.
+    """A tenant's jobs with work, by requirement; within one, by rank, then acceptance.
 
     `_heads` orders the lines by their first job, so that the next job is found without looking
     at every line; an entry that no longer is its line's `head` is passed over.
@@ -201,10 +214,19 @@ class TenantQueue:
         line = self._lines.get(requirement)
         if line is None:
             line = self._lines[requirement] = _Line()
-        entry = (-job.spec.priority, job.no, self._pushes, job)
+        entry = (-job.rank, job.no, self._pushes, job)
         heapq.heappush(line.jobs, entry)
         if line.jobs[0] is entry:
             self._lead(requirement, line)
+
+    def rank_again(self, requirement: Requirement) -> None:
+        """Ranks of queued jobs of a requirement have changed."""
+        line = self._lines.get(requirement)
+        if line is None or not line.jobs:
+            return
+        line.jobs = [(-job.rank, no, push, job) for _, no, push, job in line.jobs]
+        heapq.heapify(line.jobs)
+        self._lead(requirement, line)
 
     def _lead(self, requirement: Requirement, line: _Line) -> None:
         """Enter a line under its first job."""
@@ -302,19 +324,28 @@ class TenantQueue:
 
 
 class Turns:
-    """Round robin over tenants: each placement is one tenant's turn."""
+    """Deficit round robin over tenants (see `fairness`): who is served, and until when.
+
+    Every tenant is in one place: in the `_ring` of those that may be served in this round, in
+    order; among those that `_owe` and wait for the next one; or `_aside`, with nothing that could
+    be placed in this tick, keeping its place. A turn passes with a unit that was placed, never
+    with one for which there was no car.
+    """
 
     def __init__(self) -> None:
         self.shares = Shares()
         self._queues: dict[str, TenantQueue] = {}
-        self._ring: deque[TenantQueue] = deque()
+        self._ring: OrderedDict[str, TenantQueue] = OrderedDict()
+        self._owe: dict[str, TenantQueue] = {}
+        self._aside: dict[str, TenantQueue] = {}
 
     def queue(self, tenant: str) -> TenantQueue:
-        """The tenant's queue."""
+        """The tenant's queue. One that comes owing nothing has its first turn at once."""
         queue = self._queues.get(tenant)
         if queue is None:
-            queue = self._queues[tenant] = TenantQueue(tenant)
-            self._ring.append(queue)
+            queue = self._queues[tenant] = self._ring[tenant] = TenantQueue(tenant)
+            if self.shares.came(tenant):
+                self._ring.move_to_end(tenant, last=False)
         return queue
 
     def __len__(self) -> int:
@@ -324,23 +355,53 @@ class Turns:
         return iter(self._queues.values())
 
     def forget(self, queue: TenantQueue) -> None:
-        """Drop a tenant that has no open job."""
+        """Drop a tenant that has no open job; what it owes is remembered."""
         del self._queues[queue.tenant]
-        self._ring.remove(queue)
+        for place in (self._ring, self._owe, self._aside):
+            place.pop(queue.tenant, None)
 
     def resume(self) -> None:
         """A new tick: nothing is blocked."""
-        for queue in self._ring:
+        for queue in self._queues.values():
             queue.resume()
 
     def next(self, blocked: set[Requirement]) -> Job | None:
         """The job whose turn it is, or None when no tenant has one that is not blocked."""
-        for _ in range(len(self._ring)):
-            queue = self._ring[0]
-            self._ring.rotate(-1)
-            if queue.is_idle:
-                continue
-            job = queue.next(blocked)
-            if job is not None:
+        while self._ring or self._new_round(blocked):
+            tenant = next(iter(self._ring))
+            queue = self._ring[tenant]
+            job = None if queue.is_idle else queue.next(blocked)
+            if job is not None and self.shares.left_ms(tenant) > 0.0:
                 return job
+            del self._ring[tenant]
+            (self._aside if job is None else self._owe)[tenant] = queue
         return None
+
+    def _new_round(self, blocked: set[Requirement]) -> bool:
+        """Those who owe and have something to place may be served again; whether there are any.
+
+        Not those for whom there is no car: whoever has something left and waits for the same
+        cars comes before them.
+        """
+        able = [
+            tenant
+            for tenant, queue in self._owe.items()
+            if not queue.is_idle and queue.next(blocked) is not None
+        ]
+        if able:
+            self.shares.new_round(able)
+            for tenant in able:
+                self._ring[tenant] = self._owe.pop(tenant)
+        return bool(able)
+
+    def served(self, tenant: str) -> None:
+        """A unit of the tenant was placed: the others come before its next one."""
+        if tenant in self._ring:
+            self._ring.move_to_end(tenant)
+
+    def end_tick(self) -> None:
+        """Who had nothing to place is where it was."""
+        for tenant, queue in reversed(self._aside.items()):
+            self._ring[tenant] = queue
+            self._ring.move_to_end(tenant, last=False)
+        self._aside.clear()

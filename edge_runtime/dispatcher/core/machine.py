@@ -8,6 +8,7 @@ Deliberately absent: I/O, encoding, topics; any knowledge of what an item contai
 """
 
 import heapq
+from collections import Counter
 from enum import Enum
 from typing import NoReturn, assert_never
 
@@ -57,6 +58,7 @@ from edge_runtime.dispatcher.core.events import (
     VerdictReceived,
     WeightSet,
 )
+from edge_runtime.dispatcher.core.fairness_room import Room
 from edge_runtime.dispatcher.core.fleet import Fleet
 from edge_runtime.dispatcher.core.jobs import Job, TenantQueue, Unit, UnitState
 from edge_runtime.dispatcher.core.placement import Requirement
@@ -86,6 +88,8 @@ class DispatcherCore:
         self._settling = Settling(self._state, self._attempts)
         self._rebirths: dict[str, None] = {}
         self._deadlines: list[tuple[int, int]] = []
+        self._boosts: list[tuple[int, int]] = []
+        self._room = Room(self._state, self._attempts)
         self._greetings = limits.GREETINGS
         self._greet_at_ms = 0
 
@@ -140,6 +144,7 @@ class DispatcherCore:
     def finish_tick(self, now: Now) -> list[Command]:
         """Act on due timers, place work on free cars, and hand out the tick's commands."""
         self._expire_jobs(now)  # first: nothing of an ended job is offered again
+        self._boost_jobs(now)
         self._attempts.time_passed(now)
         self._schedule(now)
         self._state.announce_due(now)
@@ -156,6 +161,8 @@ class DispatcherCore:
             due.append(self._state.status_queue[0][0])
         if self._deadlines:
             due.append(now.boot_ms + max(0, self._deadlines[0][0] - now.utc_ms))
+        if self._boosts:
+            due.append(now.boot_ms + max(0, self._boosts[0][0] - now.utc_ms))
         if self._rebirths:
             due.append(now.boot_ms + limits.EMPTY_POOL_REBUILD_MS)
         if self._greetings:
@@ -264,11 +271,14 @@ class DispatcherCore:
 
     def _set_deadline(self, job: Job) -> None:
         heapq.heappush(self._deadlines, (job.spec.deadline_ms, job.no))
+        heapq.heappush(self._boosts, (job.urgent_from_ms, job.no))
         if len(self._deadlines) > 2 * len(self._state.jobs) + limits.STORY_EVENTS_MAX:
             # Most entries belong to jobs that ended long before their deadline.
             open_jobs = self._state.jobs.values()
             self._deadlines = [(job.spec.deadline_ms, job.no) for job in open_jobs]
             heapq.heapify(self._deadlines)
+            self._boosts = [(job.urgent_from_ms, job.no) for job in open_jobs if not job.is_urgent]
+            heapq.heapify(self._boosts)
 
     def _keep(self, job: Job, items: tuple[Item, ...]) -> None:
         """Hold open items in memory, to be offered; those with strikes alone."""
@@ -408,6 +418,19 @@ class DispatcherCore:
                 continue  # it ended, or was requeued with a later deadline
             self._settling.end_job(job, JobState.EXPIRED, now)
 
+    def _boost_jobs(self, now: Now) -> None:
+        """Lift the jobs whose deadline has come near; each queue is put in order once."""
+        turns = self._state.turns
+        lifted: set[tuple[str, Requirement]] = set()
+        while self._boosts and self._boosts[0][0] <= now.utc_ms:
+            _, no = heapq.heappop(self._boosts)
+            job = self._state.job_by_no.get(no)
+            if job is not None and not job.is_over and job.urgent_from_ms <= now.utc_ms:
+                job.is_urgent = True
+                lifted.add((job.spec.tenant, job.spec.requirement))
+        for tenant, requirement in lifted:
+            turns.queue(tenant).rank_again(requirement)
+
     # --- chunks ---
 
     def _chunk(self, vehicle: str, chunk: Chunk, now: Now) -> None:
@@ -537,13 +560,14 @@ class DispatcherCore:
         blocked: set[Requirement] = set()
         waiting: list[Job] = []
         turns.resume()
+        self._room.new_tick()
         for _ in range(limits.PLACEMENTS_PER_TICK_MAX):
             job = turns.next(blocked)
             if job is None:
                 break
             match self._place(job, now):
                 case _Placing.PLACED:
-                    pass
+                    turns.served(job.spec.tenant)
                 case _Placing.NO_CAR:
                     blocked.add(job.spec.requirement)
                 case _Placing.LOADING:
@@ -551,6 +575,7 @@ class DispatcherCore:
                 case _Placing.NOTHING:
                     turns.queue(job.spec.tenant).drop(job)
                     waiting.append(job)
+        turns.end_tick()
         for job in waiting:
             turns.queue(job.spec.tenant).push(job)
         for queue in list(turns):
@@ -579,6 +604,7 @@ class DispatcherCore:
         requirement = job.spec.requirement
         refusers = job.refusers(now.boot_ms)
         row = self._state.placement.choose(requirement, now.boot_ms, refusers)
+        row = self._room.first_of_tenant(job, row, refusers, now)
         if row is None:
             # Where cars only refuse this job, others of its requirement may have their turn.
             return _Placing.NOTHING if refusers else _Placing.NO_CAR
@@ -691,6 +717,8 @@ class DispatcherCore:
             assert set(unit.open) <= set(unit.job.items), unit
             flights[unit.row] += 1
         assert flights == list(state.fleet.in_flight[: len(flights)])
+        out = Counter(unit.job.spec.tenant for unit in state.units.values())
+        assert out == state.units_out, (out, state.units_out)
         items = size = 0
         for job in state.jobs.values():
             items += len(job.items)

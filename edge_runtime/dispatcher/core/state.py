@@ -59,6 +59,7 @@ class State:
         self.jobs: dict[str, Job] = {}
         self.job_by_no: dict[int, Job] = {}
         self.units: dict[int, Unit] = {}
+        self.units_out: Counter[str] = Counter()
         self.old_attempts: OrderedDict[tuple[int, Fence], OldAttempt] = OrderedDict()
         self.ended_jobs: OrderedDict[str, EndedJob] = OrderedDict()
         self.loading: dict[str, tuple[int, int]] = {}
