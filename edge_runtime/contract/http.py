@@ -227,7 +227,10 @@ class ModelView(_Body, frozen=True, kw_only=True):
 
 
 class Health(_Body, frozen=True, kw_only=True, omit_defaults=True):
-    """Readiness: the broker and the store, with the reason where one is down."""
+    """Readiness: the broker and the store, with the reason where one is down.
+
+    A dispatcher that is about to stop is `draining`, and not ready.
+    """
 
     ready: bool
     broker: str
@@ -236,6 +239,7 @@ class Health(_Body, frozen=True, kw_only=True, omit_defaults=True):
     open_jobs: int
     version: str
     counters: dict[str, int] = {}
+    draining: bool = False
 
 
 class Requeue(_Body, frozen=True, kw_only=True):

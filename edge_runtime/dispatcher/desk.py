@@ -142,6 +142,9 @@ class FrontDesk:
         asyncio.ensure_future(self._service.commit(events)).add_done_callback(finished)
 
     def _require_store(self) -> None:
+        if self._service.is_draining:
+            message = "the dispatcher is about to stop and takes no new work; ask again"
+            raise Refusal(Problem(code="draining", message=message, status=503))
         state = self._service.store_state
         if state != "ok":
             message = f"the store takes no new work: {state}"
@@ -381,7 +384,8 @@ class FrontDesk:
         service = self._service
         broker = "connected" if service.bus.is_connected else "not connected"
         return Health(
-            ready=service.bus.is_connected and service.store_state == "ok",
+            ready=service.is_ready,
+            draining=service.is_draining,
             broker=broker,
             store=service.store_state,
             epoch=service.core.state.epoch,

@@ -129,6 +129,8 @@ class DispatcherService:
         self.models_url = ""
         self.bus_tried = asyncio.Event()
         """Set once the broker has been reached, or not, for the first time."""
+        self.watchers: list[Callable[[Sequence[Command]], object]] = []
+        """Told what a tick has committed and published; they only look."""
         self._committing_since_s: float | None = None
         self._announce_again_at_s = 0.0
         self.committed = Committed()
@@ -339,6 +341,40 @@ class DispatcherService:
         self._put(_Tick(events, done))
         await done
 
+    @property
+    def is_ready(self) -> bool:
+        """Whether new work should come here."""
+        return self.bus.is_connected and self.store_state == "ok" and not self.is_draining
+
+    @property
+    def is_draining(self) -> bool:
+        """Whether it takes no new work because it is about to stop."""
+        return self.core.is_draining
+
+    async def drain(self, patience_s: float = limits.DRAIN_MAX_S) -> None:
+        """Offer nothing more, and wait until cars have told of what they have in hand.
+
+        What is not done after `patience_s` goes on without this process: the store knows it, and
+        the next dispatcher takes it up.
+        """
+        self.core.is_draining = True
+        is_quiet = asyncio.Event()
+
+        def look(commands: Sequence[Command]) -> None:
+            del commands
+            if not self.core.state.units:
+                is_quiet.set()
+
+        look(())
+        self.watchers.append(look)
+        in_hand = len(self.core.state.units)
+        _log.info("dispatcher_draining", units=in_hand, patience_s=patience_s)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(patience_s):
+                await is_quiet.wait()
+        self.watchers.remove(look)
+        _log.info("dispatcher_drained", units_left=len(self.core.state.units), units=in_hand)
+
     async def take_up(self, job: str) -> None:
         """Bring an open job that waits in the store into memory, out of its turn."""
         event = await self.store.failed_items(job, (), 0, 0)
@@ -414,6 +450,8 @@ class DispatcherService:
             self._tell_committed(to_store)
         for publish in to_publish:
             self._publish_command(publish)
+        for watch in self.watchers:
+            watch(commands)
         if to_load:
             await self._load(to_load)
 

@@ -145,10 +145,13 @@ async def _serve(
 ) -> "HttpServer":
     """The HTTP API over a running service; beyond loopback only with accounts, or if told."""
     from edge_runtime.dispatcher.api import build_app, open_door, serve
+    from edge_runtime.dispatcher.dashboard import mount_dashboard
     from edge_runtime.dispatcher.desk import FrontDesk
 
     door = await open_door(service)
-    app = build_app(FrontDesk(service, quotas=door.quotas), backup_dir=backups, door=door)
+    desk = FrontDesk(service, quotas=door.quotas)
+    app = build_app(desk, backup_dir=backups, door=door)
+    mount_dashboard(app, service, desk)
     return await serve(app, *address, allow_remote=allow_remote or door.accounts.in_force)
 
 
@@ -174,6 +177,12 @@ async def _work(service: "DispatcherService", stack: contextlib.AsyncExitStack) 
     systemd.notify("READY=1")
     try:
         await service.wait_failed()
+    except asyncio.CancelledError:
+        # Asked to stop: the HTTP API answers on, and says that it is not ready, until cars have
+        # told of what they have in hand.
+        systemd.notify("STOPPING=1", "STATUS=draining")
+        await service.drain()
+        raise
     finally:
         systemd.notify("STOPPING=1", "STATUS=stopping")
 

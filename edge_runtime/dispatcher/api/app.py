@@ -8,7 +8,8 @@ server was told to serve remote callers.
 
 import functools
 import operator
-from collections.abc import Awaitable, Callable
+import time
+from collections.abc import Awaitable, Callable, Mapping
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Final, cast
@@ -31,6 +32,8 @@ from edge_runtime.dispatcher.api.wire import JSON, Answer
 from edge_runtime.dispatcher.front import Front
 
 LOOPBACK_HOSTS: Final = frozenset({"localhost", "127.0.0.1", "::1"})
+Mount = Callable[[Any, Any, Any], Awaitable[None]]
+"""An application that answers everything under the first part of its paths."""
 _ROUTES: Final = "edge_runtime.routes"
 """Where a request's scope has the handlers of the API that took it."""
 
@@ -39,15 +42,33 @@ class Api:
     """The dispatcher's HTTP API as an ASGI application.
 
     `is_remote` lifts the check of the Host header. `end_streams` makes every open stream end, so
-    that a server can close.
+    that a server can close. `mount` gives all paths under a prefix to another application, behind
+    the same guard and door. `on_answer` is told path, status and seconds of each answer that begins.
     """
 
-    def __init__(self, routes: Routes, streams: OpenStreams, door: Door | None = None) -> None:
+    def __init__(
+        self,
+        routes: Routes,
+        streams: OpenStreams,
+        door: Door | None = None,
+        mounts: Mapping[str, Mount] | None = None,
+    ) -> None:
         self._router = _router()
+        self._mounts = dict(mounts or {})
         self._routes = routes
         self._streams = streams
         self._door = door
         self.is_remote = False
+        self.on_answer: Callable[[str, int, float], None] | None = None
+
+    def mount(self, prefix: str, app: Mount) -> None:
+        """Serve `/prefix` and every path under it by another application."""
+        self._mounts[prefix] = app
+
+    @property
+    def streams(self) -> OpenStreams:
+        """What is told to end when the server closes."""
+        return self._streams
 
     @property
     def open_streams(self) -> int:
@@ -60,13 +81,32 @@ class Api:
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Serve one HTTP request; there is no lifespan and no websocket."""
+        if self.on_answer is not None:
+            send = _timed(scope["path"], send, self.on_answer)
         problem = _guard(scope, check_host=not self.is_remote)
         if problem is None and self._door is not None:
             problem = self._door.admit(scope)
+        if problem is None and self._mounts:
+            mounted = self._mounts.get(scope["path"][1:].partition("/")[0])
+            if mounted is not None:
+                await mounted(scope, receive, send)
+                return
         if problem is None:
             await self._router(cast("Scope", {**scope, _ROUTES: self._routes}), receive, send)
         else:
             await refuse(problem, scope["path"], scope["headers"])(scope, receive, send)
+
+
+def _timed(path: str, send: Any, on_answer: Callable[[str, int, float], None]) -> Any:
+    started_s = time.perf_counter()
+
+    def timed(message: Any) -> Awaitable[None]:
+        if message["type"] == "http.response.start":
+            on_answer(path, message["status"], time.perf_counter() - started_s)
+        sent: Awaitable[None] = send(message)
+        return sent
+
+    return timed
 
 
 def _guard(scope: Scope, *, check_host: bool) -> Problem | None:
@@ -94,13 +134,20 @@ def _forbidden(field: str, message: str) -> Problem:
     return Problem(code="forbidden", message=message, status=int(HTTPStatus.FORBIDDEN), field=field)
 
 
-def build_app(front: Front, *, backup_dir: Path | None = None, door: Door | None = None) -> Api:
+def build_app(
+    front: Front,
+    *,
+    backup_dir: Path | None = None,
+    door: Door | None = None,
+    mounts: Mapping[str, Mount] | None = None,
+) -> Api:
     """The API over `front`. Backups are written into `backup_dir`, and refused without one.
 
-    `door` has the accounts and quotas; without it there are none.
+    `door` has the accounts and quotas; without it there are none. `mounts` are applications by the
+    first part of the paths that are theirs (`v2`), behind the same guard and door.
     """
     streams = OpenStreams()
-    return Api(Routes(front, streams, backup_dir, door), streams, door)
+    return Api(Routes(front, streams, backup_dir, door), streams, door, mounts)
 
 
 @functools.cache

@@ -41,9 +41,11 @@ def caller_in(scope: Mapping[str, Any]) -> Caller | None:
 
 
 def needs_no_key(path: str) -> bool:
-    """Whether a path is for cars and probes."""
+    """Whether a path is for cars and probes, or a page that asks for the key itself."""
     if path in _OPEN_PATHS or path.startswith("/v1/metadata/"):
         return True
+    if path.startswith("/dashboard"):
+        return not path.startswith("/dashboard/data/")  # the pages hold nothing
     is_package = path.startswith("/v1/models/")
     return is_package and (path.endswith("/manifest") or "/files/" in path)
 

@@ -92,6 +92,8 @@ class DispatcherCore:
         self._room = Room(self._state, self._attempts)
         self._greetings = limits.GREETINGS
         self._greet_at_ms = 0
+        self.is_draining = False
+        """Set by a shell that stops: nothing is offered to cars any more."""
 
     # --- for the shell ---
 
@@ -146,7 +148,8 @@ class DispatcherCore:
         self._expire_jobs(now)  # first: nothing of an ended job is offered again
         self._boost_jobs(now)
         self._attempts.time_passed(now)
-        self._schedule(now)
+        if not self.is_draining:
+            self._schedule(now)
         self._state.announce_due(now)
         self._greet(now)
         for vehicle in list(self._rebirths)[: limits.REBIRTHS_PER_TICK_MAX]:

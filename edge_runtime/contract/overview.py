@@ -1,0 +1,126 @@
+"""A dispatcher at a glance: what its dashboard and `edge-runtime top` are shown once a second.
+
+Counts of cars are those of the registry, over every car; lists are bounded. Amounts are since the
+dispatcher's process began. Nothing here names a person or the place of a car: a cell is a shard of
+vehicle ids, a region what cars say of themselves.
+"""
+
+from typing import NamedTuple
+
+import msgspec
+
+from edge_runtime.contract.http import AttemptView, CarView, Explanation
+from edge_runtime.contract.messages import JobStatus
+
+
+class _Shown(msgspec.Struct, frozen=True, kw_only=True):
+    """Base: named maps."""
+
+
+class CarCounts(NamedTuple):
+    """Cars of a cell: all, and of them ready, working, held (or driving), offline."""
+
+    cars: int = 0
+    ready: int = 0
+    working: int = 0
+    held: int = 0
+    offline: int = 0
+
+
+class RegionRow(_Shown, frozen=True, kw_only=True):
+    """Cars of a region; the last row of a long list is "(others)"."""
+
+    region: str
+    counts: CarCounts
+
+
+class JobRow(_Shown, frozen=True, kw_only=True):
+    """An open job. `model` is its package's name@version where known, else the digest."""
+
+    job: str
+    tenant: str
+    model: str
+    state: str
+    items: int
+    done: int
+    failed: int
+    in_flight: int
+    submitted_ms: int
+    deadline_ms: int
+
+
+class Moment(NamedTuple):
+    """One stretch of the recent past, `ACTIVITY_BUCKET_MS` long, that ended at `end_ms` (UTC).
+
+    `unit_p50_ms` and `unit_p95_ms` are from offer to end over completed units; None without one.
+    """
+
+    end_ms: int
+    done: int
+    failed: int
+    units: int
+    unit_p50_ms: float | None
+    unit_p95_ms: float | None
+
+
+class Totals(_Shown, frozen=True, kw_only=True):
+    """Since `started_ms`. `ended` counts attempts by their end; energy is what cars reported."""
+
+    items_done: int
+    items_failed: int
+    attempts: int
+    ended: dict[str, int]
+    stops: dict[str, int]
+    stop_p95_ms: float | None
+    energy_wh: float
+    busy_s: float
+
+
+class Overview(_Shown, frozen=True, kw_only=True):
+    """Everything at a glance. `cells` has one entry for each of the 256 shards, in order."""
+
+    at_ms: int
+    started_ms: int
+    dispatcher: str
+    version: str
+    ready: bool
+    draining: bool
+    broker: str
+    store: str
+    cars: int
+    by_availability: dict[str, int]
+    by_hold: dict[str, int]
+    regions: tuple[RegionRow, ...]
+    cells: tuple[CarCounts, ...]
+    jobs_open: int
+    items_waiting: int
+    items_in_flight: int
+    units_in_flight: int
+    jobs: tuple[JobRow, ...]
+    totals: Totals
+    history: tuple[Moment, ...]
+
+
+class CarDetail(_Shown, frozen=True, kw_only=True):
+    """One car, and in words why it gets no work now (`why` is empty: it may be offered some)."""
+
+    car: CarView
+    cell: str
+    why: tuple[str, ...]
+
+
+class CarList(_Shown, frozen=True, kw_only=True):
+    """A page of the cars that were asked for, and how many there are."""
+
+    cars: tuple[CarView, ...]
+    total: int
+
+
+class JobDetail(_Shown, frozen=True, kw_only=True):
+    """One job: where it stands, why it waits, who tried it."""
+
+    status: JobStatus
+    model: str
+    why: Explanation
+    attempts: tuple[AttemptView, ...]
+    attempts_skipped: int

@@ -1,0 +1,46 @@
+"""A dispatcher that is asked to stop: no new work, what is in hand is finished, or left."""
+
+import asyncio
+
+import pytest
+from scripted_car import ScriptedCar
+from service_rig import House, job_request
+
+from edge_runtime.contract.reasons import JobState
+from edge_runtime.dispatcher.front import Refusal
+
+
+async def test_nothing_is_accepted_or_offered_while_it_drains(house: House) -> None:
+    async with ScriptedCar(house.broker, "car1", units_max=1, works=False) as car:
+        job = await house.submit(600)
+        await car.until(lambda car: len(car.offers) > 0)
+        draining = asyncio.create_task(house.service.drain(patience_s=30))
+        await house.until(lambda: house.service.is_draining)
+        offered = {offer.unit for offer in car.offers}
+        health = await house.desk.health()
+        assert (health.ready, health.draining) == (False, True)
+        with pytest.raises(Refusal) as refused:
+            await house.desk.submit("t1", [job_request()])
+        assert (refused.value.problem.code, refused.value.problem.status) == ("draining", 503)
+        async with ScriptedCar(house.broker, "car2") as idle:
+            car.chunks(*(car.finished(unit) for unit in car.offers))
+            await asyncio.wait_for(draining, 20)
+            assert idle.offers == []
+        assert {offer.unit for offer in car.offers} == offered
+        assert not house.service.core.state.units
+        status = await house.desk.job("t1", job)
+        assert status.state is JobState.RUNNING
+        assert 0 < status.done < 600
+
+
+async def test_what_is_not_done_in_time_is_left_as_it_is(house: House) -> None:
+    async with ScriptedCar(house.broker, "car1", works=False) as car:
+        await house.submit(10)
+        await car.until(lambda car: len(car.offers) > 0)
+        await asyncio.wait_for(house.service.drain(patience_s=0.05), 10)
+        assert house.service.core.state.units
+        house.service.core.check()
+
+
+async def test_without_work_it_drains_at_once(house: House) -> None:
+    await asyncio.wait_for(house.service.drain(patience_s=60), 5)
