@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final
 
-import cv2
 import msgspec
 import numpy as np
 from msgspec import Meta
@@ -16,7 +15,7 @@ from msgspec import Meta
 from edge_runtime.contract import limits
 from edge_runtime.contract.package import ModelSpec
 from edge_runtime.vehicle.inference.tasks.base import Array, Runtime, parse_parameters, rounded
-from edge_runtime.vehicle.inference.tasks.images import decode_image
+from edge_runtime.vehicle.inference.tasks.images import decode_image, resized
 
 _STRIDE: Final = 4
 _SIDE_MULTIPLE: Final = 32
@@ -58,8 +57,8 @@ class DetectionTask:
         height, width = image.shape[:2]
         shrink = min(1.0, self._model.max_side / max(height, width))
         net_width, net_height = (_up(side * shrink) for side in (width, height))
-        rgb = cv2.cvtColor(cv2.resize(image, (net_width, net_height)), cv2.COLOR_BGR2RGB)
-        feed = np.ascontiguousarray(rgb.transpose(2, 0, 1)[None], np.float32)
+        pixels = resized(image, net_width, net_height)
+        feed = np.ascontiguousarray(pixels.transpose(2, 0, 1)[None])
         heat, size, offset = self._runtime.run(self._session, self._outputs, {self._input: feed})
         min_score = wanted.min_score or self._model.min_score
         boxes, scores = _boxes(heat[0, 0], size[0], offset[0], min_score)

@@ -2,6 +2,8 @@
 
 Two models: one marks the pixels of text, one reads a straightened strip. Strips are read one by
 one: four at once take 3.9 times as long, and between two the engine can be stopped at once.
+
+The one task that needs OpenCV (contours, rotated rectangles, perspective): the extra `ocr`.
 """
 
 from collections.abc import Mapping
@@ -17,6 +19,9 @@ from edge_runtime.contract import limits
 from edge_runtime.contract.package import ModelSpec, PackageFault, PackageRefused
 from edge_runtime.vehicle.inference.tasks.base import Array, Runtime, parse_parameters, rounded
 from edge_runtime.vehicle.inference.tasks.images import decode_image
+
+# One computation, one core: OpenCV would otherwise start a thread for each.
+cv2.setNumThreads(1)
 
 _SIDE_MULTIPLE: Final = 32
 _MEAN: Final = np.array([0.485, 0.456, 0.406], np.float32)
@@ -70,7 +75,7 @@ class OcrTask:
         del media_type  # the bytes themselves say what they are
         wanted = parse_parameters(parameters, _Parameters)
         min_score = self._model.min_score if wanted.min_score is None else wanted.min_score
-        image = decode_image(data)
+        image = cv2.cvtColor(decode_image(data), cv2.COLOR_RGB2BGR)  # as the models were trained
         height, width = image.shape[:2]
         lines = []
         for box in _in_reading_order(self._find(image)):
