@@ -437,6 +437,8 @@ DAY_MAX_S: Final = 8 * 86_400.0
 """The longest trace that `owner day` lives: it is kept whole in memory, minute by minute."""
 DAY_UTC_MAX_S: Final = 253_000_000_000.0
 """Seconds UTC at which it may begin: calendars end with the year 9999."""
+DAY_UTC_MAX_S: Final = 253_000_000_000.0
+"""Seconds UTC at which it may begin: calendars end with the year 9999."""
 HOSTS_KNOWN_MAX: Final = 64
 CAR_ASLEEP_MS: Final = 20_000
 """A car that was not woken for so long slept, or was stopped: its timers come every 5 s."""

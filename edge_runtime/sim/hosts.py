@@ -21,10 +21,10 @@ from edge_runtime.contract.clock import Now
 from edge_runtime.contract.messages import Fence, UnitOffer
 from edge_runtime.dispatcher.core.commands import StoreCommand
 from edge_runtime.dispatcher.storage import Recovered, SqliteStore
+from edge_runtime.sim.journal import LoopJournal
 from edge_runtime.sim.loop import SimLoop, current_life
-from edge_runtime.vehicle.core.commands import Persist, Write, WriteAttempt, WriteStarted
+from edge_runtime.vehicle.core.commands import Write, WriteAttempt, WriteStarted
 from edge_runtime.vehicle.core.events import WritesCommitted, WritesFailed
-from edge_runtime.vehicle.journal import Emit, Journal
 
 START_UTC_MS: Final = 1_780_000_000_000
 _NO_LIMIT: Final = 1 << 30
@@ -289,48 +289,17 @@ class SimStore(SqliteStore):
             self._is_closed = True
 
 
-class SimJournal(Journal):
-    """The production journal, its commits as steps of the loop instead of a thread's."""
+class SimJournal(LoopJournal):
+    """The production journal on a host's disk."""
 
     def __init__(self, path: Path, host: Host, commit_delay_s: Callable[[], float]) -> None:
-        super().__init__(path)
+        super().__init__(path, host.loop, commit_delay_s)
         self._host = host
         self._held = self._keys("SELECT unit, epoch, counter, seq FROM chunk")
         self._disk = host.disk
         self._room = _Room()
-        self._loop = host.loop
-        self._commit_delay_s = commit_delay_s
-        self._waiting: list[tuple[int, Write]] = []
-        self._is_asked = False
-        self._emit: Emit | None = None
         self._newest: dict[int, Fence] = {}
         host.open_files.append(self._abandon)
-
-    def start(self, emit: Emit) -> None:
-        """Begin to commit."""
-        self._emit = emit
-
-    def persist(self, writes: Persist) -> None:
-        """Queue writes for the next commit."""
-        self._waiting.extend(enumerate(writes.writes, writes.first))
-        if not self._is_asked:
-            self._is_asked = True
-            self._loop.call_later(self._commit_delay_s(), self._commit_waiting)
-
-    def close(self) -> None:
-        """Commit what is queued and let go of the file."""
-        self._commit_waiting()
-        super().close()
-
-    def _commit_waiting(self) -> None:
-        self._is_asked = False
-        batch, self._waiting = self._waiting, []
-        if not batch or self._lock_fd < 0:
-            return
-        done = self._commit(batch)
-        if self._emit is not None:
-            # A step of its own: a process may die between its commit and hearing of it.
-            self._loop.call_soon(self._emit, done)
 
     def _commit(self, batch: list[tuple[int, Write]]) -> WritesCommitted | WritesFailed:
         self._room.limit(self._connection, self._disk)
@@ -375,7 +344,8 @@ class SimJournal(Journal):
 
     def _abandon(self) -> None:
         try:
-            super().close()
+            # What was not committed dies with the process.
+            super(LoopJournal, self).close()
         except OSError as error:
             if error.errno != errno.EBADF:
                 raise
