@@ -5,11 +5,11 @@ Invariants
   product with more rows.
 - Rows lie without gaps from 0: first those whose prompt is read, which are computed together,
   then those whose is not. Prompts are read in the order in which they came.
-- A step that raises has changed nothing that the next one relies on: the same tokens are
-  written to the same places again.
+- Either half of a step that raises has changed nothing that the next one relies on: the same
+  tokens are written to the same places again.
 - Of a request that brings tokens of another car, only tokens after them are told.
 
-A step reads at most one piece of one new prompt and computes one token of every other request.
+A step is `read`, of a piece of one new prompt, and `decode`, of one token of everybody else.
 Deliberately absent: clocks, frames and stops; see `loop`.
 """
 
@@ -171,11 +171,6 @@ class GenerationBatch:
             if row.key == key:
                 self._leave(place)
                 return
-
-    def step(self) -> list[Produced]:
-        """Read a piece of one prompt, if any is unread, and compute one token of each other."""
-        produced = self.read()
-        return produced + self.decode()
 
     def read(self) -> list[Produced]:
         """Read a piece of the oldest unread prompt; its first token, when it was the last."""

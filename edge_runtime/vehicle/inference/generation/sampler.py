@@ -17,6 +17,8 @@ import numpy.typing as npt
 from msgspec import Meta
 
 from edge_runtime.contract import limits
+from edge_runtime.contract.reasons import ItemError
+from edge_runtime.vehicle.inference.tasks.base import ItemFailure
 
 Logits = npt.NDArray[np.float32]
 
@@ -41,10 +43,17 @@ class Choice(NamedTuple):
 
 
 def choose(logits: Logits, sampling: Sampling, position: int) -> Choice:
-    """Return the next token for one row of logits, shape [vocabulary]. NaN never wins."""
+    """Return the next token for one row of logits, shape [vocabulary].
+
+    Raises `ItemFailure` (model_error) where they are no numbers. A token at -infinity is never
+    chosen.
+    """
+    # The largest of numbers with a NaN among them is NaN.
+    if not np.isfinite(top := float(logits.max())):
+        raise ItemFailure(ItemError.MODEL_ERROR, f"the model's best logit is {top}")
     if sampling.temperature == 0.0:
-        return _best(np.asarray(logits, np.float32))
-    scores = np.nan_to_num(np.asarray(logits, np.float64), nan=-np.inf) / sampling.temperature
+        return _best(logits)
+    scores = np.asarray(logits, np.float64) / sampling.temperature
     kept = _kept(scores, sampling)
     noise = np.random.Generator(
         np.random.Philox(key=sampling.seed, counter=[0, 0, 0, position])
@@ -56,15 +65,9 @@ def choose(logits: Logits, sampling: Sampling, position: int) -> Choice:
 
 def _best(scores: npt.NDArray[np.floating]) -> Choice:
     token = int(scores.argmax())
-    best = float(scores[token])
-    if np.isnan(best):  # argmax takes NaN for the largest
-        scores = np.nan_to_num(scores, nan=-np.inf)
-        token = int(scores.argmax())
-        best = float(scores[token])
-    before, after = scores[:token], scores[token + 1 :]
-    second = max((float(part.max()) for part in (before, after) if part.size), default=-np.inf)
-    margin = best - second
-    return Choice(token, margin if not np.isnan(margin) else 0.0)
+    rest = (scores[:token], scores[token + 1 :])
+    second = max((float(part.max()) for part in rest if part.size), default=-np.inf)
+    return Choice(token, float(scores[token]) - second)
 
 
 def _kept(scores: npt.NDArray[np.float64], sampling: Sampling) -> npt.NDArray[np.int64]:
