@@ -56,6 +56,32 @@ ROOMS_PER_TICK_MAX: Final = 16
 REQUESTS_BURST_DEFAULT_S: Final = 2.0
 """Requests that may come at once where a quota names a rate alone: those of so many seconds."""
 
+# --- OpenAI's files and batches -----------------------------------------------------------
+FILE_MAX_BYTES: Final = 200 * 1024 * 1024
+"""Largest uploaded file, as OpenAI has it."""
+FILES_PER_TENANT_MAX: Final = 10_000
+FILE_FORM_MAX_BYTES: Final = 64 * 1024
+"""Everything of an upload that is not the file."""
+UPLOAD_SILENCE_S: Final = 30.0
+"""An upload of which nothing comes for so long is given up."""
+UPLOADS_MAX: Final = 64
+UPLOAD_WRITE_BYTES: Final = 1024 * 1024
+BATCH_LINES_MAX: Final = 50_000
+BATCH_LINE_MAX_BYTES: Final = 1024 * 1024
+BATCH_CUSTOM_ID_MAX_CHARS: Final = 512
+BATCHES_OPEN_MAX: Final = 256
+"""Batches of one dispatcher that have not ended."""
+BATCH_PART_LINES: Final = 2_048
+BATCH_PART_BYTES: Final = 4 * 1024 * 1024
+"""What is read of a batch at once, and becomes one job for each model in it."""
+BATCH_LOOK_S: Final = 0.5
+BATCH_RETRY_S: Final = 2.0
+BATCH_WINDOW_MAX_S: Final = 30 * 24 * 3600
+BATCH_ERRORS_KEPT_MAX: Final = 100
+EMBEDDING_INPUTS_MAX: Final = 2_048
+EMBEDDINGS_WAIT_S: Final = 60.0
+"""How long a single embeddings request waits for a car."""
+
 # --- the bus ---------------------------------------------------------------------
 BUS_PACKET_MAX_BYTES: Final = MESSAGE_MAX_BYTES + 8 * 1024
 """Largest MQTT packet: a payload plus its topic and properties."""
@@ -219,6 +245,18 @@ REQUESTS_WAITING_MAX: Final = 2_048
 REQUEST_REFUSED_EVERY_MS: Final = 1_000
 """A tenant over its rate is told so at most this often."""
 REQUEST_BUSY_RETRY_MS: Final = 2_000
+SUBSCRIPTION_JOBS_MAX: Final = 100_000
+"""Jobs that one subscription keeps a cursor of; beyond it those that are read to their end go."""
+SUBSCRIPTION_HELD_ENTRIES_MAX: Final = 4_096
+"""Results that wait for an earlier one; more are let go, and fetched when their turn comes."""
+SUBSCRIPTION_HELD_BYTES_MAX: Final = 16 * 1024 * 1024
+SUBSCRIPTION_ASKS_MAX: Final = 8
+"""Requests of one subscription that wait for an answer."""
+SUBSCRIPTION_ANSWER_S: Final = 5.0
+"""A request without an answer is sent again after so long, then after twice that."""
+SUBSCRIPTION_ANSWER_MAX_S: Final = 60.0
+SUBSCRIPTION_SILENCE_S: Final = 60.0
+"""A job that has not ended and of which so long nothing was heard is asked for."""
 RECENT_RESULTS_MAX: Final = 4_096
 """Results kept in memory after their commit, for readers that keep up."""
 RECENT_RESULTS_BYTES_MAX: Final = 4 * 1024 * 1024
@@ -435,8 +473,6 @@ TRACE_LINE_MAX_BYTES: Final = 4_096
 TRACE_SPEED_MAX: Final = 1_000_000.0
 DAY_MAX_S: Final = 8 * 86_400.0
 """The longest trace that `owner day` lives: it is kept whole in memory, minute by minute."""
-DAY_UTC_MAX_S: Final = 253_000_000_000.0
-"""Seconds UTC at which it may begin: calendars end with the year 9999."""
 DAY_UTC_MAX_S: Final = 253_000_000_000.0
 """Seconds UTC at which it may begin: calendars end with the year 9999."""
 HOSTS_KNOWN_MAX: Final = 64
