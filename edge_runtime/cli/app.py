@@ -71,6 +71,7 @@ def build_app() -> App:
         "vehicle": (f"{_COMMANDS}.vehicle:vehicle", "One car's runtime.", _SERVICES),
         "submit": (f"{_COMMANDS}.submit:submit", "Submit a job; print its results.", _REQUESTS),
         "results": (f"{_COMMANDS}.results:results", "Print a job's results.", _REQUESTS),
+        "top": (f"{_COMMANDS}.top:top", "A dispatcher at a glance, live.", _OPERATIONS),
         "tap": (f"{_COMMANDS}.tap:tap", "Read the bus as a person.", _OPERATIONS),
         "simulate": (f"{_COMMANDS}.simulate:simulate", "Prove it in seeded worlds.", _OPERATIONS),
         "doctor": (f"{_COMMANDS}.doctor:doctor", "Say what is wrong with a car.", _OPERATIONS),

@@ -47,6 +47,7 @@ from edge_runtime.contract.http import (
     TenantUsage,
 )
 from edge_runtime.contract.messages import JobStatus
+from edge_runtime.contract.overview import Overview
 from edge_runtime.contract.reasons import JobState
 
 T = TypeVar("T")
@@ -61,6 +62,7 @@ _fleet = msgspec.msgpack.Decoder(FleetView)
 _dead_letters = msgspec.msgpack.Decoder(list[DeadLetter])
 _requeued = msgspec.msgpack.Decoder(Requeued)
 _models = msgspec.msgpack.Decoder(list[ModelView])
+_overview = msgspec.msgpack.Decoder(Overview)
 _health = msgspec.msgpack.Decoder(Health)
 _key_made = msgspec.msgpack.Decoder(KeyMade)
 _key = msgspec.msgpack.Decoder(KeyView)
@@ -207,6 +209,10 @@ class EdgeClient:
         """A page of cars and the counts over all."""
         query = _query(limit=limit, offset=offset)
         return await self._operate("GET", "/v1/fleet", _fleet, query=query)
+
+    async def overview(self, *, retry: bool = True) -> Overview:
+        """Everything at a glance: what the dashboard shows."""
+        return await self._operate("GET", "/dashboard/data/overview", _overview, retry=retry)
 
     async def quarantine(self, vehicle: str, *, on: bool = True) -> None:
         """Give a car no work, or work again."""

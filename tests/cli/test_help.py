@@ -41,7 +41,7 @@ def test_the_tree_is_what_the_readme_says() -> None:
     assert {path[0] for path in EVERY} == {
         "demo", "broker", "dispatcher", "vehicle", "submit", "results", "jobs", "fleet", "pki",
         "accounts", "owner",
-        "tap", "models", "store", "schemas", "simulate", "doctor", "upgrade", "wipe", "version",
+        "top", "tap", "models", "store", "schemas", "simulate", "doctor", "upgrade", "wipe", "version",
     }  # fmt: skip
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import aiohttp
 import pytest
+from brokers import free_port
 from dashboard_rig import Watched
 
 from edge_runtime.bus import BusSettings, MemoryBroker, MemoryBus
@@ -43,3 +44,8 @@ async def watched(tmp_path: Path, models_dir: Path) -> AsyncIterator[Watched]:
                 yield Watched(service, desk, picture, server, broker, session)
         finally:
             await server.close()
+
+
+@pytest.fixture
+def unused_tcp_url() -> str:
+    return f"http://127.0.0.1:{free_port()}"

@@ -2,10 +2,12 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -74,6 +76,31 @@ def run_demo(folder: Path, *more: str) -> dict[str, object]:
         demo_arguments(folder, *more), capture_output=True, text=True, timeout=230, check=False
     )
     return assert_good(done, folder)
+
+
+def test_it_stays_until_it_is_told_to_go(tmp_path: Path) -> None:
+    arguments = demo_arguments(tmp_path, "--stay", "--no-faults", "--items=3")
+    with (tmp_path / "said").open("wb") as said, (tmp_path / "out").open("wb") as out:
+        demo = subprocess.Popen(arguments, stdout=out, stderr=said, stdin=subprocess.DEVNULL)
+        try:
+            deadline_s = time.monotonic() + 150
+            while b"until Ctrl-C" not in (tmp_path / "said").read_bytes():
+                assert demo.poll() is None, (tmp_path / "said").read_text()
+                assert time.monotonic() < deadline_s
+                time.sleep(0.1)
+            lines = (tmp_path / "said").read_text().splitlines()
+            (page,) = [line.split()[-1] for line in lines if line.startswith("dashboard ")]
+            with urllib.request.urlopen(page, timeout=10) as answer:
+                assert b"edge-runtime" in answer.read()
+            children = psutil.Process(demo.pid).children(recursive=True)
+            demo.send_signal(signal.SIGINT)
+            assert demo.wait(60) == 0
+        finally:
+            if demo.poll() is None:
+                demo.kill()
+                demo.wait()
+    assert json.loads((tmp_path / "out").read_text())["lost"] == 0
+    assert psutil.wait_procs(children, timeout=10)[1] == []
 
 
 def retained_on(url: str) -> list[str]:

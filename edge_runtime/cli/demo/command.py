@@ -56,6 +56,12 @@ def demo(
         Path | None,
         Parameter(help="Keep stores, journals and logs here; none: a temporary folder."),
     ] = None,
+    stay: Annotated[
+        bool,
+        Parameter(
+            negative="", help="Then print the URLs and keep everything running until Ctrl-C."
+        ),
+    ] = False,
     timeout_s: Annotated[float, Parameter(help="Longest time for the jobs, seconds.")] = 170.0,
     as_json: Annotated[
         bool, Parameter("--json", negative="", help="One final JSON object on stdout.")
@@ -91,12 +97,19 @@ def demo(
             timeout_s=timeout_s,
         )
 
+        def tell(outcome: "Outcome") -> None:
+            outcomes.append(outcome)
+            if stay:
+                _tell(outcome, report, as_json=as_json)
+
         async def run() -> None:
-            outcomes.append(await run_demo(options, view))
+            await run_demo(options, view, tell, stay=stay)
 
         code = run_command(run)
     if not outcomes:
         return code
+    if stay:
+        return ExitCode.FAILED if outcomes[0].faults else ExitCode.DONE
     return _tell(outcomes[0], report, as_json=as_json)
 
 

@@ -70,6 +70,15 @@ class House:
         for child in self.children:
             child.check()
 
+    def check_services(self) -> None:
+        """As `check`, without the subscriber, which has counted and may go."""
+        for child in (
+            self.dispatcher,
+            *([self.broker] if self.broker else []),
+            *self.cars.values(),
+        ):
+            child.check()
+
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator["House"]:
         """Start everything; whatever happens, nothing of it runs afterwards."""

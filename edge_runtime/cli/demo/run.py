@@ -9,7 +9,7 @@ import contextlib
 import os
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, assert_never
@@ -362,8 +362,13 @@ class Demo:
 _HOT_C: Final = _HOT["compute_temperature_c"]
 
 
-async def run_demo(options: DemoOptions, view: View) -> Outcome:
-    """Run the demo from nothing to its figures. Raises `EdgeError`; leaves no process."""
+async def run_demo(
+    options: DemoOptions, view: View, tell: Callable[[Outcome], None], *, stay: bool = False
+) -> None:
+    """Run the demo from nothing to its figures, and `tell` them. Raises `EdgeError`.
+
+    With `stay`, the house goes on until this is cancelled. Leaves no process.
+    """
     house = House(
         HouseOptions(
             cars=options.cars,
@@ -374,7 +379,25 @@ async def run_demo(options: DemoOptions, view: View) -> Outcome:
     )
     questions = asyncio.create_task(asyncio.to_thread(gather_questions, options, view))
     async with house.running():
-        return await Demo(options, house, view).run(await questions)
+        tell(await Demo(options, house, view).run(await questions))
+        if stay:
+            await _stay(house, view)
+
+
+async def _stay(house: House, view: View) -> None:
+    """Say where everything is, and keep it running until cancelled."""
+    for name, url in (
+        ("dashboard", f"{house.url}/dashboard/"),
+        ("HTTP API", f"{house.url}/v1"),
+        ("its description", f"{house.url}/openapi.json"),
+        ("metrics", f"{house.url}/metrics"),
+        ("MQTT broker", f"{house.broker_url} (namespace {house.namespace})"),
+    ):
+        view.say(f"{name:<16} {url}")
+    view.say("everything keeps running until Ctrl-C")
+    while True:
+        house.check_services()
+        await asyncio.sleep(_POLL_S)
 
 
 def count_reissued(attempts: Sequence[AttemptView]) -> int:

@@ -43,7 +43,7 @@ class Api:
 
     `is_remote` lifts the check of the Host header. `end_streams` makes every open stream end, so
     that a server can close. `mount` gives all paths under a prefix to another application, behind
-    the same guard and door. `on_answer` is told path, status and seconds of each answer that begins.
+    the same guard and door. `on_answer` is told path, status and seconds of each answer's begin.
     """
 
     def __init__(

@@ -3,7 +3,7 @@
 | path | gives |
 | --- | --- |
 | `/dashboard/` | the page, its styles and scripts, from this package |
-| `/dashboard/data/overview` | everything at a glance (`contract.overview.Overview`) |
+| `/dashboard/data/overview` | everything at a glance (`contract.overview`), MessagePack too |
 | `/dashboard/data/live` | the same once a second, as server-sent events |
 | `/dashboard/data/cars?cell=&availability=&hold=&region=&limit=&offset=` | cars |
 | `/dashboard/data/cars/{vehicle}` | one car, and why it gets no work |
@@ -35,7 +35,13 @@ from edge_runtime.contract.reasons import Availability, HoldReason
 from edge_runtime.contract.topics import ID_PATTERN
 from edge_runtime.dispatcher.api.problems import named_limit, problem_of, refusal
 from edge_runtime.dispatcher.api.streams import OpenStreams
-from edge_runtime.dispatcher.api.wire import JSON, Answer
+from edge_runtime.dispatcher.api.wire import (
+    JSON,
+    MSGPACK,
+    Answer,
+    encode_body,
+    names_msgpack,
+)
 from edge_runtime.dispatcher.dashboard.access import Access, operators_only
 from edge_runtime.dispatcher.dashboard.picture import SHARDS, Picture
 from edge_runtime.dispatcher.front import Refusal
@@ -102,6 +108,9 @@ class Pages:
         problem = self._access(scope)
         if problem is not None:
             raise Refusal(problem)
+        if path == f"{_DATA}overview" and names_msgpack(_header(scope, b"accept")):
+            body = encode_body(self._picture.overview(), MSGPACK)
+            return Answer(body, MSGPACK, HTTPStatus.OK, cache_control="no-store")
         return await self._data(path.removeprefix(_DATA), _Query(scope))
 
     # --- pages ---
