@@ -81,6 +81,7 @@ class Checkup:
             "storage": self._look_at_storage,
             "clock": self._look_at_clock,
             "engine": self._look_at_engine,
+            "tasks": self._look_at_tasks,
         }
         if not quick:
             looks |= {
@@ -177,6 +178,7 @@ class Checkup:
 
     async def _look_at_models(self) -> Finding:
         from edge_runtime.contract.package import PackageRefused, parse_manifest, verify_package
+        from edge_runtime.vehicle.inference.tasks.installed import why_not_installed
 
         folder = self._options.state_dir / "packages"
         names: list[str] = []
@@ -193,6 +195,8 @@ class Checkup:
                     "stop the car and remove that folder: it is fetched again when wanted",
                 )
             names.append(package.spec.name)
+            if lacks := why_not_installed(package.spec.task):
+                return _warning("models", f"{package.spec.name} cannot run", lacks)
         return _ok("models", f"{len(names)} packages, all whole: {', '.join(names) or '-'}")
 
     # --- the computer --------------------------------------------------------------------
@@ -206,6 +210,18 @@ class Checkup:
         if _SYSTEMD.is_dir() and not _SYNCHRONISED.exists():
             return _warning("clock", f"{here}; systemd-timesyncd has not confirmed it", advice)
         return _ok("clock", here)
+
+    async def _look_at_tasks(self) -> Finding:
+        from edge_runtime.contract.package import KNOWN_TASKS
+        from edge_runtime.vehicle.inference.tasks.installed import (
+            installed_tasks,
+            why_not_installed,
+        )
+
+        here = ", ".join(installed_tasks())
+        lacking = [lacks for task in sorted(KNOWN_TASKS) if (lacks := why_not_installed(task))]
+        # A car need not do everything: what it cannot do it does not announce.
+        return _ok("tasks", "; ".join([here, *lacking]))
 
     async def _look_at_engine(self) -> Finding:
         from edge_runtime.vehicle.inference.engine import SupervisedEngine

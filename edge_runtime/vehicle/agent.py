@@ -90,7 +90,8 @@ class VehicleSettings:
     `models_url` is where packages are fetched; None: where a dispatcher says. `units_max` bounds
     the units held at once. `compute_power_w` is what the computer draws while it infers and
     `idle_power_w` without work, where that was measured; `pack_kwh` and `cell` (a name of
-    `vehicle.energy.tables`) are the traction battery's.
+    `vehicle.energy.tables`) are the traction battery's. `tasks` are those that its installation
+    can do; it announces them, and refuses offers of others.
     """
 
     vehicle: str
@@ -107,6 +108,7 @@ class VehicleSettings:
     pack_kwh: float = 60.0
     cell: str = UNKNOWN_CELL
     models_url: str | None = None
+    tasks: tuple[str, ...] = tuple(sorted(KNOWN_TASKS))
     tls: TlsSettings = field(default_factory=TlsSettings)
 
     def __post_init__(self) -> None:
@@ -262,7 +264,7 @@ class VehicleAgent:
             runtime=f"edge-runtime {__version__}",
             hardware=settings.hardware,
             region=settings.region,
-            tasks=tuple(sorted(KNOWN_TASKS)),
+            tasks=settings.tasks,
             units_max=settings.units_max,
             compute_power_w=settings.compute_power_w,
             energy=EnergyFacts(

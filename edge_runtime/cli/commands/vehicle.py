@@ -155,6 +155,7 @@ def vehicle(options: VehicleOptions = _DEFAULTS, sensing: SensorOptions = _SENSI
         from edge_runtime.vehicle.agent import VehicleAgent, VehicleSettings
         from edge_runtime.vehicle.energy.counters import PowerMeter
         from edge_runtime.vehicle.inference.engine import SupervisedEngine
+        from edge_runtime.vehicle.inference.tasks.installed import installed_tasks
         from edge_runtime.vehicle.models.store import PackageStore
         from edge_runtime.vehicle.promptness import be_prompt
 
@@ -175,6 +176,7 @@ def vehicle(options: VehicleOptions = _DEFAULTS, sensing: SensorOptions = _SENSI
             pack_kwh=options.pack_kwh,
             cell=options.cell,
             models_url=options.models_url,
+            tasks=installed_tasks(),
             tls=tls,
         )
         engine = _engine_options(options)

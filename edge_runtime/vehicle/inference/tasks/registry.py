@@ -7,6 +7,7 @@ import msgspec
 from edge_runtime.contract.package import ModelSpec, PackageFault, PackageRefused
 from edge_runtime.vehicle.inference.generation.task import Generation
 from edge_runtime.vehicle.inference.tasks.base import Runtime, Task
+from edge_runtime.vehicle.inference.tasks.installed import why_not_installed
 
 
 def load_task(folder: Path, spec: ModelSpec, runtime: Runtime) -> Task | Generation:
@@ -22,6 +23,8 @@ def load_task(folder: Path, spec: ModelSpec, runtime: Runtime) -> Task | Generat
 
 
 def _load(folder: Path, spec: ModelSpec, runtime: Runtime) -> Task | Generation:
+    if lacks := why_not_installed(spec.task):
+        raise PackageRefused(PackageFault.UNKNOWN_TASK, lacks)
     # Imports sit in the branches: a process that embeds text has no use for OpenCV.
     match spec.task:
         case "tensor":
