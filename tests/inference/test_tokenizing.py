@@ -153,9 +153,10 @@ def texts(seed: int, count: int) -> list[str]:
 
 
 @pytest.mark.models
-@pytest.mark.parametrize("seed", range(3))
-def test_minilm_sees_the_librarys_tokens(model: Model, seed: int) -> None:
-    package = model("minilm")
+@pytest.mark.parametrize("name", ["minilm", "smollm2"])
+@pytest.mark.parametrize("seed", range(2))
+def test_real_models_see_the_librarys_tokens(model: Model, name: str, seed: int) -> None:
+    package = model(name)
     path = package.spec.path_of("tokenizer", package.folder)
     library = Library.from_file(str(path))
     library.no_padding()
