@@ -57,10 +57,7 @@ def demo(
         Parameter(help="Keep stores, journals and logs here; none: a temporary folder."),
     ] = None,
     stay: Annotated[
-        bool,
-        Parameter(
-            negative="", help="Then print the URLs and keep everything running until Ctrl-C."
-        ),
+        bool, Parameter(negative="", help="Then print the URLs and keep it running until Ctrl-C.")
     ] = False,
     timeout_s: Annotated[float, Parameter(help="Longest time for the jobs, seconds.")] = 170.0,
     as_json: Annotated[
@@ -75,14 +72,10 @@ def demo(
     from edge_runtime.cli.demo.live import open_view
     from edge_runtime.cli.demo.run import DemoOptions, run_demo
 
-    if cars < 1:
-        raise ConfigError(f"--cars must be at least 1, not {cars}")
-    if items is not None and items < 1:
-        raise ConfigError(f"--items must be at least 1, not {items}")
+    _check_numbers(cars, items)
     if broker != _EMBEDDED:
         check_broker_url("--broker", broker)
     _check_models(models)
-    outcomes: list[Outcome] = []
     with _folder(state_dir) as folder, open_view() as view:
         options = DemoOptions(
             cars=cars,
@@ -96,21 +89,24 @@ def demo(
             state_dir=folder,
             timeout_s=timeout_s,
         )
+        outcomes: list[Outcome] = []
 
-        def tell(outcome: "Outcome") -> None:
+        def take(outcome: "Outcome") -> None:
             outcomes.append(outcome)
             if stay:
                 _tell(outcome, report, as_json=as_json)
 
-        async def run() -> None:
-            await run_demo(options, view, tell, stay=stay)
-
-        code = run_command(run)
+        code = run_command(lambda: run_demo(options, view, take, stay=stay))
     if not outcomes:
         return code
-    if stay:
-        return ExitCode.FAILED if outcomes[0].faults else ExitCode.DONE
-    return _tell(outcomes[0], report, as_json=as_json)
+    return _end(outcomes[0]) if stay else _tell(outcomes[0], report, as_json=as_json)
+
+
+def _check_numbers(cars: int, items: int | None) -> None:
+    if cars < 1:
+        raise ConfigError(f"--cars must be at least 1, not {cars}")
+    if items is not None and items < 1:
+        raise ConfigError(f"--items must be at least 1, not {items}")
 
 
 def _check_models(models: Path) -> None:
@@ -154,4 +150,8 @@ def _tell(outcome: "Outcome", report: Path | None, *, as_json: bool) -> int:
             print(f"{name:<20} {'none' if value is None else value}")
     for line in outcome.faults:
         print(f"edge-runtime: demo failed: {line}", file=sys.stderr)
+    return _end(outcome)
+
+
+def _end(outcome: "Outcome") -> ExitCode:
     return ExitCode.FAILED if outcome.faults else ExitCode.DONE

@@ -72,12 +72,9 @@ class House:
 
     def check_services(self) -> None:
         """As `check`, without the subscriber, which has counted and may go."""
-        for child in (
-            self.dispatcher,
-            *([self.broker] if self.broker else []),
-            *self.cars.values(),
-        ):
-            child.check()
+        for child in self.children:
+            if child is not self.subscriber:
+                child.check()
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator["House"]:

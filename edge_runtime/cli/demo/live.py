@@ -1,5 +1,6 @@
 """What a person sees while the demo runs: a table that refreshes, or plain lines. On stderr."""
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol, Self
@@ -92,7 +93,11 @@ class LiveView:
     def __init__(self, console: "Console") -> None:
         from rich.live import Live
 
-        self._live = Live(console=console, auto_refresh=False, transient=True)
+        # What is printed to a file stays there; on the same terminal it goes above the table.
+        redirect = sys.stdout.isatty()
+        self._live = Live(
+            console=console, auto_refresh=False, transient=True, redirect_stdout=redirect
+        )
 
     def show(self, scene: Scene) -> None:
         """Draw the table anew."""
