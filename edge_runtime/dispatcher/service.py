@@ -6,6 +6,7 @@ Invariants
   reason `store_unavailable` (they send it again).
 - One tick at a time. Events that arrive during a commit wait for the next tick: that is the
   group commit.
+- What is interactive waits for no tick and no commit: it goes past them (`interactive`).
 - A store that is damaged ends the service: restarting it is safe, going on is not.
 """
 
@@ -50,9 +51,16 @@ from edge_runtime.dispatcher.core.commands import (
     PublishStatus,
     StoreCommand,
 )
-from edge_runtime.dispatcher.core.events import Event
+from edge_runtime.dispatcher.core.events import (
+    Event,
+    QuarantineSet,
+    StateReported,
+    VehicleBorn,
+    VehicleWent,
+)
 from edge_runtime.dispatcher.core.machine import DispatcherCore
 from edge_runtime.dispatcher.intake import Intake
+from edge_runtime.dispatcher.interactive import InteractiveDesk
 from edge_runtime.dispatcher.publisher import Publisher
 from edge_runtime.dispatcher.requests import TenantRequests
 from edge_runtime.dispatcher.shelf import Shelf
@@ -150,6 +158,7 @@ class DispatcherService:
         self._is_closing = False
         self._open_bus = open_bus
         self.core: DispatcherCore
+        self.interactive: InteractiveDesk
         self.bus: Bus
         self.publisher: Publisher
 
@@ -186,6 +195,7 @@ class DispatcherService:
 
     async def __aexit__(self, *exc: object) -> None:
         self._is_closing = True
+        self.interactive.close()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -242,6 +252,9 @@ class DispatcherService:
         for attempt in recovered.attempts:
             core.restore_attempt(attempt, now)
         self.core = core
+        self.interactive = InteractiveDesk(
+            core.state, self.topics, self.clock, self.publish, self.settings.signer
+        )
         self._wake.set()
 
     # --- the bus ---
@@ -305,7 +318,8 @@ class DispatcherService:
             return
         if message.topic.endswith("/up/canary"):
             return  # a car testing its own permissions
-        events = self._intake.events(message)
+        heard = self.interactive.heard
+        events = [event for event in self._intake.events(message) if not heard(event)]
         if not events:
             return
         if self.store_state != "ok":
@@ -390,7 +404,7 @@ class DispatcherService:
 
     def all_counters(self) -> dict[str, int]:
         """Every counter of this process, for people and monitoring."""
-        counters = self.counters + self.core.state.counters
+        counters = self.counters + self.core.state.counters + self.interactive.core.counters
         for reason, count in self.bus.counters.dropped.items():
             counters[f"bus_dropped_{reason.value}"] = count
         counters["bus_received"] = self.bus.counters.received
@@ -432,6 +446,16 @@ class DispatcherService:
                 self.core.handle(event, now)
             except Rejected as rejected:
                 self._intake.count(rejected)
+                continue
+            match event:
+                case StateReported(state=about) | VehicleBorn(birth=about):
+                    self.interactive.fleet_changed(about.vehicle)
+                case VehicleWent(offline=offline):
+                    self.interactive.fleet_changed(offline.vehicle)
+                case QuarantineSet(vehicle=vehicle):
+                    self.interactive.fleet_changed(vehicle)
+                case _:
+                    pass
 
     async def _carry_out(self, commands: Sequence[Command]) -> None:
         to_store: list[StoreCommand] = []

@@ -145,12 +145,13 @@ async def _serve(
 ) -> "HttpServer":
     """The HTTP API over a running service; beyond loopback only with accounts, or if told."""
     from edge_runtime.dispatcher.api import build_app, open_door, serve
+    from edge_runtime.dispatcher.api.oip import OpenInference
     from edge_runtime.dispatcher.dashboard import mount_dashboard
     from edge_runtime.dispatcher.desk import FrontDesk
 
     door = await open_door(service)
     desk = FrontDesk(service, quotas=door.quotas)
-    app = build_app(desk, backup_dir=backups, door=door)
+    app = build_app(desk, backup_dir=backups, door=door, mounts={"v2": OpenInference(service)})
     mount_dashboard(app, service, desk)
     return await serve(app, *address, allow_remote=allow_remote or door.accounts.in_force)
 

@@ -68,7 +68,8 @@ from edge_runtime.dispatcher.core.placement import Requirement
 from edge_runtime.dispatcher.core.state import State
 
 _POOL_STALE_MS = 20
-"""A list of cars is not made anew more often than so, however fast the fleet changes."""
+"""A list of cars is not made anew more often than so, however fast a large fleet changes."""
+_SMALL_FLEET_CARS = 1_000
 _LOOK_AGAIN_MS = 50
 _PATIENCE_PER_EXPECTED = 4
 
@@ -569,7 +570,8 @@ class InteractiveCore:
                 self._pools.pop(next(iter(self._pools)))
             pool = self._pools[requirement] = Pool()
         age_ms = now.boot_ms - pool.built_ms
-        is_due = pool.is_stale and age_ms >= _POOL_STALE_MS
+        is_small = len(self._state.fleet) <= _SMALL_FLEET_CARS
+        is_due = pool.is_stale and (is_small or age_ms >= _POOL_STALE_MS)
         if is_due or age_ms >= limits.INTERACTIVE_POOL_MS:
             self._fill(pool, requirement, now)
         return pool

@@ -1,0 +1,317 @@
+"""The routes of the Open Inference Protocol as one small ASGI application.
+
+It stands beside the framework, not in it: a request costs what parsing it, handing it over and
+writing the answer cost. Routes are few, fixed, and matched by hand.
+
+- A client that goes away takes its request with it: the car is told to stop in the same turn.
+- `timeout` is the deadline of the whole request; without one it is what usual clients wait for.
+- Any refusal is `{"error": "<text>"}`. 400: the request is wrong. 404: no such model. 503: no car,
+  or too much at once; with Retry-After and the reason. 504: the deadline passed. 500: the model
+  failed on the cars that tried.
+
+Loading and unloading are answered as the protocol asks, and change nothing: cars load what is
+asked for, and let go what is not.
+"""
+
+import asyncio
+import time
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any, Final
+from urllib.parse import unquote
+
+import msgspec
+import structlog
+
+from edge_runtime import __version__
+from edge_runtime.contract import limits
+from edge_runtime.contract.package import Package
+from edge_runtime.contract.reasons import ItemError
+from edge_runtime.dispatcher.api.door import DEFAULT_TENANT, TENANT_HEADER, caller_in
+from edge_runtime.dispatcher.api.oip.bodies import (
+    header,
+    length_header,
+    packed,
+    read_body,
+)
+from edge_runtime.dispatcher.api.oip.errors import OipError, bad
+from edge_runtime.dispatcher.api.oip.infer import Inference
+from edge_runtime.dispatcher.api.oip.models import Model
+from edge_runtime.dispatcher.api.presence import ClientLeft, Receive, while_client_stays
+from edge_runtime.dispatcher.core.interactive_parts import Answered, Failed, Why
+from edge_runtime.dispatcher.interactive import InteractiveFailure
+from edge_runtime.dispatcher.service import DispatcherService
+
+_JSON: Final = b"application/json"
+_BINARY: Final = b"application/octet-stream"
+_HEADER_LENGTH: Final = b"inference-header-content-length"
+_EXTENSIONS: Final = ["binary_tensor_data", "model_configuration", "model_repository", "statistics"]
+_encode = msgspec.json.Encoder().encode
+_TENANT: Final = TENANT_HEADER.lower().encode()
+_US_PER_MS: Final = 1_000
+_LOOK_AGAIN_S: Final = 1.0
+
+_log = structlog.get_logger(__name__)
+
+
+class OpenInference:
+    """`/v2` over one running dispatcher."""
+
+    def __init__(self, service: DispatcherService) -> None:
+        self._service = service
+        self._shelf = service.shelf
+        self._models: dict[str, Model] = {}
+        self._looked_s = -_LOOK_AGAIN_S
+
+    async def __call__(self, scope: Mapping[str, Any], receive: Receive, send: Any) -> None:
+        """Answer one request, whose path begins with `/v2`."""
+        try:
+            await self._answer(scope, receive, send)
+        except ClientLeft:
+            return
+        except OipError as error:
+            headers = []
+            if error.retry_after_s is not None:
+                headers.append((b"retry-after", str(max(1, round(error.retry_after_s))).encode()))
+            await _send(send, error.status, _encode({"error": error.message}), _JSON, headers)
+        except Exception as error:  # noqa: BLE001 - whatever it was, the client gets an answer
+            _log.error("oip_request_failed", path=scope["path"], exc_info=error)
+            text = "the dispatcher failed on this request; its log says why"
+            await _send(send, HTTPStatus.INTERNAL_SERVER_ERROR, _encode({"error": text}), _JSON, [])
+
+    async def _answer(self, scope: Mapping[str, Any], receive: Receive, send: Any) -> None:
+        # Of the path as it came: a name may hold an encoded slash.
+        raw = scope.get("raw_path") or scope["path"].encode()
+        parts = [unquote(part) for part in raw.partition(b"?")[0].decode("latin-1").split("/")[2:]]
+        match scope["method"], parts:
+            case "POST", ["models", *name, "infer"]:
+                await self._infer(await self._model(name), scope, receive, send)
+                return
+            case (("GET" | "HEAD"), ["health", ("live" | "ready") as kind]):
+                await self._health(kind, send)
+                return
+            case (("GET" | "HEAD"), ["models", *name, "ready"]) if name:
+                await self._ready(await self._model(name), send)
+                return
+            case (("GET" | "HEAD"), _):
+                answer = await self._get(parts)
+            case "POST", ["repository", *rest]:
+                await read_body(scope["headers"], receive)
+                answer = await self._repository(rest)
+            case _:
+                raise _not_found(parts, scope["method"])
+        await _send(send, HTTPStatus.OK, b"" if answer is None else _encode(answer), _JSON, [])
+
+    async def _get(self, parts: list[str]) -> Any:
+        match parts:
+            case [] | [""]:
+                return {"name": "edge-runtime", "version": __version__, "extensions": _EXTENSIONS}
+            case ["models", "stats"]:
+                await self._look(0.0)
+                return {"model_stats": [model.stats() for model in self._all()]}
+            case ["models", *name, "config"] if name:
+                return (await self._model(name)).config()
+            case ["models", *name, "stats"] if name:
+                return {"model_stats": [(await self._model(name)).stats()]}
+            case ["models", *name] if name:
+                model = await self._model(name)
+                return model.metadata(self._versions(model.name))
+            case _:
+                raise _not_found(parts, "GET")
+
+    # --- models ---
+
+    async def _model(self, parts: list[str]) -> Model:
+        """The model of `{name}` or `{name}/versions/{version}`; `OipError` 404 otherwise."""
+        match parts:
+            case [name]:
+                wanted = name
+            case [name, "versions", version]:
+                wanted = f"{name}@{version}"
+            case _:
+                raise _not_found(["models", *parts], "GET")
+        package = self._shelf.find(wanted)
+        if package is None:
+            await self._look(_LOOK_AGAIN_S)
+            package = self._shelf.find(wanted)
+        if package is None:
+            raise OipError(
+                HTTPStatus.NOT_FOUND,
+                f"request for unknown model: {wanted[:80]!r} is not found; POST "
+                "/v2/repository/index lists what there is",
+            )
+        return self._of(package)
+
+    def _of(self, package: Package) -> Model:
+        model = self._models.get(package.digest)
+        if model is None:
+            model = self._models[package.digest] = Model(package)
+        return model
+
+    async def _look(self, at_most_every_s: float) -> None:
+        """Look for new packages, but not for every name that somebody makes up."""
+        now_s = asyncio.get_running_loop().time()
+        if now_s - self._looked_s >= at_most_every_s:
+            self._looked_s = now_s
+            await asyncio.to_thread(self._shelf.scan)
+
+    def _all(self) -> list[Model]:
+        found = (self._shelf.find(view.digest) for view in self._shelf.views())
+        return [self._of(package) for package in found if package is not None]
+
+    def _versions(self, name: str) -> list[str]:
+        return [view.version for view in self._shelf.views() if view.name == name]
+
+    def _can_serve(self, model: Model) -> bool:
+        service = self._service
+        placement, now = service.core.state.placement, service.clock()
+        return placement.others_live(model.requirement, frozenset(), now.boot_ms)
+
+    async def _ready(self, model: Model, send: Any) -> None:
+        """400 and no body where no car could serve it now, as clients expect it."""
+        status = HTTPStatus.OK if self._can_serve(model) else HTTPStatus.BAD_REQUEST
+        await _send(send, status, b"", _JSON, [])
+
+    async def _health(self, kind: str, send: Any) -> None:
+        is_well = kind == "live" or self._service.bus.is_connected
+        await _send(send, HTTPStatus.OK if is_well else HTTPStatus.BAD_REQUEST, b"", _JSON, [])
+
+    async def _repository(self, parts: list[str]) -> Any:
+        match parts:
+            case ["index"]:
+                await self._look(0.0)
+                return [self._entry(model) for model in self._all()]
+            case ["models", name, ("load" | "unload")]:
+                await self._model([name])
+                return None
+            case _:
+                raise _not_found(["repository", *parts], "POST")
+
+    def _entry(self, model: Model) -> dict[str, str]:
+        is_ready = self._can_serve(model)
+        reason = "" if is_ready else self._why_not(model)
+        state = "READY" if is_ready else "UNAVAILABLE"
+        return {"name": model.name, "version": model.version, "state": state, "reason": reason}
+
+    def _why_not(self, model: Model) -> str:
+        service = self._service
+        return service.interactive.core.why_no_car(model.requirement, service.clock())
+
+    # --- inference ---
+
+    async def _infer(
+        self, model: Model, scope: Mapping[str, Any], receive: Receive, send: Any
+    ) -> None:
+        started_ns = time.monotonic_ns()
+        headers = scope["headers"]
+        header_length = length_header(headers, _HEADER_LENGTH)
+        body = await read_body(headers, receive)
+        inference = model.interface.read(body, header_length)
+        if len(inference.item) > limits.ITEM_MAX_BYTES:
+            text = (
+                f"the inputs have {len(inference.item)} bytes; at most {limits.ITEM_MAX_BYTES} "
+                "travel inline (ITEM_MAX_BYTES)"
+            )
+            raise OipError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, text)
+        try:
+            answered = await self._ask(model, inference, _tenant(scope), headers, receive)
+        except InteractiveFailure as failure:
+            model.statistics.fail.add((time.monotonic_ns() - started_ns) / 1e6)
+            raise _refusal(failure.failed) from None
+        answer, json_length = model.interface.answer(
+            inference, answered.output, model.name, model.version
+        )
+        answer, encoding = packed(answer, header(headers, b"accept-encoding"))
+        more = [] if encoding is None else [(b"content-encoding", encoding.encode())]
+        media_type = _JSON
+        if json_length is not None:
+            media_type = _BINARY
+            more.append((_HEADER_LENGTH, str(json_length).encode()))
+        await _send(send, HTTPStatus.OK, answer, media_type, more)
+        model.statistics.answered(
+            took_ms=(time.monotonic_ns() - started_ns) / 1e6,
+            queue_ms=answered.queue_ms,
+            busy_ms=answered.busy_ms,
+            rows=inference.rows,
+            batch=answered.batch,
+        )
+
+    async def _ask(
+        self,
+        model: Model,
+        inference: Inference,
+        tenant: str,
+        headers: list[tuple[bytes, bytes]],
+        receive: Receive,
+    ) -> Answered:
+        """The answer. Raises `ClientLeft` when the client goes first."""
+        timeout_ms = limits.INTERACTIVE_TIMEOUT_DEFAULT_MS
+        if inference.timeout_us:
+            timeout_ms = min(timeout_ms, max(1, inference.timeout_us // _US_PER_MS))
+        async with while_client_stays(receive):
+            return await self._service.interactive.infer(
+                tenant=tenant,
+                requirement=model.requirement,
+                item=inference.item,
+                media_type="application/x-msgpack",
+                reference_ms=model.reference_ms,
+                parameters=inference.parameters,
+                rows=inference.rows,
+                timeout_ms=timeout_ms,
+                traceparent=header(headers, b"traceparent"),
+            )
+
+
+def _tenant(scope: Mapping[str, Any]) -> str:
+    caller = caller_in(scope)
+    named = header(scope["headers"], _TENANT)
+    if caller is not None and not caller.is_operator:
+        return caller.tenant
+    tenant = named or (DEFAULT_TENANT if caller is None else caller.tenant)
+    if not 1 <= len(tenant) <= limits.ID_MAX_CHARS or not tenant.isascii():
+        raise bad(f"{TENANT_HEADER}: no tenant is named {tenant[:80]!r}")
+    return tenant
+
+
+def _refusal(failed: Failed) -> OipError:
+    """A request without a result, as its client is told."""
+    match failed.why:
+        case Why.DEADLINE:
+            return OipError(HTTPStatus.GATEWAY_TIMEOUT, failed.message)
+        case Why.NO_CAR | Why.OVERLOADED:
+            return OipError(
+                HTTPStatus.SERVICE_UNAVAILABLE,
+                failed.message,
+                retry_after_s=failed.retry_after_ms / 1000,
+            )
+        case Why.ITEM:
+            code = failed.code or ItemError.UNKNOWN
+            text = f"{code.value}: {failed.message}"
+            if code is ItemError.RESULT_TOO_LARGE or not code.is_final:
+                return OipError(HTTPStatus.INTERNAL_SERVER_ERROR, text)
+            return bad(text)
+
+
+def _not_found(parts: list[str], method: str) -> OipError:
+    """404 for a path that is none; 405 for one that takes another method."""
+    match parts:
+        case ["models", *_, "infer"] if method != "POST":
+            return OipError(HTTPStatus.METHOD_NOT_ALLOWED, "infer takes POST")
+        case ["health", _] | ["models", *_] | [] if method not in {"GET", "HEAD"}:
+            return OipError(HTTPStatus.METHOD_NOT_ALLOWED, f"this path does not take {method}")
+        case ["repository", *_] if method != "POST":
+            return OipError(HTTPStatus.METHOD_NOT_ALLOWED, "the repository's paths take POST")
+        case _:
+            return OipError(HTTPStatus.NOT_FOUND, f"no path /v2/{'/'.join(parts)[:120]}")
+
+
+async def _send(
+    send: Any, status: HTTPStatus, body: bytes, media_type: bytes, more: list[tuple[bytes, bytes]]
+) -> None:
+    headers = [
+        (b"content-type", media_type),
+        (b"content-length", str(len(body)).encode()),
+        *more,
+    ]
+    await send({"type": "http.response.start", "status": int(status), "headers": headers})
+    await send({"type": "http.response.body", "body": body})

@@ -1,0 +1,298 @@
+"""The shell of interactive requests: futures and streams in front, cars behind, the core between.
+
+Invariants
+- Everything happens in the call that brings the event: a request is on its way to a car before
+  `infer` first waits, and an answer is handed over in the call that decodes its chunk. Nothing
+  here waits for the store, and nothing here writes to it.
+- A caller that is cancelled leaves: in the same call the car that computes for it is told to stop.
+- Every request that waits when the desk closes ends with `InteractiveFailure`.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncGenerator, Callable
+from typing import assert_never
+
+from edge_runtime.bus import Message
+from edge_runtime.contract import codec, limits
+from edge_runtime.contract.clock import Now
+from edge_runtime.contract.errors import EdgeError
+from edge_runtime.contract.messages import Cancel, ChunkAnswer, Control, Tokens, WorkOffer
+from edge_runtime.contract.reasons import CancelReason, ChunkVerdict
+from edge_runtime.contract.topics import Down, Topics
+from edge_runtime.dispatcher.core.events import ChunkReceived, Event, VerdictReceived
+from edge_runtime.dispatcher.core.interactive import InteractiveCore
+from edge_runtime.dispatcher.core.interactive_parts import (
+    Answered,
+    Ask,
+    Asked,
+    CancelUnit,
+    DisownChunk,
+    Failed,
+    FleetChanged,
+    InteractiveCommand,
+    InteractiveEvent,
+    InteractiveTick,
+    OfferUnit,
+    RequesterLeft,
+    Resume,
+    Streamed,
+    Why,
+)
+from edge_runtime.dispatcher.core.placement import Requirement
+from edge_runtime.dispatcher.core.state import State
+
+_MSGPACK = "application/x-msgpack"
+
+
+class InteractiveFailure(EdgeError):  # noqa: N818 - named for what the requester is told
+    """A request has no result; `failed` says why and when to ask again."""
+
+    def __init__(self, failed: Failed) -> None:
+        super().__init__(failed.message)
+        self.failed = failed
+
+
+class Stream:
+    """The tokens of one request, as they come; ends after the answer."""
+
+    def __init__(self) -> None:
+        self.pieces: deque[Tokens] = deque()
+        self.answer: Answered | None = None
+        self.news = asyncio.Event()
+
+
+class InteractiveDesk:
+    """Requests in, answers out; see the module. `publish` sends one message to one car."""
+
+    def __init__(
+        self,
+        state: State,
+        topics: Topics,
+        clock: Callable[[], Now],
+        publish: Callable[[Message], None],
+        signer: codec.Signer | None,
+    ) -> None:
+        self.core = InteractiveCore(state)
+        self._topics = topics
+        self._clock = clock
+        self._publish = publish
+        self._signer = signer
+        self._loop = asyncio.get_running_loop()
+        self._next_number = 1
+        self._waiting: dict[int, asyncio.Future[Answered]] = {}
+        self._streams: dict[int, Stream] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_ms = 0
+        self._is_closed = False
+
+    # --- for requesters ---
+
+    async def infer(
+        self,
+        *,
+        tenant: str,
+        requirement: Requirement,
+        item: bytes,
+        media_type: str,
+        reference_ms: float,
+        parameters: bytes = b"\x80",
+        purpose: str = "default",
+        rows: int = 1,
+        rows_max: int = limits.INTERACTIVE_BATCH_ROWS_MAX,
+        timeout_ms: int = limits.INTERACTIVE_TIMEOUT_DEFAULT_MS,
+        traceparent: str | None = None,
+    ) -> Answered:
+        """The answer of some car. Cancel the call when nobody waits any more.
+
+        `parameters` and the output are MessagePack; `reference_ms` is one row's time on a reference
+        core. Raises `InteractiveFailure`.
+        """
+        ask = Ask(
+            number=self._number(),
+            tenant=tenant,
+            requirement=requirement,
+            purpose=purpose,
+            parameters=parameters,
+            media_type=media_type,
+            item=item,
+            rows=rows,
+            rows_max=rows_max,
+            deadline_ms=self._clock().boot_ms + timeout_ms,
+            reference_ms=reference_ms,
+            traceparent=traceparent,
+        )
+        future = self._ask(ask)
+        try:
+            return await future
+        finally:
+            self._done_waiting(ask.number)
+
+    async def stream(
+        self,
+        *,
+        tenant: str,
+        requirement: Requirement,
+        resume: Resume,
+        media_type: str,
+        reference_ms: float,
+        parameters: bytes = b"\x80",
+        purpose: str = "default",
+        timeout_ms: int = limits.INTERACTIVE_TIMEOUT_DEFAULT_MS,
+        traceparent: str | None = None,
+    ) -> AsyncGenerator[Tokens | Answered, None]:
+        """The tokens of a generation, each once and in order, then the answer.
+
+        `resume` makes the item that goes on after the tokens that it is given: of none for the
+        first car, of all that came for every further one. Close the iterator to stop the car.
+        Raises `InteractiveFailure`.
+        """
+        number = self._number()
+        ask = Ask(
+            number=number,
+            tenant=tenant,
+            requirement=requirement,
+            purpose=purpose,
+            parameters=parameters,
+            media_type=media_type,
+            item=resume(()),
+            rows=1,
+            rows_max=1,
+            deadline_ms=self._clock().boot_ms + timeout_ms,
+            reference_ms=reference_ms,
+            resume=resume,
+            traceparent=traceparent,
+        )
+        stream = self._streams[number] = Stream()
+        future = self._ask(ask)
+        future.add_done_callback(lambda _: stream.news.set())
+        try:
+            while True:
+                while stream.pieces:
+                    yield stream.pieces.popleft()
+                if future.done():
+                    yield future.result()
+                    return
+                stream.news.clear()
+                await stream.news.wait()
+        finally:
+            self._done_waiting(number)
+
+    def _number(self) -> int:
+        number, self._next_number = self._next_number, self._next_number + 1
+        return number
+
+    def _ask(self, ask: Ask) -> asyncio.Future[Answered]:
+        future: asyncio.Future[Answered] = self._loop.create_future()
+        self._waiting[ask.number] = future
+        if self._is_closed:
+            self._carry_out([_closing(ask.number)])
+        else:
+            self._handle(Asked(ask=ask))
+        return future
+
+    def _done_waiting(self, number: int) -> None:
+        """Nobody waits for this request any more; one without its end is ended."""
+        future = self._waiting.pop(number)
+        self._streams.pop(number, None)
+        if not future.done() or future.cancelled():
+            future.cancel()
+            self._handle(RequesterLeft(number=number))
+        elif not future.cancelled():
+            future.exception()  # who did not wait for it has left
+
+    # --- for the service ---
+
+    def heard(self, event: Event) -> bool:
+        """Take what a car says of an interactive unit; whether it was of one."""
+        match event:
+            case ChunkReceived(chunk=chunk):
+                if not self.core.is_mine(chunk.job, chunk.unit):
+                    return False
+            case VerdictReceived(verdict=verdict):
+                if not self.core.is_mine("", verdict.unit):
+                    return False
+            case _:
+                return False
+        self._handle(event)
+        return True
+
+    def fleet_changed(self, vehicle: str) -> None:
+        """The registry knows something new of this car."""
+        self._handle(FleetChanged(vehicle=vehicle))
+
+    def close(self) -> None:
+        """End every request that waits, and every new one at once."""
+        self._is_closed = True
+        for number in list(self._waiting):
+            self._carry_out([_closing(number)])
+            self._handle(RequesterLeft(number=number))
+        if self._timer is not None:
+            self._timer.cancel()
+
+    # --- the loop ---
+
+    def _handle(self, event: InteractiveEvent) -> None:
+        now = self._clock()
+        self._carry_out(self.core.handle(event, now))
+        due_ms = self.core.next_deadline_ms()
+        if due_ms is None or self._is_closed:
+            return
+        if self._timer is not None:
+            if self._timer_ms <= due_ms:
+                return  # it comes first, and looks again
+            self._timer.cancel()
+        self._timer_ms = due_ms
+        self._timer = self._loop.call_later(max(0, due_ms - now.boot_ms) / 1000, self._tick)
+
+    def _tick(self) -> None:
+        self._timer = None
+        self._handle(InteractiveTick())
+
+    def _carry_out(self, commands: list[InteractiveCommand]) -> None:
+        for command in commands:
+            match command:
+                case OfferUnit(vehicle=vehicle, unit=unit):
+                    self._send(vehicle, Down.WORK, WorkOffer(vehicle=vehicle, units=(unit,)))
+                case Answered(number=number):
+                    future = self._waiting.get(number)
+                    if future is not None and not future.done():
+                        future.set_result(command)
+                case Streamed(number=number, tokens=tokens):
+                    stream = self._streams.get(number)
+                    if stream is not None:
+                        stream.pieces.append(tokens)
+                        stream.news.set()
+                case Failed(number=number):
+                    future = self._waiting.get(number)
+                    if future is not None and not future.done():
+                        future.set_exception(InteractiveFailure(command))
+                case CancelUnit(vehicle=vehicle, unit=number, fence=fence):
+                    reason = CancelReason.NOT_AWAITED
+                    order = Cancel(unit=number, fence=fence, reason=reason)
+                    self._send(vehicle, Down.CONTROL, Control(vehicle=vehicle, orders=(order,)))
+                case DisownChunk(vehicle=vehicle, unit=number, fence=fence, seq=seq):
+                    answer = ChunkAnswer(
+                        unit=number,
+                        fence=fence,
+                        first_seq=seq,
+                        through_seq=seq,
+                        verdict=ChunkVerdict.NOT_WANTED,
+                    )
+                    self._send(vehicle, Down.CONTROL, Control(vehicle=vehicle, orders=(answer,)))
+                case _:
+                    assert_never(command)
+
+    def _send(self, vehicle: str, kind: Down, body: WorkOffer | Control) -> None:
+        self._publish(
+            Message(
+                topic=self._topics.down(vehicle, kind),
+                payload=codec.encode_signed(body, self._signer),
+                expiry_s=max(1, limits.OFFER_TIMEOUT_MS // 1000),
+                content_type=_MSGPACK,
+            )
+        )
+
+
+def _closing(number: int) -> Failed:
+    return Failed(number=number, why=Why.OVERLOADED, message="the dispatcher is stopping")
