@@ -50,7 +50,7 @@ from edge_runtime.vehicle.core.snapshot import JournalSnapshot, SavedAttempt, Sa
 
 Emit = Callable[[WritesCommitted | WritesFailed], None]
 
-SCHEMA_VERSION: Final = 2
+SCHEMA_VERSION: Final = 3
 
 _SCHEMA: Final = """
 CREATE TABLE meta (name TEXT PRIMARY KEY, value REAL NOT NULL) STRICT, WITHOUT ROWID;
@@ -87,7 +87,9 @@ INSERT INTO energy
 DELETE FROM meta WHERE name IN ('energy_day', 'energy_j');
 """
 """Version 1 knew neither source nor method: what it counted is the pack's, by stated power."""
-_MIGRATIONS: Final = (_SCHEMA, _ENERGY_SCHEMA)
+_BEGUN_SCHEMA: Final = "ALTER TABLE energy ADD COLUMN begun INTEGER NOT NULL DEFAULT 0;"
+_BEGUN_SINCE_VERSION: Final = 3
+_MIGRATIONS: Final = (_SCHEMA, _ENERGY_SCHEMA, _BEGUN_SCHEMA)
 """What leads from each version to the next."""
 _PRAGMAS: Final = (
     "journal_mode=WAL",
@@ -422,8 +424,10 @@ def _put_meta(connection: sqlite3.Connection, name: str, value: float) -> None:
 
 
 def energy_rows(connection: sqlite3.Connection) -> tuple[DayEnergy, ...]:
-    """The energy ledger's rows; one that is impossible is left out."""
-    rows = connection.execute(f"SELECT {', '.join(ROW_FIELDS)} FROM energy ORDER BY day")  # noqa: S608 - fields of a struct
+    """The energy ledger's rows, of this version or the last; one that is impossible is left out."""
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    fields = ROW_FIELDS if version >= _BEGUN_SINCE_VERSION else ROW_FIELDS[:-1]
+    rows = connection.execute(f"SELECT {', '.join(fields)} FROM energy ORDER BY day")  # noqa: S608 - fields of a struct
     days = (DayEnergy(*row) for row in rows)
     return tuple(day for day in days if day.is_possible)
 

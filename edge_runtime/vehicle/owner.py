@@ -220,6 +220,12 @@ def _budgets(policy: OwnerPolicy | None, ledger: LedgerSummary) -> tuple[Budget,
             ledger.month.sent_mb + ledger.month.received_mb,
             rules.network.budget_mb_per_month,
         ),
+        (
+            "cycles_per_day_max",
+            "times that work began today",
+            ledger.today.begun,
+            rules.cycles_per_day_max,
+        ),
     )
     return tuple(
         Budget(key=key, unit=unit, spent=spent, budget=budget) for key, unit, spent, budget in rows

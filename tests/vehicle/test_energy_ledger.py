@@ -816,3 +816,59 @@ def test_a_summary_counts_every_row_once(rows: list[DayEnergy], day: int) -> Non
     assert summary.lifetime.total_wh * 3600 == pytest.approx(sum(row.total_j for row in rows))
     today = sum(row.total_j for row in rows if row.day == day)
     assert summary.today.total_wh * 3600 == pytest.approx(today)
+
+
+# --- how often work began -------------------------------------------------------------------------
+
+CAPPED = msgspec.structs.replace(POLICY, cycles_per_day_max=2)
+
+
+def test_a_cap_on_how_often_work_begins_outlives_the_process() -> None:
+    car = Bench(CAPPED)
+    for life in range(2):
+        car.open()
+        car.commit()
+        assert car.core.hold is None
+        assert max(row.begun for row in car.journal.energy.values()) == life + 1
+        car.crash()
+    car.open()
+    assert car.core.hold is HoldReason.CYCLES_SPENT
+    car.utc_ms += DAY_MS
+    car.live(11)
+    assert car.core.hold is None, "a new UTC day"
+    assert car.core.energy_summary(car.now).today.begun == 1
+    assert car.core.energy_summary(car.now).lifetime.begun == 3
+
+
+def test_that_work_began_is_durable_before_the_first_unit_is_taken() -> None:
+    car = Bench(CAPPED)
+    car.open()
+    car.take(offer(1))
+    writes = [write for persist in only(c.Persist, car.said) for write in persist.writes]
+    begun = next(
+        place
+        for place, write in enumerate(writes)
+        if isinstance(write, c.WriteEnergy) and write.row.begun == 1
+    )
+    taken = next(place for place, write in enumerate(writes) if isinstance(write, c.WriteAttempt))
+    assert begun < taken
+
+
+def test_without_a_cap_nothing_is_written_for_it_at_once() -> None:
+    car = Bench().open()
+    assert not only(c.Persist, car.said)
+    assert car.core.energy_summary(car.now).today.begun == 1
+
+
+def test_a_clock_that_goes_back_a_day_finds_that_days_count() -> None:
+    car = Bench(CAPPED).open()
+    car.sense(is_occupied=True)
+    car.sense(is_occupied=False)
+    car.live(11)
+    assert car.core.hold is None
+    car.utc_ms += DAY_MS
+    car.sense(is_occupied=True)
+    car.utc_ms -= DAY_MS
+    car.sense(is_occupied=False)
+    car.live(11)
+    assert car.core.hold is HoldReason.CYCLES_SPENT

@@ -1095,8 +1095,8 @@ def test_leaving_does_not_wait_for_a_journal_that_hangs() -> None:
 
 def test_an_idle_car_leaves_at_once() -> None:
     car = Bench().open()
-    said = car.send(e.ShutdownRequested())
-    assert isinstance(said[-1], c.Leave)
+    car.send(e.ShutdownRequested())
+    assert isinstance(car.commit()[-1], c.Leave), "with the day's row written"
 
 
 def test_a_broken_invariant_says_which_and_tells_the_story() -> None:

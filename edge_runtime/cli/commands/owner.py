@@ -30,6 +30,7 @@ _LEDGER_ROWS: Final = (
     ("computing, min", "computing_min", 1),
     ("battery hot, min", "battery_hot_min", 1),
     ("computer hot, min", "compute_hot_min", 1),
+    ("times that work began", "begun", 0),
     ("items", "items", 0),
     ("data sent, MB", "sent_mb", 3),
     ("data received, MB", "received_mb", 3),

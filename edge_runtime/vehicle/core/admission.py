@@ -107,7 +107,8 @@ class _Calendar:
 class Admission:
     """The memory that hysteresis needs: whether the car is open, and since when all is clear.
 
-    `cycles` counts how often it opened in the UTC day `cycles_day`, since this process started.
+    `cycles` counts how often it opened in the UTC day `cycles_day`; `recall` tells what was counted
+    before this process.
     """
 
     is_open: bool = False
@@ -139,7 +140,7 @@ class Admission:
         if now.boot_ns - self.clear_since_ns < _dwell_ns(around.policy):
             return Hold(HoldReason.DWELL, stop=False)
         self.is_open = True
-        self.cycles = self._cycles_of(now) + 1
+        self.cycles = self.cycles_on(now) + 1
         self.cycles_day = now.utc_ms // MS_PER_DAY
         return Ready()
 
@@ -151,13 +152,19 @@ class Admission:
         found = list(findings(now, policy, around, used, hours))
         most = policy.cycles_per_day_max
         if most is not None:
-            cycles = self._cycles_of(now)
+            cycles = self.cycles_on(now)
             level = Level.KEEP if cycles >= most else Level.CLEAR
             reason, side = HoldReason.CYCLES_SPENT, Side.ABOVE
             found.append(Finding(level, reason, "cycles_per_day_max", side, most, cycles))
         return found
 
-    def _cycles_of(self, now: Now) -> int:
+    def recall(self, cycles: int, now: Now) -> None:
+        """It opened so often today, as was written down, in whatever life of its process."""
+        self.cycles = max(cycles, self.cycles_on(now))
+        self.cycles_day = now.utc_ms // MS_PER_DAY
+
+    def cycles_on(self, now: Now) -> int:
+        """How often it opened in this UTC day."""
         return self.cycles if self.cycles_day == now.utc_ms // MS_PER_DAY else 0
 
     def next_ns(self, now: Now, around: Circumstances) -> int | None:

@@ -146,6 +146,8 @@ class EnergyLedger:
     _dirty_days: set[int] = field(default_factory=set)
     _is_pressing: bool = False
     """Whether what is dirty should not be lost: energy, or a package's bytes."""
+    _is_urgent: bool = False
+    """Whether what is dirty decides: a car that forgets it would do what its owner forbade."""
     _dirty_models: set[str] = field(default_factory=set)
     _drops: list[int] = field(default_factory=list)
 
@@ -335,6 +337,18 @@ class EnergyLedger:
             del self.models[oldest]
             self._dirty_models.add(oldest)
 
+    def note_begun(self, begun: int, now: Now, *, decides: bool) -> None:
+        """So often the car became ready today; `decides`: the owner has set a most."""
+        row = self._today(now)
+        if begun > row.begun:
+            row.begun = begun
+            self._dirty_days.add(row.day)
+            self._is_urgent |= decides
+
+    def begun_today(self, now: Now) -> int:
+        """How often the car became ready in this UTC day, in every life of its process."""
+        return self._today(now).begun
+
     # --- booking ---------------------------------------------------------------------------------
 
     def _book(self, joules: float, row: DayEnergy) -> None:
@@ -446,13 +460,15 @@ class EnergyLedger:
         """
         if not (self._dirty_days or self._dirty_models):
             return False
+        if self._is_urgent:
+            return True
         if not self._is_pressing and every_ms > 0:
             every_ms = limits.ENERGY_IDLE_WRITE_MS
         return not 0 <= now.boot_ns - self._written_ns < every_ms * NS_PER_MS
 
     def take_writes(self, now: Now) -> list[WriteEnergy | WriteModelEnergy]:
         """What has changed since the last call, to be written in one commit."""
-        self._written_ns, self._is_pressing = now.boot_ns, False
+        self._written_ns, self._is_pressing, self._is_urgent = now.boot_ns, False, False
         drops, self._drops = tuple(self._drops), []
         writes: list[WriteEnergy | WriteModelEnergy] = []
         for day in sorted(self._dirty_days):

@@ -56,7 +56,8 @@ class DayEnergy(msgspec.Struct):
     """One UTC day, numbered from 1 January 1970; joules, seconds, percent of capacity, counts.
 
     `units_j` is the part of `grid_j + pack_j` that finished items took, `measured_j` the part that
-    was read rather than modelled. `efc` counts equivalent full cycles of the pack.
+    was read rather than modelled. `efc` counts equivalent full cycles of the pack, `begun` the times
+    that the car became ready for work.
     """
 
     day: int
@@ -75,6 +76,7 @@ class DayEnergy(msgspec.Struct):
     sent_bytes: int = 0
     received_bytes: int = 0
     methods: int = 0
+    begun: int = 0
 
     @property
     def total_j(self) -> float:
@@ -127,6 +129,7 @@ class PeriodSummary(msgspec.Struct, frozen=True, kw_only=True):
     sent_mb: float
     received_mb: float
     methods: tuple[str, ...]
+    begun: int = 0
 
 
 class LedgerSummary(msgspec.Struct, frozen=True, kw_only=True):
@@ -199,4 +202,5 @@ def _period(name: str, rows: Iterable[DayEnergy]) -> PeriodSummary:
         sent_mb=row.sent_bytes / _BYTES_PER_MB,
         received_mb=row.received_bytes / _BYTES_PER_MB,
         methods=tuple(method.value for method in PowerMethod if row.methods & method.bit),
+        begun=row.begun,
     )

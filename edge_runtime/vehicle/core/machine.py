@@ -367,7 +367,11 @@ class VehicleCore:
             self._ladder.relent(now)
 
     def _decide(self, now: Now) -> Decision:
-        decision = self._admission.decide(now, self._around(now))
+        admission, energy, policy = self._admission, self._work.energy, self._owners_policy
+        admission.recall(energy.begun_today(now), now)
+        decision = admission.decide(now, self._around(now))
+        decides = policy is not None and policy.cycles_per_day_max is not None
+        energy.note_begun(admission.cycles_on(now), now, decides=decides)
         if _stops(decision):
             return decision
         own = self._own_hold(now)
