@@ -1,4 +1,4 @@
-"""The requester's Python SDK: `EdgeClient`, its handles, results and exceptions."""
+"""The Python SDK: `EdgeClient` over HTTP, `Subscription` over MQTT, what they give and raise."""
 
 from edge_runtime.client.client import EdgeClient
 from edge_runtime.client.errors import (
@@ -11,6 +11,8 @@ from edge_runtime.client.handle import JobHandle
 from edge_runtime.client.items import ItemLike
 from edge_runtime.client.many import ManyResult
 from edge_runtime.client.results import FeedResult, ItemResult
+from edge_runtime.client.subscription import Subscription, SubscriptionRefused
+from edge_runtime.client.subscription_state import JobLost, JobResult, TooManyJobs
 
 __all__ = [
     "ContractBroken",
@@ -21,6 +23,11 @@ __all__ = [
     "ItemLike",
     "ItemResult",
     "JobHandle",
+    "JobLost",
     "JobRefused",
+    "JobResult",
     "ManyResult",
+    "Subscription",
+    "SubscriptionRefused",
+    "TooManyJobs",
 ]

@@ -145,6 +145,22 @@ def decode_feed_result(value: bytes) -> FeedResult:
         return FeedResult(position=raw.position, job=raw.job, result=result)
 
 
+def item_result(entry: ResultEntry) -> ItemResult:
+    """A result as it is published: its output, too, is decoded; one that cannot be is an error."""
+    try:
+        output = msgspec.msgpack.decode(entry.output) if bytes(entry.output) else None
+    except _UNDECODABLE as error:
+        return _without_output(entry, error)
+    return ItemResult(
+        cursor=entry.cursor,
+        item=entry.item,
+        at_ms=entry.at_ms,
+        output=output,
+        error=entry.error,
+        vehicle=entry.vehicle,
+    )
+
+
 def _without_output(entry: ResultEntry, error: Exception) -> ItemResult:
     message = f"the output cannot be decoded: {type(error).__name__}"
     return ItemResult(

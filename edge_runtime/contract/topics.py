@@ -17,7 +17,7 @@ from edge_runtime.contract.limits import ANSWERS_TOPIC_MAX_CHARS
 ID_PATTERN: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
 DEFAULT_NAMESPACE: Final = "er"
 _CAR_TOPIC_PARTS: Final = 7
-_TOPIC_SLASHES_MAX: Final = 7
+_TOPIC_SLASHES: Final = 7
 
 
 class Up(Enum):
@@ -119,7 +119,7 @@ class Topics:
         return (
             topic.startswith(own)
             and len(topic) <= ANSWERS_TOPIC_MAX_CHARS
-            and topic.count("/") <= _TOPIC_SLASHES_MAX
+            and topic.count("/") <= _TOPIC_SLASHES
             and topic.isprintable()
             and not set(topic) & {"+", "#"}
             and topic.removeprefix(own).split("/")[0] not in {"", "jobs", "request"}
