@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Final, Self
 
 import structlog
-from nacl.exceptions import BadSignatureError
-from nacl.signing import SigningKey, VerifyKey
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from edge_runtime.contract.errors import RejectionReason
 from edge_runtime.contract.limits import TRUSTED_KEYS_MAX
@@ -44,27 +44,28 @@ _log = structlog.get_logger()
 class MessageSigner:
     """A dispatcher's private key; a `Signer` of the codec."""
 
-    def __init__(self, key: SigningKey) -> None:
+    def __init__(self, key: Ed25519PrivateKey) -> None:
         self._key = key
-        self.public_key = bytes(key.verify_key)
+        self.public_key = key.public_key().public_bytes_raw()
         self.key_id = key_id_of(self.public_key)
 
     @classmethod
     def generate(cls) -> Self:
         """A new key, from the system's random source."""
-        return cls(SigningKey.generate())
+        return cls(Ed25519PrivateKey.generate())
 
     @classmethod
     def load(cls, path: Path) -> Self:
         """The key in a PKCS #8 PEM file. Raises PkiError."""
         for label, der in pem_blocks(read_file(path)):
             if label == "PRIVATE KEY" and der[:-_KEY_BYTES] == _PRIVATE_DER:
-                return cls(SigningKey(der[-_KEY_BYTES:]))
+                return cls(Ed25519PrivateKey.from_private_bytes(der[-_KEY_BYTES:]))
         raise PkiError(f"{path}: holds no unencrypted Ed25519 private key (PKCS #8, PEM)")
 
     def save(self, path: Path) -> None:
         """Write the private key, readable by its owner only. Raises OSError."""
-        write_file(path, _pem("PRIVATE KEY", _PRIVATE_DER + bytes(self._key)), mode=PRIVATE_MODE)
+        der = _PRIVATE_DER + self._key.private_bytes_raw()
+        write_file(path, _pem("PRIVATE KEY", der), mode=PRIVATE_MODE)
 
     def public_pem(self) -> bytes:
         """What a car trusts, as PEM."""
@@ -72,7 +73,7 @@ class MessageSigner:
 
     def sign(self, body: bytes) -> bytes:
         """The signature of `body`, 64 bytes."""
-        return self._key.sign(body).signature
+        return self._key.sign(body)
 
 
 class TrustedKeys:
@@ -84,7 +85,7 @@ class TrustedKeys:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._keys: Mapping[str, VerifyKey] = read_public_keys(path)
+        self._keys: Mapping[str, Ed25519PublicKey] = read_public_keys(path)
 
     @property
     def key_ids(self) -> list[str]:
@@ -112,8 +113,8 @@ class TrustedKeys:
         if len(envelope.signature) != _SIGNATURE_BYTES:
             return RejectionReason.BAD_SIGNATURE
         try:
-            key.verify(envelope.body, envelope.signature)
-        except BadSignatureError:
+            key.verify(envelope.signature, envelope.body)
+        except InvalidSignature:
             return RejectionReason.BAD_SIGNATURE
         return None
 
@@ -128,18 +129,18 @@ def public_pem_of(public_key: bytes) -> bytes:
     return _pem("PUBLIC KEY", _PUBLIC_DER + public_key)
 
 
-def read_public_keys(path: Path) -> dict[str, VerifyKey]:
+def read_public_keys(path: Path) -> dict[str, Ed25519PublicKey]:
     """Key id -> key of every public key in a PEM file or a folder of `*.pem`. Raises PkiError."""
     try:
         files = sorted(path.glob("*.pem")) if path.is_dir() else [path]
     except OSError as error:
         raise PkiError(f"{path}: {error.strerror}") from None
-    keys: dict[str, VerifyKey] = {}
+    keys: dict[str, Ed25519PublicKey] = {}
     for file in files:
         found = public_keys_in(read_file(file))
         if not found:
             raise PkiError(f"{file}: holds no Ed25519 public key (PEM)")
-        keys.update({key_id_of(key): VerifyKey(key) for key in found})
+        keys.update({key_id_of(key): Ed25519PublicKey.from_public_bytes(key) for key in found})
         if len(keys) > TRUSTED_KEYS_MAX:
             raise PkiError(f"{path}: more than {TRUSTED_KEYS_MAX} trusted keys")
     if not keys:

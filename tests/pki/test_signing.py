@@ -8,7 +8,6 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ed25519
 from hypothesis import given
 from hypothesis import strategies as st
-from nacl.signing import SigningKey
 
 from edge_runtime.contract import codec, limits
 from edge_runtime.contract.errors import RejectionReason
@@ -23,7 +22,9 @@ from edge_runtime.pki.signing import (
 )
 
 CONTROL = Control(vehicle="car-1", orders=(Drain(active=True),))
-ONE, OTHER = MessageSigner(SigningKey(b"1" * 32)), MessageSigner(SigningKey(b"2" * 32))
+ONE, OTHER = (
+    MessageSigner(ed25519.Ed25519PrivateKey.from_private_bytes(seed * 32)) for seed in (b"1", b"2")
+)
 
 
 def trusting(folder: Path, *signers: MessageSigner) -> TrustedKeys:
