@@ -39,6 +39,7 @@ from edge_runtime.contract.messages import (
     JobStatus,
     Offline,
     Rebirth,
+    Reference,
     Refused,
     RequestRefused,
     ResultEntry,
@@ -463,6 +464,41 @@ _WORK: Final = (
             ),
         ),
         "Body of an offer of a unit whose requester waits: nothing of it is kept.",
+    ),
+    Golden(
+        "work-by-reference",
+        "vehicleWork",
+        WorkOffer(
+            vehicle=_CAR,
+            units=(
+                UnitOffer(
+                    job=_JOB,
+                    unit=44,
+                    fence=_FENCE,
+                    tenant="acme",
+                    purpose="batch",
+                    task="tensor",
+                    model=_MODEL,
+                    items=(
+                        Item(
+                            index=0,
+                            media_type="image/png",
+                            data=b"",
+                            ref=Reference(
+                                sha256=_OTHER_MODEL,
+                                length=3_000_000,
+                                url=f"/objects/for-cars/acme/0123456789abcdef/{_OTHER_MODEL}",
+                            ),
+                        ),
+                    ),
+                    parameters=_raw({}),
+                    deadline_ms=_NOW_MS + 60_000,
+                    remaining_ms=60_000,
+                    lease_ms=30_000,
+                ),
+            ),
+        ),
+        "Body of an offer of a unit with an input that the car has to fetch.",
     ),
     Golden(
         "signed-work",

@@ -12,7 +12,15 @@ import msgspec
 from msgspec import Meta
 
 from edge_runtime.contract import limits
-from edge_runtime.contract.messages import Count, Id, JobStatus, ResultEntry, ResultError, Text
+from edge_runtime.contract.messages import (
+    Count,
+    Digest,
+    Id,
+    JobStatus,
+    ResultEntry,
+    ResultError,
+    Text,
+)
 from edge_runtime.contract.reasons import (
     Availability,
     HoldReason,
@@ -27,11 +35,16 @@ class _Body(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ItemInput(_Body, frozen=True, kw_only=True):
-    """One item as its owner has it: exactly one of `data` (bytes) and `text`."""
+    """One item as its owner has it: exactly one of `data` (bytes), `text` and `ref`.
+
+    `ref` is the SHA-256 of an object that the tenant has uploaded, for what is over
+    `ITEM_MAX_BYTES`.
+    """
 
     media_type: Text = "application/octet-stream"
     data: bytes | None = None
     text: str | None = None
+    ref: Digest | None = None
 
 
 class Requirements(_Body, frozen=True, kw_only=True, omit_defaults=True):

@@ -13,7 +13,7 @@ MESSAGE_MAX_BYTES: Final = 256 * 1024
 UNIT_MAX_BYTES: Final = 120 * 1024
 """A unit and a chunk close when their encoded items reach this."""
 ITEM_MAX_BYTES: Final = 112 * 1024
-"""Largest inline input of one item; larger ones end as HTTP 413 until references are built."""
+"""Largest inline input of one item; a larger one is uploaded first and travels as a reference."""
 OUTPUT_MAX_BYTES: Final = 112 * 1024
 """Largest inline output of one item; a larger one ends as `result_too_large`."""
 OUTPUT_NESTING_MAX: Final = 64
@@ -59,7 +59,9 @@ REQUESTS_BURST_DEFAULT_S: Final = 2.0
 # --- OpenAI's files and batches -----------------------------------------------------------
 FILE_MAX_BYTES: Final = 200 * 1024 * 1024
 """Largest uploaded file, as OpenAI has it."""
-FILES_PER_TENANT_MAX: Final = 10_000
+FILE_EXPIRY_MIN_S: Final = 3_600
+FILE_EXPIRY_MAX_S: Final = 30 * 24 * 3600
+FILES_SWEPT_MAX: Final = 10_000
 FILE_FORM_MAX_BYTES: Final = 64 * 1024
 """Everything of an upload that is not the file."""
 UPLOAD_SILENCE_S: Final = 30.0
@@ -74,6 +76,7 @@ BATCHES_OPEN_MAX: Final = 256
 BATCH_PART_LINES: Final = 2_048
 BATCH_PART_BYTES: Final = 4 * 1024 * 1024
 """What is read of a batch at once, and becomes one job for each model in it."""
+BATCH_PART_ITEMS_MAX: Final = 8_192
 BATCH_LOOK_S: Final = 0.5
 BATCH_RETRY_S: Final = 2.0
 BATCH_WINDOW_MAX_S: Final = 30 * 24 * 3600
@@ -81,6 +84,29 @@ BATCH_ERRORS_KEPT_MAX: Final = 100
 EMBEDDING_INPUTS_MAX: Final = 2_048
 EMBEDDINGS_WAIT_S: Final = 60.0
 """How long a single embeddings request waits for a car."""
+
+# --- objects: inputs that do not travel inline ---------------------------------------------
+OBJECT_MAX_BYTES: Final = 32 * 1024 * 1024
+"""Largest object; half of what a car's engine takes at once."""
+UNIT_OBJECTS_MAX_BYTES: Final = OBJECT_MAX_BYTES
+"""What the references of one unit lead to, together: a car has it in memory."""
+OBJECTS_MAX: Final = 100_000
+"""Objects of one dispatcher, half-uploaded ones included."""
+OBJECT_UNUSED_S: Final = 24 * 3600
+"""An object that no job uses is gone after so long."""
+OBJECT_LOOK_S: Final = 600
+"""How often it is looked whether the jobs that use an object are still there."""
+OBJECT_JOBS_MAX: Final = 64
+"""Jobs that one object remembers; with more it stays until the last of them surely is over."""
+OBJECT_UPLOADS_MAX: Final = 64
+"""Uploads that write at the same time; one more is refused with 503."""
+OBJECT_METADATA_MAX_CHARS: Final = 4_096
+OBJECT_STORE_ANSWER_S: Final = 30.0
+"""How long a store of objects, retries included, may take to answer."""
+OBJECT_FETCH_TRIES: Final = 3
+"""How often a car tries to fetch an input before it gives the unit back."""
+OBJECT_FETCH_RETRY_S: Final = 1.0
+"""Before the second try, and twice as long before each further one."""
 
 # --- the bus ---------------------------------------------------------------------
 BUS_PACKET_MAX_BYTES: Final = MESSAGE_MAX_BYTES + 8 * 1024
@@ -245,6 +271,8 @@ REQUESTS_WAITING_MAX: Final = 2_048
 REQUEST_REFUSED_EVERY_MS: Final = 1_000
 """A tenant over its rate is told so at most this often."""
 REQUEST_BUSY_RETRY_MS: Final = 2_000
+BROKER_TENANTS_MAX: Final = 1_000
+"""Users of tenants in one broker's files."""
 SUBSCRIPTION_JOBS_MAX: Final = 100_000
 """Jobs that one subscription keeps a cursor of; beyond it those that are read to their end go."""
 SUBSCRIPTION_HELD_ENTRIES_MAX: Final = 4_096
@@ -330,6 +358,8 @@ GENERATION_STOPS_MAX: Final = 8
 GENERATION_STOP_MAX_CHARS: Final = 128
 GENERATION_MESSAGES_MAX: Final = 256
 GENERATION_TEMPERATURE_MAX: Final = 100.0
+GENERATION_TIMEOUT_MS: Final = 600_000
+"""For a whole text; usual clients wait as long."""
 GENERATION_CHUNK_MAX_TOKENS: Final = 8
 GENERATION_CHUNK_MAX_MS: Final = 50
 """A stream's tokens are told when this is over by the end of the next step."""

@@ -79,7 +79,8 @@ class Birth(_Wire, frozen=True, kw_only=True, tag="birth"):
     """A car's runtime came up, or its connection did (design §5, `up/status`, retained).
 
     `boot` only grows: max(stored + 1, UTC seconds at start). `connection` counts connects
-    within that boot. `hardware` names the class within which outputs compare.
+    within that boot. `hardware` names the class within which outputs compare. One that
+    `takes_references` fetches the inputs that do not travel inline.
     """
 
     vehicle: Id
@@ -93,6 +94,7 @@ class Birth(_Wire, frozen=True, kw_only=True, tag="birth"):
     resident: Annotated[tuple[Digest, ...], Meta(max_length=limits.RESIDENT_MODELS_MAX)]
     limits: VehicleLimits
     region: Id = "default"
+    takes_references: bool = False
 
 
 class Offline(_Wire, frozen=True, kw_only=True, tag="offline"):
@@ -243,12 +245,24 @@ class Results(_Wire, frozen=True, kw_only=True, tag="results"):
 # --- dispatcher -> car ---------------------------------------------------------------------
 
 
+class Reference(_Wire, frozen=True, kw_only=True):
+    """An object that is too large to travel inline: its SHA-256 and length, and where it is.
+
+    A `url` that begins with a slash is a path on the host that serves model packages.
+    """
+
+    sha256: Digest
+    length: Annotated[int, Meta(ge=0, le=limits.OBJECT_MAX_BYTES)]
+    url: Text
+
+
 class Item(_Wire, frozen=True, kw_only=True):
-    """One input, inline."""
+    """One input: `data`, or what `ref` leads to (then `data` is empty)."""
 
     index: Count
     media_type: Text
     data: bytes
+    ref: Reference | None = None
 
 
 class UnitOffer(_Wire, frozen=True, kw_only=True):

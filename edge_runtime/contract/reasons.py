@@ -113,6 +113,8 @@ class ReleaseReason(WireEnum):
     MODEL_UNAVAILABLE = "model_unavailable"
     DRAINING = "draining"
     STORAGE_FULL = "storage_full"
+    INPUT_UNAVAILABLE = "input_unavailable"
+    """An input that travels by reference could not be fetched."""
     UNKNOWN = "unknown"
 
 
@@ -146,6 +148,8 @@ class ItemError(WireEnum):
     CAR_REBOOTED = "car_rebooted"
     DEADLINE_PASSED = "deadline_passed"
     TOO_MANY_ATTEMPTS = "too_many_attempts"
+    INPUT_UNAVAILABLE = "input_unavailable"
+    """What its reference leads to is gone, or is not what the reference says."""
     UNKNOWN = "unknown"
 
     @property

@@ -69,6 +69,7 @@ def test_final_item_errors_blame_the_input() -> None:
         ItemError.ENGINE_KILLED,
         ItemError.ENGINE_HUNG,
         ItemError.CAR_REBOOTED,
+        ItemError.INPUT_UNAVAILABLE,
         ItemError.UNKNOWN,
     }
 

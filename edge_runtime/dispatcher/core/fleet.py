@@ -58,7 +58,9 @@ _COLUMNS: Final[dict[str, tuple[str, Any]]] = {
     "compute_temperature_c": ("f4", _NAN),
     "items_done": ("u4", 0),
 }
-_TASK_BITS: Final = 32
+_TASK_BITS: Final = 31
+_REFERENCES_BIT: Final = 1 << _TASK_BITS
+"""Of the tasks column: the car fetches inputs that do not travel inline."""
 _CONNECTION_TOP: Final = int(np.iinfo("i4").max)
 _ITEMS_DONE_TOP: Final = int(np.iinfo("u4").max)
 
@@ -170,7 +172,8 @@ class Fleet:
         self.units_max[row] = min(birth.limits.units_max, limits.CAR_UNITS_MAX)
         self.region[row] = self.regions.number(birth.region)
         self.hardware[row] = self.hardwares.number(birth.hardware)
-        self.tasks[row] = self.task_mask(birth.tasks)
+        can_fetch = _REFERENCES_BIT if birth.takes_references else 0
+        self.tasks[row] = self.task_mask(birth.tasks) | can_fetch
         self._set_resident(row, birth.resident)
         self.retry_at_ms[row] = 0
         self.changes += 1
@@ -278,7 +281,7 @@ class Fleet:
     # --- eligibility ---
 
     def task_mask(self, tasks: Iterable[str]) -> int:
-        """Bits for task names; names over the 32nd have none (such jobs find no car)."""
+        """Bits for task names; names over the 31st have none (such jobs find no car)."""
         mask = 0
         for task in tasks:
             bit = self._task_bits.get(task)
@@ -295,10 +298,14 @@ class Fleet:
         region: str | None,
         hardware: str | None,
         vehicles: tuple[str, ...],
+        by_reference: bool = False,
+        *,
         rows: slice = ALL_ROWS,
     ) -> Mask:
         """Rows that could ever run such a job, whatever they do now (bool[rows])."""
         mask: Mask = (self.column("tasks")[rows] & np.uint32(self._task_bits.get(task, 0))) != 0
+        if by_reference:
+            mask &= (self.column("tasks")[rows] & np.uint32(_REFERENCES_BIT)) != 0
         if region is not None:
             mask &= self.column("region")[rows] == (self.regions.find(region) or 65_535)
         if hardware is not None:

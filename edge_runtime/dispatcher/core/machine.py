@@ -66,6 +66,7 @@ from edge_runtime.dispatcher.core.settling import Settling
 from edge_runtime.dispatcher.core.state import State
 
 _ITEM_OVERHEAD_BYTES = 64
+_REFERENCE_BYTES = 80 + limits.TEXT_MAX_CHARS
 
 
 class _Placing(Enum):
@@ -668,11 +669,15 @@ class DispatcherCore:
         if len(job.pending) <= most:
             state.load_items(job, most)
         taken: list[int] = []
-        size = 0
+        size = object_bytes = 0
         while job.pending and len(taken) < most:
             item = job.items[job.pending[0]]
             size += len(item.data) + len(item.media_type) + _ITEM_OVERHEAD_BYTES
-            if taken and size > limits.UNIT_MAX_BYTES:
+            if item.ref is not None:
+                size += _REFERENCE_BYTES
+                object_bytes += item.ref.length
+            is_full = size > limits.UNIT_MAX_BYTES or object_bytes > limits.UNIT_OBJECTS_MAX_BYTES
+            if taken and is_full:
                 break
             taken.append(job.pending.popleft())
         return self._new_unit(job, taken, alone=False) if taken else None

@@ -31,13 +31,17 @@ _Rows = tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]
 
 
 class Requirement(NamedTuple):
-    """What a job asks of a car; equal requirements share a pool."""
+    """What a job asks of a car; equal requirements share a pool.
+
+    `by_reference`: some of its inputs have to be fetched.
+    """
 
     model: str
     task: str
     region: str | None = None
     hardware: str | None = None
     vehicles: tuple[str, ...] = ()
+    by_reference: bool = False
 
 
 class Pool:
@@ -192,7 +196,7 @@ class Placement:
 
     def _free(self, requirement: Requirement, now_ms: int, rows: slice = ALL_ROWS) -> Mask:
         """Rows that may be offered such work now (bool[rows])."""
-        mask = self._fleet.can_serve(*requirement[1:], rows)
+        mask = self._fleet.can_serve(*requirement[1:], rows=rows)
         mask &= self._fleet.available(now_ms, rows)
         mask &= self._fleet.has_room(rows)
         return mask
@@ -206,9 +210,7 @@ class Placement:
 
     def could_serve(self, requirement: Requirement) -> Mask:
         """Rows that could ever run such a job (bool[rows])."""
-        return self._fleet.can_serve(
-            requirement.task, requirement.region, requirement.hardware, requirement.vehicles
-        )
+        return self._fleet.can_serve(*requirement[1:])
 
     def excluded(self, requirement: Requirement, now_ms: int) -> tuple[int, dict[str, int]]:
         """How many cars are eligible now, and how many are not by (first) cause."""

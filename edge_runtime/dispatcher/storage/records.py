@@ -71,7 +71,8 @@ def open_work(db: sqlite3.Connection, tenant: str) -> OpenWork:
     """What a tenant has open now."""
     row = db.execute("SELECT jobs, items, bytes FROM usage WHERE tenant=?", (tenant,)).fetchone()
     (stored,) = db.execute(
-        "SELECT coalesce(sum(bytes), 0) FROM record WHERE kind='file' AND tenant=?", (tenant,)
+        "SELECT coalesce(sum(bytes), 0) FROM record WHERE kind IN ('file', 'object') AND tenant=?",
+        (tenant,),
     ).fetchone()
     jobs, items, size = row or (0, 0, 0)
     return OpenWork(jobs, items, size, stored)

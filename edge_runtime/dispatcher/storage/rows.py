@@ -9,7 +9,7 @@ import msgspec
 
 from edge_runtime.contract import limits
 from edge_runtime.contract.http import AttemptEnd, AttemptView
-from edge_runtime.contract.messages import Item, JobStatus, ResultEntry, ResultError
+from edge_runtime.contract.messages import Item, JobStatus, Reference, ResultEntry, ResultError
 from edge_runtime.contract.reasons import HoldReason, JobState, Outcome, ReleaseReason, StopTier
 from edge_runtime.dispatcher.core.commands import AddResult
 from edge_runtime.dispatcher.core.events import JobSpec, StoredJob
@@ -20,6 +20,7 @@ JOB_COLUMNS = "no, id, tenant, spec, state, items, done, failed, cursor, deadlin
 
 issued_decoder = msgspec.msgpack.Decoder(tuple[int, ...])
 spec_decoder = msgspec.msgpack.Decoder(JobSpec)
+reference_decoder = msgspec.msgpack.Decoder(Reference)
 error_decoder = msgspec.msgpack.Decoder(ResultError)
 
 
@@ -147,15 +148,21 @@ def open_jobs(db: sqlite3.Connection, tenant: str, after_no: int, limit: int) ->
     return [_stored(db, row) for row in rows]
 
 
+def stored_item(index: int, media_type: str, data: bytes, reference: bytes | None) -> Item:
+    """A row's media_type, data and reference."""
+    ref = None if reference is None else reference_decoder.decode(reference)
+    return Item(index=index, media_type=media_type, data=data, ref=ref)
+
+
 def open_items(db: sqlite3.Connection, job_no: int, indices: Sequence[int]) -> tuple[Item, ...]:
     """Those of the items that have no result yet, with their inputs."""
     statement = (
-        "SELECT i.media_type, i.data FROM item i WHERE i.key=?"
+        "SELECT i.media_type, i.data, i.reference FROM item i WHERE i.key=?"
         " AND NOT EXISTS (SELECT 1 FROM result r WHERE r.item = i.key)"
     )
     found = []
     for index in indices:
         row = db.execute(statement, ((job_no << ITEM_BITS) | index,)).fetchone()
         if row is not None:
-            found.append(Item(index=index, media_type=row[0], data=row[1]))
+            found.append(stored_item(index, *row))
     return tuple(found)

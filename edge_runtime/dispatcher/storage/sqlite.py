@@ -47,6 +47,7 @@ from edge_runtime.dispatcher.storage.rows import (
     open_items,
     open_jobs,
     result_entry,
+    stored_item,
     stored_job,
 )
 from edge_runtime.dispatcher.storage.schema import ITEM_BITS, migrate
@@ -176,7 +177,8 @@ class SqliteStore:
     def _load_items(self, command: LoadItems) -> ItemsLoaded:
         first = command.job_no << ITEM_BITS
         rows = self._db.execute(
-            "SELECT i.key, i.media_type, i.data FROM item i WHERE i.key > ? AND i.key < ?"
+            "SELECT i.key, i.media_type, i.data, i.reference FROM item i"
+            " WHERE i.key > ? AND i.key < ?"
             " AND NOT EXISTS (SELECT 1 FROM result r WHERE r.item = i.key)"
             " ORDER BY i.key LIMIT ?",
             (first + command.after, first + ITEM_SPAN, command.limit + 1),
@@ -184,11 +186,11 @@ class SqliteStore:
         items: list[Item] = []
         size = 0
         more = False
-        for key, media_type, data in rows:
+        for key, media_type, data, reference in rows:
             if len(items) >= command.limit or size > command.limit_bytes:
                 more = True
                 break
-            items.append(Item(index=key - first, media_type=media_type, data=data))
+            items.append(stored_item(key - first, media_type, data, reference))
             size += len(data)
         rows.close()
         through = items[-1].index if items and more else ITEM_SPAN
@@ -356,16 +358,17 @@ class SqliteStore:
             if stored is None:
                 return None
             rows = self._db.execute(
-                "SELECT i.key, i.media_type, i.data FROM result r JOIN item i ON i.key = r.item"
+                "SELECT i.key, i.media_type, i.data, i.reference"
+                " FROM result r JOIN item i ON i.key = r.item"
                 " WHERE r.job_no=? AND r.error IS NOT NULL ORDER BY i.key",
                 (stored.no,),
             )
             wanted = set(items)
             found: list[Item] = []
-            for key, media_type, data in rows:
+            for key, media_type, data, reference in rows:
                 index = key % ITEM_SPAN
                 if not wanted or index in wanted:
-                    found.append(Item(index=index, media_type=media_type, data=data))
+                    found.append(stored_item(index, media_type, data, reference))
                 if len(found) >= limit:
                     break
             deadline_ms = max(stored.spec.deadline_ms, new_deadline_ms)

@@ -68,9 +68,14 @@ def _add_jobs(db: sqlite3.Connection, commands: list[AddJob]) -> None:
         ],
     )
     db.executemany(
-        "INSERT INTO item(key, media_type, data) VALUES (?,?,?)",
+        "INSERT INTO item(key, media_type, data, reference) VALUES (?,?,?,?)",
         (
-            ((c.no << ITEM_BITS) | item.index, item.media_type, item.data)
+            (
+                (c.no << ITEM_BITS) | item.index,
+                item.media_type,
+                item.data,
+                _pack(item.ref) if item.ref is not None else None,
+            )
             for c in commands
             for item in c.items
         ),
