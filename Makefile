@@ -174,7 +174,7 @@ $(STAMPS)/system-wheels: $(STAMPS)/dev pyproject.toml
 	@rm -rf $(WHEELS) && mkdir -p $(WHEELS)
 	@$(PIP) wheel --no-deps --wheel-dir $(WHEELS) . >&2
 	@$(PIP) download --dest $(WHEELS) $(WHEELS_FOR) \
-	  "$$(ls $(WHEELS)/edge_runtime-*.whl)[vehicle,dispatcher]" >&2
+	  "$$(ls $(WHEELS)/edge_runtime-*.whl)[vehicle,ocr,dispatcher]" >&2
 	@touch $@
 
 # --- models, data, broker -----------------------------------------------------------------------

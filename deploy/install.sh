@@ -3,6 +3,7 @@
 #
 #     deploy/install.sh vehicle 0.1.0                 from the package index
 #     deploy/install.sh vehicle 0.1.0 /media/wheels   from a folder of wheels, without a network
+#     deploy/install.sh vehicle,ocr,vss 0.1.0         with extras: text on pictures, KUKSA
 #
 # Each release has a virtual environment of its own, /opt/edge-runtime/<version>; the link
 # /opt/edge-runtime/current names the one that runs. Only a first installation sets the link;
@@ -10,7 +11,8 @@
 # Configuration that is there already is left as it is. Nothing is started.
 set -eu
 
-role=${1:-}
+extras=${1:-}
+role=${extras%%,*}
 version=${2:-}
 wheels=${3:-}
 here=$(cd "$(dirname "$0")" && pwd)
@@ -18,7 +20,12 @@ opt=/opt/edge-runtime
 etc=/etc/edge-runtime
 
 case "$role" in vehicle | dispatcher) ;; *)
-  echo "usage: $0 vehicle|dispatcher VERSION [FOLDER-OF-WHEELS]" >&2
+  echo "usage: $0 vehicle|dispatcher[,EXTRA...] VERSION [FOLDER-OF-WHEELS]" >&2
+  exit 2
+  ;;
+esac
+case "$extras" in *[!a-z,]* | *,)
+  echo "error: extras are names with commas between, such as vehicle,ocr, not '$extras'" >&2
   exit 2
   ;;
 esac
@@ -31,7 +38,7 @@ esac
 install_into() {
   set -- "$1/bin/python" -m pip install --quiet --disable-pip-version-check
   [ -z "$wheels" ] || set -- "$@" --no-index --find-links "$wheels"
-  "$@" "edge-runtime[$role]==$version"
+  "$@" "edge-runtime[$extras]==$version"
 }
 
 if [ -e "$opt/$version" ]; then

@@ -51,7 +51,7 @@ def computer(
     folder = tmp_path_factory.mktemp("computer")
     with booted(Path(prepared) / "debian", folder, *arguments) as inside:
         computer = Computer(inside, embedded_broker, f"http://127.0.0.1:{port}")
-        for role in ("vehicle", "dispatcher"):
+        for role in ("vehicle,ocr", "dispatcher"):
             inside.run("/srv/deploy/install.sh", role, __version__, "/srv/wheels")
         configure(computer, port)
         yield computer
