@@ -4,7 +4,7 @@ import pytest
 from interactive_rig import MODEL, NEED, Rig, only
 
 from edge_runtime.contract import limits
-from edge_runtime.contract.messages import Tokens
+from edge_runtime.contract.messages import Cancelled, Tokens
 from edge_runtime.contract.reasons import (
     Availability,
     FinishReason,
@@ -13,6 +13,7 @@ from edge_runtime.contract.reasons import (
     RefusalReason,
 )
 from edge_runtime.dispatcher.core import interactive_parts as p
+from edge_runtime.dispatcher.core.events import VerdictReceived
 from edge_runtime.dispatcher.core.placement import Requirement
 
 
@@ -526,3 +527,22 @@ def test_a_request_that_is_no_stream_ignores_tokens() -> None:
 def test_why_no_car_is_said_for_an_empty_fleet() -> None:
     r = Rig()
     assert r.core.why_no_car(NEED, r.now) == "no car has ever connected"
+
+
+def test_a_cancel_is_sent_again_until_its_car_answers() -> None:
+    r = rig()
+    r.leave(r.ask())
+    (cancel,) = only(p.CancelUnit, r.said)
+    r.wait(1_200)
+    assert len(only(p.CancelUnit, r.said)) == 3
+    cancelled = Cancelled(unit=cancel.unit, fence=cancel.fence)
+    r.send(VerdictReceived(vehicle="car-1", verdict=cancelled))
+    r.wait(5_000)
+    assert len(only(p.CancelUnit, r.said)) == 3
+
+
+def test_a_cancel_that_nobody_answers_is_given_up() -> None:
+    r = rig()
+    r.leave(r.ask())
+    r.wait(limits.CANCEL_GIVE_UP_MS + 1_000)
+    assert r.core.next_deadline_ms() is None

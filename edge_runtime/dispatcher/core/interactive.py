@@ -5,7 +5,8 @@ nothing else: no request of this module is ever written down. `handle` is the on
 `next_deadline_ms` the only word on time, `check` the invariants.
 
 - A request has exactly one end: `Answered` or `Failed`, or nobody waits for it any more.
-- No unit is out for which nobody waits: it is cancelled in the same step.
+- No unit is out for which nobody waits: it is cancelled in the same step, and the cancel is sent
+  again until its car has answered, or given up after `CANCEL_GIVE_UP_MS`.
 - An idle car gets what waits at once. Where every car that would do is computing, requests wait
   for company, `INTERACTIVE_BATCH_WAIT_MS` at most, and a car has `INTERACTIVE_IN_FLIGHT` units.
 - A car that refuses, gives back, goes or falls silent costs a request time and nothing else. Of two
@@ -61,6 +62,7 @@ from edge_runtime.dispatcher.core.interactive_parts import (
     Request,
     RequesterLeft,
     Streamed,
+    Unanswered,
     Unit,
     Why,
 )
@@ -71,6 +73,7 @@ _POOL_STALE_MS = 20
 """A list of cars is not made anew more often than so, however fast a large fleet changes."""
 _SMALL_FLEET_CARS = 1_000
 _LOOK_AGAIN_MS = 50
+_CANCEL_AGAIN_MS = 500
 _PATIENCE_PER_EXPECTED = 4
 
 
@@ -85,6 +88,7 @@ class InteractiveCore:
         self._flights: Counter[int] = Counter()
         self._resting: dict[int, int] = {}
         self._ended: OrderedDict[int, None] = OrderedDict()
+        self._cancels: OrderedDict[int, Unanswered] = OrderedDict()
         self._pools: dict[Requirement, Pool] = {}
         self._by_tenant: Counter[str] = Counter()
         self._bytes = 0
@@ -104,7 +108,7 @@ class InteractiveCore:
             case ChunkReceived(vehicle=vehicle, chunk=chunk):
                 self._chunk(vehicle, chunk, now)
             case RequesterLeft(number=number):
-                self._left(number)
+                self._left(number, now)
             case VerdictReceived(vehicle=vehicle, verdict=verdict):
                 self._verdict(vehicle, verdict, now)
             case FleetChanged(vehicle=vehicle):
@@ -124,6 +128,8 @@ class InteractiveCore:
         """Boot time in ms at which a tick is wanted."""
         self._forget_stale_timers()
         due = [self._pump_at_ms]
+        if self._cancels:
+            due.append(next(iter(self._cancels.values())).due_ms)
         due += [timers[0][0] for timers in (self._deadlines, self._silences) if timers]
         return min((moment for moment in due if moment is not None), default=None)
 
@@ -176,7 +182,7 @@ class InteractiveCore:
         else:
             queue.append(request)
 
-    def _over(self, request: Request) -> None:
+    def _over(self, request: Request, now: Now) -> None:
         """A request has its end: whoever still computes it is told, if nobody else waits."""
         request.is_over = True
         ask = request.ask
@@ -190,19 +196,19 @@ class InteractiveCore:
         for unit in request.units:
             unit.open = {i: other for i, other in unit.open.items() if other is not request}
             if not unit.open:
-                self._cancel(unit)
+                self._cancel(unit, now)
         request.units.clear()
 
-    def _fail(self, request: Request, failed: Failed) -> None:
+    def _fail(self, request: Request, failed: Failed, now: Now) -> None:
         self.counters[f"interactive_failed_{failed.why.value}"] += 1
         self._out.append(failed)
-        self._over(request)
+        self._over(request, now)
 
-    def _left(self, number: int) -> None:
+    def _left(self, number: int, now: Now) -> None:
         request = self._requests.get(number)
         if request is not None:
             self.counters["interactive_left"] += 1
-            self._over(request)
+            self._over(request, now)
 
     def _again(self, request: Request, now: Now) -> None:
         """No car has it now: it goes before those that came later."""
@@ -210,7 +216,8 @@ class InteractiveCore:
             return
         if request.attempts >= limits.INTERACTIVE_ATTEMPTS_MAX:
             message = f"{request.attempts} cars were asked and gave it back"
-            self._fail(request, Failed(number=request.ask.number, why=Why.NO_CAR, message=message))
+            failed = Failed(number=request.ask.number, why=Why.NO_CAR, message=message)
+            self._fail(request, failed, now)
             return
         self.counters["interactive_again"] += 1
         self._enqueue(request, now, first=True)
@@ -352,11 +359,15 @@ class InteractiveCore:
         for request in unit.open.values():
             request.units.remove(unit)
 
-    def _cancel(self, unit: Unit) -> None:
+    def _cancel(self, unit: Unit, now: Now) -> None:
         if unit.number not in self._units:
             return
         self._drop(unit)
         self.counters["interactive_cancelled"] += 1
+        due_ms, until_ms = now.boot_ms + _CANCEL_AGAIN_MS, now.boot_ms + limits.CANCEL_GIVE_UP_MS
+        self._cancels[unit.number] = Unanswered(unit.vehicle, unit.fence, due_ms, until_ms)
+        if len(self._cancels) > limits.INTERACTIVE_ENDED_MAX:
+            self._cancels.popitem(last=False)
         self._out.append(CancelUnit(vehicle=unit.vehicle, unit=unit.number, fence=unit.fence))
 
     def _give_back(self, unit: Unit, avoid_ms: int, now: Now) -> None:
@@ -369,7 +380,7 @@ class InteractiveCore:
     def _take_back(self, unit: Unit, avoid_ms: int, now: Now) -> None:
         """As `_give_back`, where the car does not know yet."""
         waiting = list(unit.open.values())
-        self._cancel(unit)
+        self._cancel(unit, now)
         for request in reversed(waiting):
             request.avoid[unit.vehicle] = now.boot_ms + avoid_ms
             self._again(request, now)
@@ -408,11 +419,13 @@ class InteractiveCore:
                 self._rest(unit.row, limits.INTERACTIVE_AVOID_MS, now)
             self._give_back(unit, limits.INTERACTIVE_AVOID_MS, now)
         elif not unit.open:
-            self._cancel(unit)
+            self._cancel(unit, now)
 
     def _orphan(self, vehicle: str, chunk: Chunk) -> None:
         """Nobody waits for this; the car stops, or forgets what an older one keeps."""
         self.counters["interactive_orphans"] += 1
+        if chunk.ending is not None:
+            self._cancel_answered(vehicle, chunk.unit, chunk.fence)
         if chunk.ending is None:
             self._out.append(CancelUnit(vehicle=vehicle, unit=chunk.unit, fence=chunk.fence))
         self._out.append(
@@ -435,7 +448,7 @@ class InteractiveCore:
                     )
                 )
                 self.counters["interactive_answered"] += 1
-                self._over(request)
+                self._over(request, now)
             case ItemFailed():
                 self._struck(unit, request, result, now)
 
@@ -443,7 +456,7 @@ class InteractiveCore:
         """An item failed on a car: another may do better, unless the input is to blame."""
         number, code = request.ask.number, failure.code
         if code is ItemError.DEADLINE_PASSED:
-            self._fail(request, _too_late(request))
+            self._fail(request, _too_late(request), now)
             return
         failed = Failed(number=number, why=Why.ITEM, message=failure.message, code=code)
         request.strikes += 1
@@ -455,7 +468,7 @@ class InteractiveCore:
             unit.requirement, avoid, now
         )
         if code.is_final or is_lost:
-            self._fail(request, failed)
+            self._fail(request, failed, now)
         else:
             request.failure = failed
             self._again(request, now)
@@ -463,7 +476,14 @@ class InteractiveCore:
     def _live(self, requirement: Requirement, avoid: frozenset[str], now: Now) -> bool:
         return self._state.placement.others_live(requirement, avoid, now.boot_ms)
 
+    def _cancel_answered(self, vehicle: str, number: int, fence: Fence) -> None:
+        waiting = self._cancels.get(number)
+        if waiting is not None and (waiting.vehicle, waiting.fence) == (vehicle, fence):
+            del self._cancels[number]
+
     def _verdict(self, vehicle: str, verdict: Verdict, now: Now) -> None:
+        if not isinstance(verdict, Taken):
+            self._cancel_answered(vehicle, verdict.unit, verdict.fence)
         unit = self._mine(vehicle, verdict.unit, verdict.fence)
         if unit is None:
             return
@@ -605,7 +625,7 @@ class InteractiveCore:
             message=self.why_no_car(head.key.requirement, now),
             retry_after_ms=limits.HOLD_RETRY_MS,
         )
-        self._fail(head, failed)
+        self._fail(head, failed, now)
 
     def why_no_car(self, requirement: Requirement, now: Now) -> str:
         """Why no car serves this now, for a person."""
@@ -633,10 +653,21 @@ class InteractiveCore:
 
     def _time_passed(self, now: Now) -> None:
         self._forget_stale_timers()
+        while self._cancels:
+            number, waiting = next(iter(self._cancels.items()))
+            if waiting.due_ms > now.boot_ms:
+                break
+            del self._cancels[number]
+            if waiting.until_ms <= now.boot_ms:
+                self.counters["interactive_cancels_given_up"] += 1
+                continue
+            waiting.due_ms = now.boot_ms + _CANCEL_AGAIN_MS
+            self._cancels[number] = waiting  # last: those due are first
+            self._out.append(CancelUnit(vehicle=waiting.vehicle, unit=number, fence=waiting.fence))
         while self._deadlines and self._deadlines[0][0] <= now.boot_ms:
             request = self._requests.get(heapq.heappop(self._deadlines)[1])
             if request is not None:
-                self._fail(request, _too_late(request))
+                self._fail(request, _too_late(request), now)
         while self._silences and self._silences[0][0] <= now.boot_ms:
             unit = self._units.get(heapq.heappop(self._silences)[1])
             if unit is not None:

@@ -215,6 +215,16 @@ class Unit:
 
 
 @dataclass(slots=True)
+class Unanswered:
+    """A cancel that its car has not answered."""
+
+    vehicle: str
+    fence: Fence
+    due_ms: int
+    until_ms: int
+
+
+@dataclass(slots=True)
 class Pool:
     """Cars that may serve a requirement: rows that hold the model, and rows that would fetch it."""
 
