@@ -29,7 +29,7 @@ say = if [ -t 2 ]; then printf '\033[1m==> %s\033[0m\n' $(1) >&2; else printf '=
 apt_install = { apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
   apt-get install -qq --no-install-recommends $(1) >/dev/null; }
 
-.PHONY: help demo test test-system check bench chaos fuzz planted clean setup models mosquitto \
+.PHONY: help demo test test-system check bench chaos fuzz planted clean setup models mosquitto chromium \
   check-style check-types check-layers check-schemas
 
 help:
@@ -49,7 +49,7 @@ demo: $(STAMPS)/demo $(STAMPS)/models
 	@$(call say,'The main job')
 	@$(BIN)/edge-runtime demo --report demo-report.html $(ARGS)
 
-test: $(STAMPS)/dev $(STAMPS)/models mosquitto
+test: $(STAMPS)/dev $(STAMPS)/models mosquitto chromium
 	@$(call say,'Tests')
 	@$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
@@ -75,7 +75,7 @@ check-schemas: $(STAMPS)/dev
 	@$(BIN)/edge-runtime schemas check
 
 # A file that begins with _ serves the others. One that fails does not keep the next from running.
-bench: $(STAMPS)/dev $(STAMPS)/models mosquitto
+bench: $(STAMPS)/dev $(STAMPS)/models mosquitto chromium
 	@failed=; for file in bench/[!_]*.py; do \
 	  $(call say,"$$file"); \
 	  $(BIN)/python "$$file" $(ARGS) || failed="$$failed $$file"; \
@@ -195,4 +195,15 @@ mosquitto:
 	  echo 'warning: mosquitto could not be installed; its tests skip' >&2; \
 	else \
 	  echo 'note: tests on a real Mosquitto skip; run: sudo apt-get install mosquitto mosquitto-clients' >&2; \
+	fi
+
+# Without Chromium the tests of the dashboard's pages skip, and fail where CI=true.
+chromium:
+	@if command -v chromium >/dev/null || command -v chromium-headless-shell >/dev/null; then exit 0; fi; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  $(call say,'Installing chromium'); \
+	  $(call apt_install,chromium) || \
+	  echo 'warning: chromium could not be installed; its tests skip' >&2; \
+	else \
+	  echo 'note: tests in a browser skip; run: sudo apt-get install chromium' >&2; \
 	fi

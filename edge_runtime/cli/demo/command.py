@@ -21,7 +21,8 @@ from edge_runtime.cli.options import (
 from edge_runtime.contract.errors import ConfigError
 
 if TYPE_CHECKING:
-    from edge_runtime.cli.demo.run import Outcome
+    from edge_runtime.cli.demo.live import View
+    from edge_runtime.cli.demo.run import DemoOptions, Outcome
 
 _EMBEDDED: Final = "embedded"
 _DEFAULT_DATA: Final = Path(".data/demo")
@@ -70,7 +71,7 @@ def demo(
     item, and that every fault struck a unit that was running.
     """
     from edge_runtime.cli.demo.live import open_view
-    from edge_runtime.cli.demo.run import DemoOptions, run_demo
+    from edge_runtime.cli.demo.run import DemoOptions
 
     _check_numbers(cars, items)
     if broker != _EMBEDDED:
@@ -89,17 +90,27 @@ def demo(
             state_dir=folder,
             timeout_s=timeout_s,
         )
-        outcomes: list[Outcome] = []
-
-        def take(outcome: "Outcome") -> None:
-            outcomes.append(outcome)
-            if stay:
-                _tell(outcome, report, as_json=as_json)
-
-        code = run_command(lambda: run_demo(options, view, take, stay=stay))
-    if not outcomes:
+        code, outcome = _run(options, view, report, as_json=as_json, stay=stay)
+    if outcome is None:
         return code
-    return _end(outcomes[0]) if stay else _tell(outcomes[0], report, as_json=as_json)
+    return _end(outcome) if stay else _tell(outcome, report, as_json=as_json)
+
+
+def _run(
+    options: "DemoOptions", view: "View", report: Path | None, *, as_json: bool, stay: bool
+) -> "tuple[int, Outcome | None]":
+    """The exit code of the course, and how it ended; one that stays tells it before it does."""
+    from edge_runtime.cli.demo.run import run_demo
+
+    outcomes: list[Outcome] = []
+
+    def take(outcome: "Outcome") -> None:
+        outcomes.append(outcome)
+        if stay:
+            _tell(outcome, report, as_json=as_json)
+
+    code = run_command(lambda: run_demo(options, view, take, stay=stay))
+    return code, outcomes[0] if outcomes else None
 
 
 def _check_numbers(cars: int, items: int | None) -> None:
