@@ -52,10 +52,7 @@ def test_the_capital_of_france_is_known_in_a_parked_car(tmp_path: Path) -> None:
         pytest.fail(message) if os.environ.get("CI") == "true" else pytest.skip(message)
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / "smollm2").symlink_to(MODELS / "smollm2")
-    question = tmp_path / "question.json"
-    question.write_text(
-        '{"messages": [{"role": "user", "content": "What is the capital of France?"}]}'
-    )
+    question = ROOT / "examples" / "question.json"
     with four_processes(tmp_path, tmp_path / "models", cars=("car-1",)) as four:
         (result,) = submit(four.url, "--model=smollm2", str(question))
     assert result["output"]["text"] == "The capital of France is Paris."

@@ -1,6 +1,8 @@
 """SmolLM2 as a package: right answers, the graph against another way to compute it, batches."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,11 +10,12 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import pytest
-from engine_rig import engine_rig
+from engine_rig import engine_rig, until_cpu_grew
 from generation_rig import Told, alone, load, together
 from onnx import numpy_helper
 
-from edge_runtime.contract.package import Package
+from edge_runtime.contract.package import Package, read_package
+from edge_runtime.contract.reasons import StopTier
 from edge_runtime.vehicle.core.events import FinishReason, RunOutcome
 from edge_runtime.vehicle.inference.generation.task import Generation
 from edge_runtime.vehicle.models.importers.llama_shape import LlamaShape
@@ -20,6 +23,7 @@ from edge_runtime.vehicle.models.importers.smollm2 import SHAPE
 from edge_runtime.vehicle.models.importers.tiny_text import SHAPE as TINY_SHAPE
 from edge_runtime.vehicle.models.importers.tiny_text import tiny_weights, write_tiny_text
 
+EXAMPLE = Path(__file__).parents[2] / "examples" / "models" / "make_smollm2.py"
 MARGIN = 1e-3
 Floats = npt.NDArray[np.float32]
 QUESTIONS = (
@@ -150,6 +154,21 @@ def test_the_graph_computes_what_numpy_does(
     assert found.argmax() == expected.argmax()
 
 
+@pytest.mark.models
+def test_the_example_makes_the_same_package(
+    model: Callable[[str], Package], models_folder: Path, tmp_path: Path
+) -> None:
+    made, cache = tmp_path / "models", models_folder.parent / "cache"
+    done = subprocess.run(
+        [sys.executable, str(EXAMPLE), str(made), f"--cache={cache}"],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    assert f"digest {model('smollm2').digest}" in done.stdout
+    assert read_package(made / "smollm2").digest == model("smollm2").digest
+
+
 # --- answers -------------------------------------------------------------------------------------
 
 
@@ -167,6 +186,29 @@ async def test_the_capital_of_france_through_the_engine(model: Callable[[str], P
     assert continued["text"].startswith(" Paris")
     assert (answered["text"], answered["finish"]) == ("The capital of France is Paris.", "stop")
     assert answered["usage"]["completion_tokens"] == len(answered["ids"]) == 7
+
+
+@pytest.mark.models
+async def test_a_cancel_stops_a_long_prompt_within_a_node_and_keeps_the_process(
+    model: Callable[[str], Package],
+) -> None:
+    async with engine_rig() as rig:
+        package = model("smollm2")
+        await rig.ended(rig.submit(package, [b"warm"], {"max_tokens": 1}, "text/plain"))
+        pid = rig.pid
+        run_id = rig.submit(package, [b"and on " * 450], {"max_tokens": 64}, "text/plain")
+        await rig.started(run_id, 0)
+        await until_cpu_grew(pid, 2)
+        rig.engine.cancel(run_id)
+        ended = await rig.ended(run_id)
+        assert ended.stop is not None
+        assert ended.stop.tier is StopTier.TERMINATE
+        assert rig.pid == pid
+        again = rig.submit(package, [chat(QUESTIONS[0])], {}, "application/json")
+        assert (await rig.ended(again)).outcome is RunOutcome.COMPLETED
+        (answered,) = rig.outputs(again).values()
+        assert isinstance(answered, dict)
+        assert answered["text"] == "The capital of France is Paris."
 
 
 @pytest.mark.models
