@@ -214,7 +214,7 @@ class OpenInference:
             )
             raise OipError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, text)
         try:
-            answered = await self._ask(model, inference, _tenant(scope), headers, receive)
+            answered = await self._ask(model, inference, tenant_in(scope), headers, receive)
         except InteractiveFailure as failure:
             model.statistics.fail.add((time.monotonic_ns() - started_ns) / 1e6)
             raise _refusal(failure.failed) from None
@@ -262,7 +262,8 @@ class OpenInference:
             )
 
 
-def _tenant(scope: Mapping[str, Any]) -> str:
+def tenant_in(scope: Mapping[str, Any]) -> str:
+    """For whom a request is: as its key says, or its header where that may. Raises `OipError`."""
     caller = caller_in(scope)
     named = header(scope["headers"], _TENANT)
     if caller is not None and not caller.is_operator:
