@@ -4,7 +4,7 @@ Invariants
 - S12: what a program hands to its bus is on its way, waiting, or counted as dropped.
 - S10: nobody hears more than the access lists of the real broker let him hear.
 - S9: a car that was told to drain takes no unit that it did not have; one whose owner has
-  withdrawn consent hands over no result.
+  withdrawn consent hands over no result, and leaves nothing of itself at the broker.
 """
 
 import random
@@ -135,6 +135,8 @@ class WatchedBus(MemoryBus):
         """As the memory bus. Raises BusOverflow."""
         if self._watch is not None:
             self._watch.say(message)
+        if message.retain and message.payload and self._must_keep_quiet():
+            self._ledger.violated("S9", f"{message.topic}: retained without consent")
         if message.topic.endswith(_RESULT) and self._must_keep_quiet():
             chunks = self._results.decode(message.payload).chunks
             if any(chunk.items for chunk in chunks):

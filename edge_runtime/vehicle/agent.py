@@ -326,7 +326,7 @@ class VehicleAgent:
             url=settings.broker_url,
             client_id=f"{settings.namespace}-{settings.vehicle}",
             protocol=settings.protocol,
-            will=self._outgoing.status(self.core.first_will()),
+            will=self._outgoing.will(self.core.first_will()),
             subscriptions=((topics.down_all(settings.vehicle), 1), (topics.host_all(), 1)),
             canary_topic=topics.canary(settings.vehicle),
             # Every connect subscribes afresh: some brokers send retained topics (who serves
@@ -444,11 +444,16 @@ class VehicleAgent:
                 self._room.kill()
             case do.PublishOffline():
                 self._farewell = self._outgoing.message(command)
-            case do.PublishBirth() | do.PublishState() | do.PublishVerdicts() | do.PublishChunks():
+            case (
+                do.PublishBirth()
+                | do.ClearStatus()
+                | do.PublishState()
+                | do.PublishVerdicts()
+                | do.PublishChunks()
+            ):
                 self._publish(self._outgoing.message(command))
             case do.SetWill():
-                will = self._outgoing.status(command.offline)
-                self._spawn(self._bus.set_will(will), "set will")
+                self._spawn(self._bus.set_will(self._outgoing.will(command)), "set will")
             case do.EnsureModel():
                 self._spawn(self._supply.have(command.digest), "fetch model")
             case do.LogUnit():

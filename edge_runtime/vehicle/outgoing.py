@@ -15,14 +15,18 @@ from edge_runtime.contract.codec import encode
 from edge_runtime.contract.messages import Acks, Birth, Offline
 from edge_runtime.contract.topics import Topics, Up
 from edge_runtime.vehicle.core.commands import (
+    ClearStatus,
     PublishBirth,
     PublishChunks,
     PublishOffline,
     PublishState,
     PublishVerdicts,
+    SetWill,
 )
 
-Publish = PublishBirth | PublishOffline | PublishState | PublishVerdicts | PublishChunks
+Publish = (
+    PublishBirth | PublishOffline | ClearStatus | PublishState | PublishVerdicts | PublishChunks
+)
 
 _CONTENT_TYPE: Final = "application/x-msgpack"
 _STATE_EXPIRY_S: Final = limits.STATE_STALE_MS // 1000
@@ -44,10 +48,13 @@ class Outgoing:
         self._boot = boot
         self._topic = {kind: topics.up(vehicle, kind) for kind in Up}
 
-    def status(self, status: Birth | Offline) -> Message:
-        """A Birth, a goodbye or a Will: retained."""
+    def will(self, command: SetWill) -> Message:
+        """What the broker shall say for us."""
+        return self._status(command.offline, is_retained=command.is_retained)
+
+    def _status(self, status: Birth | Offline, *, is_retained: bool) -> Message:
         return Message(
-            self._topic[Up.STATUS], encode(status), retain=True, content_type=_CONTENT_TYPE
+            self._topic[Up.STATUS], encode(status), retain=is_retained, content_type=_CONTENT_TYPE
         )
 
     def message(self, command: Publish) -> Message:
@@ -68,10 +75,12 @@ class Outgoing:
                     expiry_s=_STATE_EXPIRY_S,
                     content_type=_CONTENT_TYPE,
                 )
-            case PublishBirth(birth=birth):
-                return self.status(birth)
-            case PublishOffline(offline=offline):
-                return self.status(offline)
+            case PublishBirth(birth=birth, is_retained=is_retained):
+                return self._status(birth, is_retained=is_retained)
+            case PublishOffline(offline=offline, is_retained=is_retained):
+                return self._status(offline, is_retained=is_retained)
+            case ClearStatus():
+                return Message(self._topic[Up.STATUS], b"", retain=True)
 
     def _plain(self, kind: Up, payload: bytes) -> Message:
         return Message(self._topic[kind], payload, content_type=_CONTENT_TYPE)

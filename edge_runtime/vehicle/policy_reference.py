@@ -40,7 +40,8 @@ and overrides `paused` and `[consent]` of this file:
 | `edge-runtime owner ledger` | what work took, and the budgets |
 | `edge-runtime owner pause`, `resume` | stop all work; let it begin again |
 | `edge-runtime owner consent`, `withdraw` | give and withdraw consent; a withdrawal stops work at \
-once and drops every result that was not handed over |
+once, drops every result that was not handed over, clears what the broker keeps of the car, and no \
+more signals are told |
 | `edge-runtime owner policy` | print the example below |
 
 They need no network; the car's runtime hears of them through a socket in its state folder. A

@@ -19,10 +19,12 @@ from agent_rig import VEHICLE, is_ready, until
 from brokers import BrokerProcess
 from scripted_dispatcher import ScriptedDispatcher, row, scripted_dispatcher, unit_offer
 
-from edge_runtime.bus import open_bus
-from edge_runtime.contract.messages import Chunk
+from edge_runtime.bus import BusSettings, Connected, Message, open_bus
+from edge_runtime.contract.messages import Birth, Chunk
 from edge_runtime.contract.package import Package
 from edge_runtime.contract.reasons import HoldReason, Outcome
+from edge_runtime.contract.signals import Signals
+from edge_runtime.contract.topics import Topics, Up
 from edge_runtime.vehicle.models.store import PackageStore
 
 Make = Callable[[str], Package]
@@ -128,6 +130,67 @@ async def stock(car: OwnedCar, package: Package) -> None:
 
 def ending_of(peer: ScriptedDispatcher, unit: int) -> Chunk | None:
     return next((c for c in peer.chunks if c.unit == unit and c.ending is not None), None)
+
+
+async def retained_of(car: OwnedCar) -> dict[str, bytes]:
+    """What a broker tells of the car to who has just come: topic and payload."""
+    found: dict[str, bytes] = {}
+    barrier = Message(f"{car.namespace}/barrier", secrets.token_bytes(8))
+    settings = BusSettings(
+        url=car.broker_url,
+        client_id=f"look-{secrets.token_hex(4)}",
+        subscriptions=((f"{car.namespace}/#", 1),),
+    )
+    async with open_bus(settings) as bus, asyncio.timeout(20):
+        async for event in bus.events():
+            match event:
+                case Connected():
+                    bus.publish_soon(barrier)
+                case Message(topic=barrier.topic):
+                    break
+                case Message(retain=True):
+                    found[event.topic] = event.payload
+    return {topic: payload for topic, payload in found.items() if f"/v/{VEHICLE}/" in topic}
+
+
+@pytest.mark.mosquitto
+@pytest.mark.timeout(120)
+async def test_withdrawn_consent_leaves_nothing_of_the_car_at_the_broker(
+    tmp_path: Path, mosquitto_broker: BrokerProcess
+) -> None:
+    (tmp_path / "policy.toml").write_text(POLICY + "[consent]\ngiven = true\nversion = 1\n")
+    car = OwnedCar(tmp_path, mosquitto_broker.url(5))
+    status = Topics(car.namespace).up(VEHICLE, Up.STATUS)
+    try:
+        async with dispatcher_of(car) as peer:
+            car.start()
+            await peer.until(lambda: is_ready(peer))
+            assert set(await retained_of(car)) == {status}
+            await car.owner("withdraw")
+            await peer.until(lambda: peer.states[-1].hold is HoldReason.CONSENT_WITHDRAWN)
+            assert not await retained_of(car), "cleared before the state was told"
+            assert peer.states[-1].signals == Signals()
+
+            # Neither a goodbye nor the Birth of a new process puts anything there again.
+            car.end(signal.SIGTERM)
+            assert not await retained_of(car)
+            peer.states.clear()
+            peer.statuses.clear()
+            car.start()
+            await peer.until(lambda: bool(peer.states))
+            assert isinstance(peer.statuses[-1], Birth), "who listens hears it all the same"
+            assert not await retained_of(car)
+
+            # A crash says no more either: the Will of this connection is for who listens.
+            car.end(signal.SIGKILL)
+            assert not await retained_of(car)
+            car.start()
+            await car.owner("consent")
+            await peer.until(lambda: is_ready(peer))
+            assert set(await retained_of(car)) == {status}
+    finally:
+        if car.process is not None:
+            car.end(signal.SIGKILL)
 
 
 async def test_withdrawn_consent_stops_drops_releases_and_lasts(

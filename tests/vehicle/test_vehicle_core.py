@@ -993,7 +993,7 @@ def test_energy_of_the_day_survives_a_crash_and_ends_at_midnight() -> None:
 
 def test_a_connection_begins_with_will_birth_and_state() -> None:
     car = Bench()
-    assert car.core.first_will().connection == 1
+    assert car.core.first_will().offline.connection == 1
     for connection in (1, 2):
         said = car.send(e.BusConnected())
         (will,) = only(c.SetWill, said)

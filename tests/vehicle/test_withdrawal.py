@@ -8,6 +8,7 @@ from car_bench import POLICY, Bench, offer, only, verdicts
 
 from edge_runtime.contract.messages import Chunk, Fence, Refused
 from edge_runtime.contract.reasons import HoldReason, Outcome, RefusalReason, ReleaseReason
+from edge_runtime.contract.signals import Signals
 from edge_runtime.vehicle.core import commands as c
 from edge_runtime.vehicle.core import events as e
 from edge_runtime.vehicle.policy import Consent, OwnerPolicy
@@ -154,3 +155,55 @@ def test_forgetting_is_once_a_withdrawal() -> None:
     withdraw(car, HoldReason.CONSENT_WITHDRAWN)
     car.commit()
     assert len(car.journal.chunks) == before == 1
+
+
+# --- what stays at the broker ---------------------------------------------------------------------
+
+
+def test_what_the_broker_keeps_of_the_car_is_cleared_at_once() -> None:
+    car = Bench().open()
+    assert all(birth.is_retained for birth in only(c.PublishBirth, car.said))
+    said = withdraw(car)
+    assert len(only(c.ClearStatus, said)) == 1
+    (will,) = only(c.SetWill, said)
+    assert not will.is_retained
+    assert will.offline.connection == 2
+
+
+def test_without_consent_births_and_goodbyes_are_for_those_who_listen() -> None:
+    car = Bench(WITHDRAWN)
+    assert not car.core.first_will().is_retained
+    said = car.send(e.BusConnected())
+    kinds = [type(command) for command in said]
+    assert kinds.index(c.ClearStatus) < kinds.index(c.PublishBirth)
+    assert not only(c.PublishBirth, said)[0].is_retained
+    said = car.send(e.ShutdownRequested()) + car.commit()
+    assert not only(c.PublishOffline, said)[0].is_retained
+
+
+def test_a_withdrawal_without_a_connection_is_told_when_there_is_one() -> None:
+    car = Bench().open()
+    car.send(e.BusDisconnected())
+    assert not only(c.ClearStatus, withdraw(car))
+    assert only(c.ClearStatus, car.send(e.BusConnected()))
+
+
+def test_a_car_without_consent_tells_no_signal() -> None:
+    car = Bench().open()
+    withdraw(car)
+    said = car.sense() + car.live(30)
+    states = [command.state for command in only(c.PublishState, said)]
+    assert states
+    assert all(state.signals == Signals() for state in states)
+    assert all(state.hold is HoldReason.CONSENT_WITHDRAWN for state in states)
+
+
+def test_new_consent_is_a_birth_that_the_broker_keeps() -> None:
+    car = Bench().open()
+    withdraw(car)
+    again = msgspec.structs.replace(POLICY, consent=Consent(given=True, version=3))
+    said = withdraw(car, again) + car.live(1)
+    (birth,) = only(c.PublishBirth, said)
+    assert birth.is_retained
+    (will,) = only(c.SetWill, said)
+    assert will.is_retained

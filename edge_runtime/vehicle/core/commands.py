@@ -122,21 +122,28 @@ class Persist(_Record, frozen=True):
 
 
 class PublishBirth(_Record, frozen=True):
-    """Publish the Birth, retained."""
+    """Publish the Birth; retained, unless the owner has withdrawn consent."""
 
     birth: Birth
+    is_retained: bool = True
 
 
 class PublishOffline(_Record, frozen=True):
-    """Publish the goodbye, retained."""
+    """Publish the goodbye; retained, unless the owner has withdrawn consent."""
 
     offline: Offline
+    is_retained: bool = True
+
+
+class ClearStatus(_Record, frozen=True):
+    """Take what is retained of this car away from the broker."""
 
 
 class SetWill(_Record, frozen=True):
     """What the broker shall say for us if the next connection breaks."""
 
     offline: Offline
+    is_retained: bool = True
 
 
 class PublishState(_Record, frozen=True):
@@ -264,6 +271,7 @@ Command = (
     Persist
     | PublishBirth
     | PublishOffline
+    | ClearStatus
     | SetWill
     | PublishState
     | PublishVerdicts

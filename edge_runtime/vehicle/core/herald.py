@@ -5,6 +5,8 @@ Invariants
   unit, are told at most once per `STATE_EDGE_MS`.
 - Without news the state is refreshed every `STATE_REFRESH_MS`. `seq` grows within a boot.
 - A Will carries the numbers of the connection that it belongs to.
+- While the owner's consent is withdrawn nothing of this car is retained at the broker: what was is
+  cleared, again with every Birth, which is then for those who listen, as goodbye and Will are.
 """
 
 from dataclasses import dataclass
@@ -22,6 +24,7 @@ from edge_runtime.contract.messages import (
 from edge_runtime.contract.reasons import Availability, HoldReason
 from edge_runtime.contract.signals import Signals
 from edge_runtime.vehicle.core.commands import (
+    ClearStatus,
     Command,
     LogState,
     PublishBirth,
@@ -48,10 +51,14 @@ class View:
 
 @dataclass(slots=True)
 class Herald:
-    """What was told last, and on which connection. `birth_ns` is when a Birth was asked for."""
+    """What was told last, and on which connection. `birth_ns` is when a Birth was asked for.
+
+    `is_hidden`: the owner has withdrawn consent.
+    """
 
     facts: CarFacts
     is_connected: bool = False
+    is_hidden: bool = False
     connection: int = 0
     birth_ns: int | None = None
     _availability: Availability | None = None
@@ -68,7 +75,23 @@ class Herald:
         """Introduce this car on a new connection."""
         self.is_connected = True
         self.connection += 1
-        return [SetWill(self.offline(self.connection + 1)), *self.birth(now, view)]
+        return [self.next_will(), *self.birth(now, view)]
+
+    def hide(self, now: Now, *, is_hidden: bool) -> list[Command]:
+        """The owner has withdrawn consent, or given it again: then a Birth is due."""
+        if is_hidden is self.is_hidden:
+            return []
+        self.is_hidden = is_hidden
+        if not self.is_connected:
+            return []
+        if not is_hidden:
+            self.birth_ns = now.boot_ns
+            return [self.next_will()]
+        return [self.next_will(), ClearStatus()]
+
+    def next_will(self) -> SetWill:
+        """What the broker shall say if the next connection breaks."""
+        return SetWill(self.offline(self.connection + 1), is_retained=not self.is_hidden)
 
     def birth(self, now: Now, view: View) -> list[Command]:
         """Say Birth and state."""
@@ -89,11 +112,16 @@ class Herald:
             ),
             region=facts.region,
         )
-        return [PublishBirth(birth), *self.tell(now, view, is_edge=True)]
+        clears = [ClearStatus()] if self.is_hidden else []
+        said = PublishBirth(birth, is_retained=not self.is_hidden)
+        return [*clears, said, *self.tell(now, view, is_edge=True)]
 
     def farewell(self) -> list[Command]:
         """Say Offline, where anybody hears it."""
-        return [PublishOffline(self.offline(self.connection))] if self.is_connected else []
+        if not self.is_connected:
+            return []
+        goodbye = self.offline(self.connection)
+        return [PublishOffline(goodbye, is_retained=not self.is_hidden)]
 
     def is_edge(self, availability: Availability, hold: HoldReason | None) -> bool:
         """Whether this must be told at once."""

@@ -21,12 +21,12 @@ from edge_runtime.contract.messages import (
     Cancelled,
     ChunkAnswer,
     Drain,
-    Offline,
     Order,
     Rebirth,
     UnitOffer,
 )
 from edge_runtime.contract.reasons import Availability, HoldReason, ReleaseReason
+from edge_runtime.contract.signals import Signals
 from edge_runtime.vehicle.core.admission import (
     Admission,
     Circumstances,
@@ -44,6 +44,7 @@ from edge_runtime.vehicle.core.commands import (
     Leave,
     PublishChunks,
     PublishVerdicts,
+    SetWill,
     WriteAttempt,
     WriteChunk,
 )
@@ -334,9 +335,10 @@ class VehicleCore:
     # --- whether to work -------------------------------------------------------------------------
 
     def _note_consent(self, now: Now) -> None:
-        """Who withdraws consent takes back what is not handed over yet."""
+        """Who withdraws consent takes back what is not handed over yet, and what is retained."""
         policy, work = self._policy, self._work
         was_withdrawn, work.is_withdrawn = work.is_withdrawn, is_withdrawn(policy)
+        work.out += self._herald.hide(now, is_hidden=work.is_withdrawn)
         if work.is_withdrawn and not was_withdrawn:
             work.forget_results()
             self._reconsider(now)
@@ -455,9 +457,9 @@ class VehicleCore:
 
     # --- telling the dispatcher ------------------------------------------------------------------
 
-    def first_will(self) -> Offline:
+    def first_will(self) -> SetWill:
         """The Will of the first connection."""
-        return self._herald.offline(self._herald.connection + 1)
+        return self._herald.next_will()
 
     def _publish_verdicts(self) -> None:
         work = self._work
@@ -479,7 +481,7 @@ class VehicleCore:
             hold=hold,
             free_units=0 if hold is not None else work.free_units,
             energy_budget_wh=self._budget_left_wh(now),
-            signals=self._readings.signals(now),
+            signals=Signals() if work.is_withdrawn else self._readings.signals(now),
             resident=work.models.resident,
         )
 

@@ -468,6 +468,15 @@ _CAR = (
         needs=("owners",),
     ),
     Mutation(
+        "withdrawn-birth-retained",
+        "A car says Birth for the broker to keep when its owner has withdrawn consent.",
+        "S9",
+        "vehicle/core/herald.py",
+        "        said = PublishBirth(birth, is_retained=not self.is_hidden)\n",
+        "        said = PublishBirth(birth)\n",
+        needs=("owners", "broker_deaths"),
+    ),
+    Mutation(
         "occupancy-ignored",
         "Somebody in the car does not stop it.",
         "S9",
