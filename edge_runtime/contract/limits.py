@@ -273,6 +273,7 @@ REQUEST_REFUSED_EVERY_MS: Final = 1_000
 REQUEST_BUSY_RETRY_MS: Final = 2_000
 BROKER_TENANTS_MAX: Final = 1_000
 """Users of tenants in one broker's files."""
+BROKER_TENANT_FILE_MAX_BYTES: Final = 1024 * 1024
 SUBSCRIPTION_JOBS_MAX: Final = 100_000
 """Jobs that one subscription keeps a cursor of; beyond it those that are read to their end go."""
 SUBSCRIPTION_HELD_ENTRIES_MAX: Final = 4_096
@@ -336,6 +337,8 @@ IMAGE_PARTS_MAX: Final = 4_096
 AUDIO_MAX_S: Final = 600
 AUDIO_MAX_HZ: Final = 192_000
 INPUT_TEXT_MAX_BYTES: Final = 64 * 1024
+TOKEN_IDS_MAX: Final = 1 << 20
+"""Tokens that a vocabulary may number; the largest of today's models have a quarter of that."""
 TOKENIZER_CHARACTERS_MAX: Final = 16_384
 """Characters whose normalised form is kept; with more than that the table begins anew."""
 TEXT_STRIP_MAX_PIXELS: Final = 3_200
