@@ -2,7 +2,9 @@
 
 import io
 import json
+import struct
 import wave
+import zlib
 from functools import cache
 from pathlib import Path
 from typing import Any, Final
@@ -14,6 +16,7 @@ import numpy as np
 from edge_runtime.contract import codec
 from edge_runtime.contract.package import Manifest, PackageFile
 from edge_runtime.contract.tensors import Tensor, from_numpy
+from edge_runtime.vehicle.models.importers.tiny_text import tokenizer_json
 from edge_runtime.vehicle.policy import example_policy
 
 GOLDEN_FOLDER: Final = Path(__file__).parents[2] / "schemas" / "golden"
@@ -113,7 +116,64 @@ def _images() -> tuple[bytes, ...]:
     picture = np.arange(16 * 12 * 3, dtype=np.uint8).reshape(12, 16, 3)
     encoded = [cv2.imencode(suffix, picture)[1].tobytes() for suffix in (".png", ".jpg")]
     progressive = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_PROGRESSIVE, 1])[1].tobytes()
-    return (*encoded, progressive)
+    turned = b"II*\0" + struct.pack("<IHHHIHHI", 8, 1, 0x0112, 3, 1, 6, 0, 0)
+    exif = b"Exif\0\0" + turned
+    jpeg = b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif
+    chunk = b"eXIf" + turned
+    png = struct.pack(">I", len(turned)) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    return (
+        *encoded,
+        progressive,
+        encoded[0][:33] + png + encoded[0][33:],
+        encoded[1][:2] + jpeg + encoded[1][2:],
+    )
+
+
+_BYTE_LEVEL: Final = {"type": "ByteLevel", "add_prefix_space": False}
+WORDS: Final = json.dumps(
+    {
+        "model": {
+            "type": "WordPiece",
+            "vocab": {
+                piece: number
+                for number, piece in enumerate(
+                    ("[UNK]", "[CLS]", "a", "##a", "##b", "car", "##s", ".", "x", "##x")
+                )
+            },
+        },
+        "normalizer": {"type": "BertNormalizer"},
+        "pre_tokenizer": {"type": "BertPreTokenizer"},
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "single": [{"SpecialToken": {"id": "[CLS]"}}, {"Sequence": {"id": "A"}}],
+            "special_tokens": {"[CLS]": {"ids": [1]}},
+        },
+        "added_tokens": [{"id": 1, "content": "[CLS]", "special": True}],
+    }
+).encode()
+"""A `tokenizer.json` of words and pieces."""
+BYTE_PAIRS: Final = json.dumps(
+    {
+        "model": {
+            "type": "BPE",
+            "vocab": {
+                **{chr(byte): byte for byte in range(0x21, 0x7F)},
+                **{"\u0120": 1, "aa": 128, "aaaa": 129, "\u0120a": 130, "ab": 131},
+            },
+            "merges": [["a", "a"], ["aa", "aa"], "\u0120 a", ["a", "b"]],
+        },
+        "pre_tokenizer": {
+            "type": "Sequence",
+            "pretokenizers": [{"type": "Digits", "individual_digits": True}, _BYTE_LEVEL],
+        },
+        "added_tokens": [{"id": 132, "content": "<end>", "special": True}],
+    }
+).encode()
+"""A `tokenizer.json` of byte pairs."""
+_TEXTS: Final = (
+    "Cars [CLS] a.b caf\u00e9 \u4e2d\u56fd \U0001f600\n\u00adx".encode(),
+    b"aaaa aab 12 'll <end>  \tx" + b"a" * 100,
+)
 
 
 def _wavs() -> tuple[bytes, ...]:
@@ -191,7 +251,18 @@ _MADE: Final[dict[str, Any]] = {
         b"utc_s,charge_percent,is_plugged\n1768777200,58,true\n1768777260,58.1,false\n",
         b'\xef\xbb\xbfutc_s,low_voltage_v\n0,"12.5"\n1.5,\n',
     ),
+    "tokenizer": lambda: (WORDS, BYTE_PAIRS),
+    "words": lambda: _TEXTS,
+    "byte_pairs": lambda: _TEXTS,
     "run_parameters": lambda: _packed(_JOB["parameters"], {}),
+    "generation_request": lambda: (
+        b'j{"prompt": "the", "generated": [1, 2], "max_tokens": 9, "stop": ["a", "b"], "seed": 1}',
+        b'j{"messages": [{"role": "user", "content": "<|im_end|>"}], "temperature": 0.5}',
+        b'j{"prompt": [1, 2, 3], "top_p": 0.9, "top_k": 4, "ignore_eos": true}',
+        "tthé end".encode(),
+    ),
+    "token_text": lambda: ("\x01xyone 🚗 ab two".encode(), b"\x03\xf0\x9f\x9a\x97"),
+    "tokenizer_file": lambda: (tokenizer_json(),),
     "image": _images,
     "wav": _wavs,
 }

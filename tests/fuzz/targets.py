@@ -4,7 +4,7 @@ A target lets exactly the refusals that its decoder documents end quietly; anyth
 comes out is a bug. State that a decoder keeps (counters, decoders) lives as long as the target,
 as it does in a service.
 
-Deliberately absent: whole images and recordings (OpenCV's and numpy's work on pixels, bounded by
+Deliberately absent: whole images and recordings (work on pixels and samples, bounded by
 `IMAGE_MAX_PIXELS` and `AUDIO_MAX_S`, takes longer than a fuzzed input may).
 """
 
@@ -14,6 +14,7 @@ import hashlib
 import io
 import mmap
 import sqlite3
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import msgspec
-from fuzz_seeds import seeds_of
+from fuzz_seeds import BYTE_PAIRS, WORDS, seeds_of
 from litestar.connection import Request
 
 from edge_runtime.bus import Message
@@ -59,9 +60,14 @@ from edge_runtime.vehicle import journal
 from edge_runtime.vehicle.core.attempts import finished_item
 from edge_runtime.vehicle.core.work import decode_chunks
 from edge_runtime.vehicle.inference import computing
+from edge_runtime.vehicle.inference.generation.detokenizer import TextStream, read_token_bytes
+from edge_runtime.vehicle.inference.generation.prompts import PromptEncoder
+from edge_runtime.vehicle.inference.generation.request import Chat, GenerationModel, read_request
 from edge_runtime.vehicle.inference.tasks import images
 from edge_runtime.vehicle.inference.tasks.base import ItemFailure
 from edge_runtime.vehicle.inference.tasks.speech import decode_wav
+from edge_runtime.vehicle.inference.tokenizing.tokenizer import Tokenizer
+from edge_runtime.vehicle.models.importers.tiny_text import SHAPE, tokenizer_json
 from edge_runtime.vehicle.owner_page import OwnerPage
 from edge_runtime.vehicle.owner_socket import OwnerSocket
 from edge_runtime.vehicle.policy import PolicyError, parse_policy
@@ -395,11 +401,58 @@ def _trace_file(data: bytes) -> object:
     return None
 
 
+def _tokenizer(data: bytes) -> object:
+    tokenizer = Tokenizer.parse(data)
+    return tokenizer.encode("a [CLS] caf\u00e9 1", tokens_max=16)
+
+
+def _tokens(tokenizer_file: bytes) -> Callable[[bytes], object]:
+    tokenizer = Tokenizer.parse(tokenizer_file)
+
+    def read(data: bytes) -> object:
+        # What is no UTF-8 is refused before it comes here; some of it is as good as any text.
+        text = data.decode(errors="replace")
+        return list(tokenizer.tokens(text)), list(tokenizer.tokens(text, names_special=False))
+
+    return read
+
+
 def _image(data: bytes) -> object:
     read_size = images._png_size if data.startswith(images._PNG_SIGNATURE) else images._jpeg_size
     width, height = read_size(data)
     images._check_size(width, height)
     return images.decode_image(data) if width * height <= PIXELS_MAX else None
+
+
+def _generation_request() -> Read:
+    """An item of text generation: the first byte says whether as JSON or as plain text."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "tokenizer.json")
+        file.write_bytes(tokenizer_json())
+        encoder = PromptEncoder(Tokenizer.read(file))
+    chat = Chat(
+        message="<|im_start|>{role}\n{content}<|im_end|>\n", answer="<|im_start|>", system=""
+    )
+    model = GenerationModel(context_tokens=192, rows=1, chat=chat)
+
+    def read(data: bytes) -> object:
+        media_type = "text/plain" if data[:1] == b"t" else "application/json"
+        return read_request(
+            data[1:], media_type, {}, model=model, encoder=encoder, vocabulary=SHAPE.vocabulary
+        )
+
+    return read
+
+
+def _token_bytes_and_text(data: bytes) -> object:
+    """Text of tokens that are the input's bytes, cut anywhere, with stop strings of its own."""
+    cut = data[0] % 4 + 1 if data else 1
+    pieces = [data[start : start + cut] for start in range(0, len(data), cut)]
+    stops = tuple(stop for stop in (data[1:3].decode(errors="replace"), "ab") if stop)
+    stream = TextStream(pieces, stops)
+    text = "".join(stream.push(number) for number in range(len(pieces))) + stream.finish()
+    assert not any(stop in text for stop in stops)
+    return text
 
 
 TARGETS: Final[dict[str, Target]] = {
@@ -426,7 +479,23 @@ TARGETS: Final[dict[str, Target]] = {
         Target("owner_socket", _owner_socket(), is_python=True),
         Target("owner_page", _owner_page(), is_python=True),
         Target("trace", _trace_file, (ConfigError,), input_max_bytes=1_024, is_python=True),
+        Target("tokenizer", _tokenizer, (PackageRefused,), is_python=True),
+        Target("words", _tokens(WORDS), input_max_bytes=1_024, is_python=True),
+        Target("byte_pairs", _tokens(BYTE_PAIRS), input_max_bytes=1_024, is_python=True),
         Target("run_parameters", computing._parameters, input_max_bytes=8_192),
+        Target(
+            "generation_request",
+            _generation_request(),
+            (ItemFailure,),
+            input_max_bytes=1_024,
+            is_python=True,
+        ),
+        Target("token_text", _token_bytes_and_text, input_max_bytes=1_024, is_python=True),
+        Target(
+            "tokenizer_file",
+            read_token_bytes,
+            (msgspec.DecodeError, UnicodeDecodeError, RecursionError),
+        ),
         Target("image", _image, (ItemFailure,), limits.ITEM_MAX_BYTES, is_python=True),
         Target("wav", decode_wav, (ItemFailure,), limits.ITEM_MAX_BYTES, is_python=True),
     )

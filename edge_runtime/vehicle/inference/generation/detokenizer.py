@@ -40,7 +40,7 @@ class _TokenizerFile(msgspec.Struct, frozen=True):
 def read_token_bytes(tokenizer_json: bytes) -> list[bytes]:
     """Return each token's bytes by id, from a `tokenizer.json` of byte-level BPE.
 
-    Raises `msgspec.DecodeError` for a file that is none.
+    Raises `msgspec.DecodeError`, `UnicodeDecodeError` or `RecursionError` for a file that is none.
     """
     file = msgspec.json.decode(tokenizer_json, type=_TokenizerFile)
     table = [b""] * (1 + max([*file.model.vocab.values(), *(a.id for a in file.added_tokens)]))

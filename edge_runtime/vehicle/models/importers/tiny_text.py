@@ -62,7 +62,8 @@ def tiny_weights(name: str) -> npt.NDArray[np.float32]:
     return drawn.astype(np.float16).astype(np.float32)
 
 
-def _tokenizer_json() -> bytes:
+def tokenizer_json() -> bytes:
+    """Return the package's `tokenizer.json`."""
     vocabulary = {text: byte for byte, text in enumerate(byte_characters())}
     vocabulary |= {text: 256 + place for place, text in enumerate(_MERGED)}
     first_special = len(vocabulary)
@@ -129,6 +130,6 @@ def write_tiny_text(out: Path) -> Package:
     )
     files = {
         "model.onnx": build_graph(NAME, SHAPE, tiny_weights),
-        "tokenizer.json": _tokenizer_json(),
+        "tokenizer.json": tokenizer_json(),
     }
     return write_package(spec, files, out / NAME)
