@@ -129,6 +129,7 @@ def _subtrees() -> list[tuple[App, Group]]:
         "status": ("pki:status", "Whose an identity is and until when."),
         "revoke": ("pki:revoke", "Revoke certificates and end the session."),
         "kick": ("pki:kick", "End a live session."),
+        "tenant": ("pki:tenant", "Accounts of third parties at the broker."),
         "signing-key": ("pki:signing_key", "Keys that sign what goes to cars."),
     }
     owner = {

@@ -19,6 +19,7 @@ CONFIGURATION: Final = "mosquitto.conf"
 ACL_CARS: Final = "acl-cars"
 ACL_DISPATCHERS: Final = "acl-dispatchers"
 ACL_TENANTS: Final = "acl-tenants"
+TENANT_PASSWORDS: Final = "tenants.passwd"
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,8 +135,8 @@ pattern readwrite er/#
 
 _TENANTS: Final = """\
 # What tenants may do, user by user. Everything that is not written here is denied.
+# `edge-runtime pki tenant` adds and removes blocks and passwords; by hand: copy and rename.
 
-# One block per tenant: the user is tenant-NAME, the topics are NAME's. Copy and rename.
 user tenant-demo
 topic read er/1/t/demo/#
 topic write er/1/t/demo/request
@@ -170,10 +171,14 @@ def configuration(layout: BrokerLayout) -> str:
 
 
 def write_broker_files(folder: Path, layout: BrokerLayout) -> None:
-    """Write mosquitto.conf, the ACLs and an empty list of tenants. Raises OSError."""
+    """Write mosquitto.conf, the ACLs and an empty list of tenants; accounts that are there stay.
+
+    Raises OSError.
+    """
+    tenants = folder / TENANT_PASSWORDS
     (folder / CONFIGURATION).write_text(configuration(layout))
     for name, text in ACLS.items():
-        (folder / name).write_text(text)
+        if name != ACL_TENANTS or not tenants.exists():
+            (folder / name).write_text(text)
     Path(layout.data).mkdir(parents=True, exist_ok=True)
-    tenants = folder / "tenants.passwd"
     tenants.touch(mode=0o600, exist_ok=True)

@@ -11,6 +11,7 @@ import pwd
 import shlex
 import signal
 import subprocess
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final, Literal
 
@@ -269,6 +270,44 @@ def kick(
         raise ConfigError("--identity must be the dispatcher's")
     asyncio.run(_kick(broker, tls.identity, name))
     print(f"{name}: its session is ended")
+
+
+def tenant(
+    house: HouseFolder,
+    action: Annotated[Literal["add", "remove", "list"], Parameter(help="What to do.")],
+    name: Annotated[str | None, Parameter(help="The tenant, for add and remove.")] = None,
+    /,
+    *,
+    reader: Annotated[
+        str | None, Parameter(help="One of its readers, beside the tenant's own user.")
+    ] = None,
+    broker_pid: Annotated[
+        int | None, Parameter(help="Mosquitto's process here, told to read the accounts again.")
+    ] = None,
+) -> None:
+    """Let third parties read a tenant's topics. The broker has one connection for each user.
+
+    `add` prints the user and its password, this once; a user that is there gets a new password.
+    `remove` without --reader removes all of the tenant's users.
+    """
+    from edge_runtime.pki.tenants import accounts, add_account, remove_account
+
+    folder = House(house).broker
+    if action == "list":
+        print("".join(f"{user}\n" for user in accounts(folder)), end="")
+        return
+    if name is None:
+        raise ConfigError(f"{action} needs a tenant")
+    if action == "add":
+        account = add_account(folder, name, reader)
+        print(f"user      {account.user}\npassword  {account.password}")
+    else:
+        for user in remove_account(folder, name, reader):
+            print(f"{user}: removed")
+    if broker_pid is not None:
+        os.kill(broker_pid, signal.SIGHUP)
+    else:
+        print("now: send Mosquitto SIGHUP; it reads the accounts again", file=sys.stderr)
 
 
 def signing_key(
