@@ -232,7 +232,7 @@ class EdgeClient:
 
     async def models(self) -> list[ModelView]:
         """Packages that jobs may name."""
-        return await self._operate("GET", "/v1/models", _models)
+        return await self._operate("GET", "/v1/packages", _models)
 
     async def health(self) -> Health:
         """Readiness and counters; asked once, without patience."""

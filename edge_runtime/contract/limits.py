@@ -59,6 +59,8 @@ REQUESTS_BURST_DEFAULT_S: Final = 2.0
 # --- OpenAI's files and batches -----------------------------------------------------------
 FILE_MAX_BYTES: Final = 200 * 1024 * 1024
 """Largest uploaded file, as OpenAI has it."""
+FILE_NAME_MAX_CHARS: Final = 255
+OPENAI_PAGE_MAX: Final = 100
 FILE_EXPIRY_MIN_S: Final = 3_600
 FILE_EXPIRY_MAX_S: Final = 30 * 24 * 3600
 FILES_SWEPT_MAX: Final = 10_000
@@ -514,6 +516,11 @@ CAR_ASLEEP_MS: Final = 20_000
 REALTIME_SOFT_MS: Final = 500
 """An agent of the real-time class that runs so long without a pause goes back to the ordinary."""
 REALTIME_HARD_MS: Final = 5_000
+REALTIME_QUIET_MS: Final = 10_000
+"""Having given it back, it asks for it again when it was quiet for so long; then for twice as long."""
+REALTIME_QUIET_MAX_MS: Final = 600_000
+REALTIME_QUIET_SHARE: Final = 0.25
+"""Quiet is to have used at most this share of a core."""
 CAR_TIMER_MAX_MS: Final = 5_000
 """A computer that slept has older boot time than its timers know: it looks at least this often."""
 CAR_BUS_TURN_MS: Final = 2

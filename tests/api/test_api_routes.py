@@ -185,7 +185,7 @@ def package(api: Served, tmp_path: Path) -> bytes:
 
 @pytest.mark.usefixtures("package")
 async def test_manifest_is_served_byte_for_byte(api: Served) -> None:
-    assert (await api.call("GET", "/v1/models"))[0]["name"] == "noop"
+    assert (await api.call("GET", "/v1/packages"))[0]["name"] == "noop"
     async with api.session.get(api.url(f"/v1/models/{DIGEST}/manifest")) as response:
         assert await response.read() == b'{"files": {}}'
     await api.call("GET", f"/v1/models/{'b' * 64}/manifest", status=404)

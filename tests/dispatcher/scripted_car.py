@@ -54,11 +54,13 @@ class ScriptedCar:
         answer: Answer = echo,
         takes: bool = True,
         works: bool = True,
+        tasks: tuple[str, ...] = ("tensor",),
     ) -> None:
         self.name = name
         self.topics = Topics()
         self.boot, self.seq = 1, 0
         self.units_max = units_max
+        self.tasks = tasks
         self.answer = answer
         self.takes, self.works = takes, works
         self.offers: list[UnitOffer] = []
@@ -113,7 +115,7 @@ class ScriptedCar:
             runtime="scripted",
             vss="6.0",
             hardware="none",
-            tasks=("tensor",),
+            tasks=self.tasks,
             resident=(),
             limits=VehicleLimits(units_max=self.units_max),
         )

@@ -124,7 +124,9 @@ def dispatcher(
         async with contextlib.AsyncExitStack() as stack:
             async with systemd.more_time():
                 await stack.enter_async_context(service)
-                server = await _serve(service, (host, port), backups, allow_remote=allow_remote)
+                server = await _serve(
+                    service, (host, port), store, backups, allow_remote=allow_remote
+                )
                 stack.push_async_callback(server.close)
                 service.announce(models_url or server.url)
                 Chores(service).start()
@@ -139,19 +141,34 @@ def dispatcher(
 async def _serve(
     service: "DispatcherService",
     address: tuple[str, int],
+    store: Path,
     backups: Path | None,
     *,
     allow_remote: bool,
 ) -> "HttpServer":
-    """The HTTP API over a running service; beyond loopback only with accounts, or if told."""
-    from edge_runtime.dispatcher.api import build_app, open_door, serve
+    """The HTTP API over a running service; beyond loopback only with accounts, or if told.
+
+    Uploaded files lie in a folder beside the store.
+    """
+    from edge_runtime.dispatcher.api import BatchDesk, build_app, open_door, serve
     from edge_runtime.dispatcher.api.oip import OpenInference
+    from edge_runtime.dispatcher.api.openai.live import PATHS, LiveTexts
     from edge_runtime.dispatcher.dashboard import mount_dashboard
     from edge_runtime.dispatcher.desk import FrontDesk
 
     door = await open_door(service)
     desk = FrontDesk(service, quotas=door.quotas)
-    app = build_app(desk, backup_dir=backups, door=door, mounts={"v2": OpenInference(service)})
+    files = store.with_name(f"{store.name}-files")
+    batches = BatchDesk(desk, service.store, files, door.quotas, lambda: service.clock().utc_ms)
+    await batches.shelf.open()
+    service.spawn(batches.run)
+    app = build_app(
+        desk,
+        backup_dir=backups,
+        door=door,
+        mounts={"v2": OpenInference(service), **dict.fromkeys(PATHS, LiveTexts(service))},
+        batches=batches,
+    )
     mount_dashboard(app, service, desk)
     return await serve(app, *address, allow_remote=allow_remote or door.accounts.in_force)
 

@@ -23,6 +23,8 @@ from litestar.types import ASGIApp, Scope
 from edge_runtime.contract.http import Problem
 from edge_runtime.dispatcher.api.door import Door
 from edge_runtime.dispatcher.api.forms import refuse
+from edge_runtime.dispatcher.api.openai import BatchDesk
+from edge_runtime.dispatcher.api.openai.routes import OPENAI_ROUTES
 from edge_runtime.dispatcher.api.openapi import openapi_json
 from edge_runtime.dispatcher.api.operations import OPERATIONS
 from edge_runtime.dispatcher.api.problems import answer_exception
@@ -87,7 +89,8 @@ class Api:
         if problem is None and self._door is not None:
             problem = self._door.admit(scope)
         if problem is None and self._mounts:
-            mounted = self._mounts.get(scope["path"][1:].partition("/")[0])
+            path = scope["path"][1:]
+            mounted = self._mounts.get(path) or self._mounts.get(path.partition("/")[0])
             if mounted is not None:
                 await mounted(scope, receive, send)
                 return
@@ -140,14 +143,16 @@ def build_app(
     backup_dir: Path | None = None,
     door: Door | None = None,
     mounts: Mapping[str, Mount] | None = None,
+    batches: BatchDesk | None = None,
 ) -> Api:
     """The API over `front`. Backups are written into `backup_dir`, and refused without one.
 
-    `door` has the accounts and quotas; without it there are none. `mounts` are applications by the
+    `door` has the accounts and quotas; without it there are none. `batches` has OpenAI's files
+    and batches. `mounts` are applications by the
     first part of the paths that are theirs (`v2`), behind the same guard and door.
     """
     streams = OpenStreams()
-    return Api(Routes(front, streams, backup_dir, door), streams, door, mounts)
+    return Api(Routes(front, streams, backup_dir, door, batches), streams, door, mounts)
 
 
 @functools.cache
@@ -163,6 +168,12 @@ def _router() -> Litestar:
             status_code=int(HTTPStatus.OK),
         )(_handler(operation.handler))
         for operation in OPERATIONS
+    ]
+    handlers += [
+        HTTPRouteHandler(_litestar_path(path), http_method=method, status_code=int(HTTPStatus.OK))(  # type: ignore[arg-type]  # as above
+            _handler(handler)
+        )
+        for method, path, handler in OPENAI_ROUTES
     ]
     return Litestar(
         [*handlers, HTTPRouteHandler("/openapi.json", http_method="GET")(_openapi)],

@@ -298,7 +298,7 @@ OPERATIONS: Final[tuple[Operation, ...]] = (
     ),
     Operation(
         method="GET",
-        path="/v1/models",
+        path="/v1/packages",
         handler="models",
         summary="Packages that jobs may name",
         answers={200: list[http.ModelView]},

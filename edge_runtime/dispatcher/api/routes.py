@@ -28,6 +28,8 @@ from edge_runtime.dispatcher.api.accounts import AccountRoutes
 from edge_runtime.dispatcher.api.bodies import Body, BodyBudget, TypedBody, read_job, read_jobs
 from edge_runtime.dispatcher.api.door import Door
 from edge_runtime.dispatcher.api.files import answer_file
+from edge_runtime.dispatcher.api.openai import BatchDesk
+from edge_runtime.dispatcher.api.openai.routes import OpenAiRoutes
 from edge_runtime.dispatcher.api.problems import refusal
 from edge_runtime.dispatcher.api.streams import OpenStreams, Page, StreamAnswer
 from edge_runtime.dispatcher.api.wire import (
@@ -56,11 +58,13 @@ class Routes:
         streams: OpenStreams,
         backup_dir: Path | None,
         door: Door | None = None,
+        desk: BatchDesk | None = None,
     ) -> None:
         self._front = front
         self._streams = streams
         self._backup_dir = backup_dir
         self._budget = BodyBudget()
+        self.openai = OpenAiRoutes(front, self._budget, desk)
         self.accounts = AccountRoutes(door, front, self._budget)
 
     # --- jobs ---------------------------------------------------------------------------------

@@ -1,0 +1,294 @@
+"""Chat and completions that somebody waits for: one answer, or its tokens as they come (SSE).
+
+Invariants
+- A text that is streamed is what one undisturbed car would have written, however many cars wrote
+  it: a car that goes on is given the tokens so far, and with a temperature the seed, which is
+  chosen here where the requester names none.
+- Nothing is answered before the first token: until then whatever is wrong has its own status.
+- A client that goes away takes its request with it.
+
+The form of the events is OpenAI's: `data: {...}` for each piece, `data: [DONE]` at the end, and
+`data: {"error": {...}}` where a text breaks off.
+"""
+
+import contextlib
+import secrets
+import time
+from collections.abc import AsyncIterator, Mapping
+from http import HTTPStatus
+from typing import Any, Final, NamedTuple
+
+import msgspec
+import structlog
+
+from edge_runtime.contract import limits
+from edge_runtime.contract.messages import Tokens
+from edge_runtime.contract.reasons import FinishReason, ItemError
+from edge_runtime.dispatcher.api.oip.app import tenant_in
+from edge_runtime.dispatcher.api.oip.bodies import read_body
+from edge_runtime.dispatcher.api.oip.errors import OipError
+from edge_runtime.dispatcher.api.openai.lines import (
+    CHAT,
+    COMPLETIONS,
+    TASK_OF_URL,
+    Bad,
+    answer_body,
+    read_request,
+)
+from edge_runtime.dispatcher.api.presence import ClientLeft, Receive, while_client_stays
+from edge_runtime.dispatcher.core.interactive_parts import Answered, Failed, Resume, Why
+from edge_runtime.dispatcher.core.placement import Requirement
+from edge_runtime.dispatcher.interactive import InteractiveFailure
+from edge_runtime.dispatcher.service import DispatcherService
+
+PATHS: Final = (CHAT[1:], COMPLETIONS[1:])
+"""Without their first slash, as they are mounted."""
+_JSON: Final = b"application/json"
+_EVENTS: Final = b"text/event-stream"
+_DONE: Final = b"data: [DONE]\n\n"
+_ITEM_TYPE: Final = "application/json"
+_encode = msgspec.json.Encoder().encode
+
+_log = structlog.get_logger(__name__)
+
+
+class _StreamOptions(msgspec.Struct, frozen=True):
+    include_usage: bool = False
+
+
+class _Manner(msgspec.Struct, frozen=True):
+    """How the requester wants to be answered; what is asked is `lines`'."""
+
+    stream: bool | None = None
+    stream_options: _StreamOptions | None = None
+
+
+_Outcome = tuple[HTTPStatus, str, str]
+"""(status, error type, code) of a failure."""
+
+
+class Asked(NamedTuple):
+    """A request for a text that is understood."""
+
+    url: str
+    model: str
+    name: str
+    made_s: int
+    is_streamed: bool
+    has_usage: bool
+    resume: Resume
+    requirement: Requirement
+    reference_ms: float
+
+
+class LiveTexts:
+    """`POST` on `PATHS`, over one running dispatcher."""
+
+    def __init__(self, service: DispatcherService) -> None:
+        self._service = service
+
+    async def __call__(self, scope: Mapping[str, Any], receive: Receive, send: Any) -> None:
+        """Answer one request."""
+        try:
+            tenant = tenant_in(scope)
+            asked = self._read(scope, await read_body(scope["headers"], receive))
+            async with while_client_stays(receive):
+                await self._answer(asked, tenant, send)
+        except ClientLeft:
+            return
+        except Bad as bad:
+            missing = bad.code in {"model_not_found", "model_not_supported"}
+            status = HTTPStatus.NOT_FOUND if missing else HTTPStatus.BAD_REQUEST
+            if bad.code == "method_not_allowed":
+                status = HTTPStatus.METHOD_NOT_ALLOWED
+            await _refuse(send, status, _problem(bad.message, bad.code, param=bad.param))
+        except OipError as error:
+            problem = _problem(error.message, error.status.phrase.lower().replace(" ", "_"))
+            await _refuse(send, error.status, problem)
+        except InteractiveFailure as failure:
+            status, problem = _failed(failure.failed)
+            await _refuse(send, status, problem, failure.failed.retry_after_ms)
+
+    # --- the question ---
+
+    def _read(self, scope: Mapping[str, Any], body: bytes) -> Asked:
+        url = scope["path"]
+        if scope["method"] != "POST":
+            raise Bad("method_not_allowed", f"{url} takes POST")
+        try:
+            fields = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
+            manner = msgspec.json.decode(body, type=_Manner)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise Bad("invalid_request", f"the body is no request: {error}"[:200]) from None
+        fields.pop("stream", None)
+        fields.pop("stream_options", None)
+        model = _text(fields.get("model"))
+        package = self._service.shelf.find(model)
+        tasks = {} if package is None else {model: package.spec.task}
+        line = read_request("", url, _encode(fields), tasks)
+        if package is None:  # `read_request` has refused it
+            raise Bad("model_not_found", f"no model {model[:80]!r}", "model")
+        asked = msgspec.json.decode(line.items[0].data or b"{}")
+        if asked.get("temperature") and "seed" not in asked:
+            asked["seed"] = secrets.randbelow(limits.COUNT_MAX)
+
+        def resume(generated: tuple[int, ...]) -> bytes:
+            return _encode(asked | {"generated": generated} if generated else asked)
+
+        options = manner.stream_options
+        return Asked(
+            url=url,
+            model=model,
+            name=secrets.token_hex(12),
+            made_s=int(time.time()),
+            is_streamed=bool(manner.stream),
+            has_usage=options is not None and options.include_usage,
+            resume=resume,
+            requirement=Requirement(model=package.digest, task=TASK_OF_URL[url]),
+            reference_ms=package.spec.reference_ms,
+        )
+
+    # --- the answer ---
+
+    async def _answer(self, asked: Asked, tenant: str, send: Any) -> None:
+        pieces = self._service.interactive.stream(
+            tenant=tenant,
+            requirement=asked.requirement,
+            resume=asked.resume,
+            media_type=_ITEM_TYPE,
+            reference_ms=asked.reference_ms,
+            timeout_ms=limits.GENERATION_TIMEOUT_MS,
+        )
+        async with contextlib.aclosing(pieces):
+            if asked.is_streamed:
+                await _send_events(asked, pieces, send)
+                return
+            async for piece in pieces:
+                if isinstance(piece, Answered):
+                    body = _encode(_whole(asked, piece))
+                    await _start(send, HTTPStatus.OK, _JSON, [_length(body)])
+                    await send({"type": "http.response.body", "body": body})
+
+
+async def _send_events(asked: Asked, pieces: AsyncIterator[Tokens | Answered], send: Any) -> None:
+    first = await anext(pieces)
+    await _start(send, HTTPStatus.OK, _EVENTS, [(b"cache-control", b"no-cache")])
+    if asked.url == CHAT:
+        await _event(send, _chunk(asked, None, None))
+    try:
+        finish = await _send_piece(asked, first, None, send)
+        async for piece in pieces:
+            finish = await _send_piece(asked, piece, finish, send)
+    except InteractiveFailure as failure:
+        await _event(send, _failed(failure.failed)[1])
+    await send({"type": "http.response.body", "body": _DONE})
+
+
+async def _send_piece(
+    asked: Asked, piece: Tokens | Answered, finish: str | None, send: Any
+) -> str | None:
+    """Send what a piece adds; why the text ended, once it is known."""
+    match piece:
+        case Tokens():
+            if piece.text:
+                await _event(send, _chunk(asked, piece.text, None))
+            return piece.finish.value if piece.finish is not None else finish
+        case Answered():
+            whole = _whole(asked, piece)
+            reason = whole["choices"][0]["finish_reason"] or finish or FinishReason.STOP.value
+            await _event(send, _chunk(asked, "", reason))
+            if asked.has_usage:
+                last = _chunk(asked, "", None)
+                await _event(send, last | {"choices": [], "usage": whole["usage"]})
+            return str(reason)
+
+
+def _whole(asked: Asked, answered: Answered) -> dict[str, Any]:
+    output = msgspec.msgpack.decode(answered.output)
+    return answer_body(asked.url, asked.model, [output], asked.made_s, asked.name, is_base64=False)
+
+
+def _chunk(asked: Asked, text: str | None, finish: str | None) -> dict[str, Any]:
+    """One event; without a `text` the one that says who speaks."""
+    choice: dict[str, Any] = {"index": 0, "logprobs": None, "finish_reason": finish}
+    is_chat = asked.url == CHAT
+    if is_chat:
+        opening = {"role": "assistant", "content": ""}
+        choice["delta"] = opening if text is None else {"content": text} if text else {}
+    else:
+        choice["text"] = text or ""
+    return {
+        "id": f"{'chatcmpl' if is_chat else 'cmpl'}-{asked.name}",
+        "object": "chat.completion.chunk" if is_chat else "text_completion",
+        "created": asked.made_s,
+        "model": asked.model,
+        "choices": [choice],
+    }
+
+
+# --- errors --------------------------------------------------------------------------------------
+
+
+def _failed(failed: Failed) -> tuple[HTTPStatus, dict[str, Any]]:
+    """A request without a result, in OpenAI's words."""
+    match failed.why:
+        case Why.DEADLINE:
+            return HTTPStatus.GATEWAY_TIMEOUT, _problem(failed.message, "timeout", kind=_SERVER)
+        case Why.NO_CAR | Why.OVERLOADED:
+            code = failed.why.value
+            return HTTPStatus.SERVICE_UNAVAILABLE, _problem(failed.message, code, kind=_SERVER)
+        case Why.ITEM:
+            code = failed.code or ItemError.UNKNOWN
+            if code is ItemError.RESULT_TOO_LARGE or not code.is_final:
+                problem = _problem(failed.message, code.value, kind=_SERVER)
+                return HTTPStatus.INTERNAL_SERVER_ERROR, problem
+            return HTTPStatus.BAD_REQUEST, _problem(failed.message, code.value)
+
+
+_SERVER: Final = "server_error"
+
+
+def _problem(
+    message: str, code: str, *, kind: str = "invalid_request_error", param: str | None = None
+) -> dict[str, Any]:
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+def _text(raw: msgspec.Raw | None) -> str:
+    try:
+        return msgspec.json.decode(raw or b'""', type=str)
+    except msgspec.DecodeError:
+        raise Bad("invalid_request", "model is a name", "model") from None
+
+
+# --- on the wire ---------------------------------------------------------------------------------
+
+
+def _length(body: bytes) -> tuple[bytes, bytes]:
+    return b"content-length", str(len(body)).encode()
+
+
+async def _start(
+    send: Any, status: HTTPStatus, media_type: bytes, more: list[tuple[bytes, bytes]]
+) -> None:
+    headers = [(b"content-type", media_type), *more]
+    await send({"type": "http.response.start", "status": int(status), "headers": headers})
+
+
+async def _event(send: Any, event: Mapping[str, Any]) -> None:
+    body = b"data: " + _encode(event) + b"\n\n"
+    await send({"type": "http.response.body", "body": body, "more_body": True})
+
+
+async def _refuse(
+    send: Any, status: HTTPStatus, problem: Mapping[str, Any], retry_after_ms: int = 0
+) -> None:
+    body = _encode(problem)
+    more = [_length(body)]
+    if retry_after_ms:
+        more += [
+            (b"retry-after", str(max(1, round(retry_after_ms / 1000))).encode()),
+            (b"retry-after-ms", str(retry_after_ms).encode()),
+        ]
+    await _start(send, status, _JSON, more)
+    await send({"type": "http.response.body", "body": body})
