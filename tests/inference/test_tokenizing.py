@@ -321,6 +321,8 @@ def _template(single: list[Any]) -> dict[str, Any]:
         (file_of(model=_model(vocab={"a": "b"})), "$.model.vocab"),
         (file_of(model=_model() | {"unk_token": "none"}), "model.unk_token"),
         (file_of(model=_model(dropout=0.1)), "dropout"),
+        (file_of(model=_model(vocab={"a": -1})), "$.model.vocab"),
+        (file_of(model=_model(vocab={"a": 1 << 63})), "$.model.vocab"),
         (file_of(pre_tokenizer={"type": "Metaspace"}), "$.pre_tokenizer"),
         (file_of(normalizer={"type": "Lowercase"}), "$.normalizer"),
         (file_of(added_tokens=[_token(lstrip=True)]), "'[MASK]' is lstrip"),

@@ -13,6 +13,7 @@ from typing import Final
 import msgspec
 
 from edge_runtime.vehicle.inference.tokenizing import unicode_ranges as ranges
+from edge_runtime.vehicle.inference.tokenizing.wordpiece import TokenId
 
 _BYTES: Final = 256
 
@@ -48,7 +49,7 @@ class BytePairFile(
 ):
     """What `model` says. `merges` are pairs, or in older files two pieces with a space between."""
 
-    vocab: dict[str, int]
+    vocab: dict[str, TokenId]
     merges: list[tuple[str, str] | str]
     dropout: None = None
     unk_token: None = None

@@ -26,6 +26,7 @@ from edge_runtime.vehicle.inference.tokenizing.byte_pairs import (
 from edge_runtime.vehicle.inference.tokenizing.wordpiece import (
     BertNormalizer,
     BertPreTokenizer,
+    TokenId,
     WordPiece,
     WordPieceFile,
 )
@@ -39,7 +40,7 @@ class Tokens(NamedTuple):
 
 
 class _AddedToken(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    id: int
+    id: TokenId
     content: str
     single_word: bool = False
     lstrip: bool = False
@@ -50,7 +51,7 @@ class _AddedToken(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 class _Named(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     id: str
-    type_id: int = 0
+    type_id: TokenId = 0
 
 
 class _Piece(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -61,7 +62,7 @@ class _Piece(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class _SpecialToken(msgspec.Struct, frozen=True):
-    ids: list[int]
+    ids: list[TokenId]
 
 
 class _Template(
@@ -104,9 +105,14 @@ class Tokenizer:
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """Read the file. Raises `PackageRefused` (bad_spec) naming what is not done here."""
+        """Read the file. Raises `PackageRefused` (bad_spec) as `parse`, and `OSError`."""
+        return cls.parse(path.read_bytes())
+
+    @classmethod
+    def parse(cls, data: bytes) -> Self:
+        """Take a file's bytes. Raises `PackageRefused` (bad_spec) naming what is not done here."""
         try:
-            return cls(msgspec.json.decode(path.read_bytes(), type=_File))
+            return cls(msgspec.json.decode(data, type=_File))
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise _refusal(str(error)) from error
 

@@ -8,12 +8,15 @@ music) keep their order, where the library sorts them.
 
 import unicodedata
 from collections.abc import Iterator, Mapping
-from typing import Final
+from typing import Annotated, Final
 
 import msgspec
+from msgspec import Meta
 
 from edge_runtime.contract import limits
 from edge_runtime.vehicle.inference.tokenizing import unicode_ranges as ranges
+
+TokenId = Annotated[int, Meta(ge=0, lt=limits.TOKEN_IDS_MAX)]
 
 _FIRST_PLANE_END: Final = 0xFFFF
 
@@ -49,10 +52,10 @@ class WordPieceFile(
 ):
     """What `model` says."""
 
-    vocab: dict[str, int]
+    vocab: dict[str, TokenId]
     unk_token: str = "[UNK]"  # noqa: S105 - a word of a model, no secret
     continuing_subword_prefix: str = "##"
-    max_input_chars_per_word: int = 100
+    max_input_chars_per_word: Annotated[int, Meta(ge=0, le=limits.INPUT_TEXT_MAX_BYTES)] = 100
 
 
 class CharacterTable(dict[int, str]):
