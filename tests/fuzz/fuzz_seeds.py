@@ -158,7 +158,11 @@ BYTE_PAIRS: Final = json.dumps(
             "type": "BPE",
             "vocab": {
                 **{chr(byte): byte for byte in range(0x21, 0x7F)},
-                **{"\u0120": 1, "aa": 128, "aaaa": 129, "\u0120a": 130, "ab": 131},
+                "\u0120": 1,
+                "aa": 128,
+                "aaaa": 129,
+                "\u0120a": 130,
+                "ab": 131,
             },
             "merges": [["a", "a"], ["aa", "aa"], "\u0120 a", ["a", "b"]],
         },
