@@ -116,6 +116,20 @@ async def test_a_picture_without_text_has_no_lines(rig: EngineRig, model: Model)
     assert result == {"width": 160, "height": 120, "lines": []}
 
 
+async def test_a_car_without_opencv_finds_faces_and_says_what_text_needs(
+    model: Model, demo_file: DemoFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['cv2'] = None\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    async with engine_rig() as rig:
+        photo = demo_file("astronaut.png").read_bytes()
+        (result,) = await results(rig, model("centerface"), [photo])
+        assert len(result["detections"]) == 1
+        ended = await rig.ended(rig.submit(model("pp-ocr"), [photo]))
+        assert ended.outcome is RunOutcome.MODEL_FAILED
+        assert "pip install 'edge-runtime[vehicle,ocr]'" in ended.message
+
+
 # --- embeddings --------------------------------------------------------------------------
 
 
