@@ -517,6 +517,11 @@ REALTIME_SOFT_MS: Final = 500
 """An agent of the real-time class that runs so long without a pause goes back to the ordinary."""
 REALTIME_HARD_MS: Final = 5_000
 REALTIME_QUIET_MS: Final = 10_000
+"""Having given it back, it asks again when it was quiet for so long; then for twice as long."""
+REALTIME_QUIET_MAX_MS: Final = 600_000
+REALTIME_QUIET_SHARE: Final = 0.25
+"""Quiet is to have used at most this share of a core."""
+REALTIME_QUIET_MS: Final = 10_000
 """Having given it back, it asks for it again when it was quiet for so long; then for twice as long."""
 REALTIME_QUIET_MAX_MS: Final = 600_000
 REALTIME_QUIET_SHARE: Final = 0.25

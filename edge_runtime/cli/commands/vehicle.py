@@ -157,7 +157,7 @@ def vehicle(options: VehicleOptions = _DEFAULTS, sensing: SensorOptions = _SENSI
         from edge_runtime.vehicle.inference.engine import SupervisedEngine
         from edge_runtime.vehicle.inference.tasks.installed import installed_tasks
         from edge_runtime.vehicle.models.store import PackageStore
-        from edge_runtime.vehicle.promptness import be_prompt
+        from edge_runtime.vehicle.promptness import prompt
 
         tls = options.who.settings(options.broker)
         identity = options.who.compose(tls)
@@ -185,20 +185,22 @@ def vehicle(options: VehicleOptions = _DEFAULTS, sensing: SensorOptions = _SENSI
             options.model_quota_bytes,
             trusted_root=options.models_root,
         )
-        be_prompt()
         try:
-            await live(
-                lambda: VehicleAgent(
-                    settings,
-                    open_bus=open_bus,
-                    make_engine=lambda emit: SupervisedEngine(engine, emit),
-                    packages=packages,
-                    sensors=sensors,
-                    identity=identity,
-                    meter=PowerMeter() if sensing.sensors in _REAL_SOURCES else None,
-                ),
-                attend=lambda agent: owner_doors(agent, options.state_dir, options.owner_page_port),
-            )
+            async with prompt():
+                await live(
+                    lambda: VehicleAgent(
+                        settings,
+                        open_bus=open_bus,
+                        make_engine=lambda emit: SupervisedEngine(engine, emit),
+                        packages=packages,
+                        sensors=sensors,
+                        identity=identity,
+                        meter=PowerMeter() if sensing.sensors in _REAL_SOURCES else None,
+                    ),
+                    attend=lambda agent: owner_doors(
+                        agent, options.state_dir, options.owner_page_port
+                    ),
+                )
         finally:
             await packages.close()
 

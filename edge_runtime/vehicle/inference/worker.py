@@ -37,6 +37,8 @@ def _give_way(options: WorkerOptions) -> None:
     Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
     resource.setrlimit(resource.RLIMIT_AS, (options.memory_max_bytes, options.memory_max_bytes))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    # The agent may ask for a real-time class; who runs other people's models may not.
+    resource.setrlimit(resource.RLIMIT_RTPRIO, (0, 0))
     # Python ignores SIGXFSZ: a file that grows too large is an error of whoever writes it.
     resource.setrlimit(resource.RLIMIT_FSIZE, (limits.PROFILE_FILE_MAX_BYTES,) * 2)
     resource.setrlimit(resource.RLIMIT_NOFILE, (limits.ENGINE_OPEN_FILES_MAX,) * 2)

@@ -53,6 +53,7 @@ def main(arguments: list[str]) -> None:
     os.nice(_NICENESS)
     resource.setrlimit(resource.RLIMIT_AS, (limits.FETCH_MEMORY_MAX_BYTES,) * 2)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_RTPRIO, (0, 0))
     order = msgspec.json.decode(sys.stdin.buffer.readline(), type=Order)
     downloader = Downloader(order.patience)
     try:
