@@ -35,6 +35,7 @@ from edge_runtime.sim.stewards import (
     small_outboxes,
 )
 from edge_runtime.sim.tenants import deleters, neighbours, third_parties, twins
+from edge_runtime.sim.visitors import visitors
 from edge_runtime.sim.world import TENANT, Car, World
 
 _HOUR_S: Final = 3_600.0
@@ -696,6 +697,7 @@ NEMESES: Final[dict[str, Nemesis]] = {
     "killer_items": killer_items,
     "echoes": echoes,
     "small_outboxes": small_outboxes,
+    "visitors": visitors,
 }
 
 RARER: Final = frozenset(
@@ -710,6 +712,7 @@ RARER: Final = frozenset(
         "killer_items",
         "echoes",
         "small_outboxes",
+        "visitors",
     }
 )
 """Those that take part half as often: they bring jobs, readers and restarts, which cost time."""
@@ -778,6 +781,9 @@ FAULT_KINDS: Final = (
     "item_reboots_car",
     "echo",
     "outbox_overflow",
+    "visit",
+    "visitor_leaves",
+    "visitor_hurries",
 )
 """Every kind that a campaign must have seen fire."""
 

@@ -362,6 +362,24 @@ def s12_chunks_wait_for_answers(world: World, db: sqlite3.Connection) -> None:
                 world.ledger.violated("S12", f"{key} was dropped unanswered")
 
 
+def s13_interactive_leaves_no_trace(world: World, db: sqlite3.Connection) -> None:
+    """S13. Of a request that somebody waited for nothing is in the store or in any journal."""
+    interactive = world.ledger.interactive
+    kept = {unit for (unit,) in db.execute("SELECT unit FROM attempt")} & interactive
+    for unit in sorted(kept):
+        world.ledger.violated("S13", f"interactive unit {unit} is in the store")
+    for car in world.cars:
+        for unit in sorted({key[0] for key in car.host.has_held} & interactive):
+            world.ledger.violated("S13", f"{car.name} wrote interactive unit {unit} down")
+
+
+def l4_who_waits_is_answered(world: World, db: sqlite3.Connection) -> None:
+    """L4. Once faults have stopped, who asks and waits is answered."""
+    del db
+    for name in world.ledger.unanswered:
+        world.ledger.violated("L4", f"{name} asks, waits, and is not answered")
+
+
 def _lost_at_broker(world: World) -> bool:
     """Whether something of the dispatcher's was acknowledged, or refused, and is not there."""
     fired = world.dispatcher_faults.fired
@@ -395,6 +413,10 @@ AT_ONCE: Final = (
     "S10. No tenant can read, change or hear of another's jobs.",
     "S11. Nothing that arrives ends a program; an item that failed on a car is offered alone.",
     "S12. Whatever an outbox drops is counted.",
+    (
+        "S13. Who waits gets the answer to its own question or a reason, once; and when it has left"
+        " no car computes for it."
+    ),
     "L1. A program that is told to end does so.",
 )
 """What is judged at once, a line each, for people."""
@@ -423,4 +445,6 @@ CHECKS: Final[tuple[Callable[[World, sqlite3.Connection], None], ...]] = (
     l3_requesters_get_everything,
     journals_are_empty,
     s12_chunks_wait_for_answers,
+    s13_interactive_leaves_no_trace,
+    l4_who_waits_is_answered,
 )

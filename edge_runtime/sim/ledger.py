@@ -71,6 +71,10 @@ class Ledger:
         self.feed: list[tuple[int, str, int]] = []
         self.readers: list[object] = []
         self.lies: set[bytes] = set()
+        self.unanswered: set[str] = set()
+        """Who asks and waits, and has had no answer since faults have stopped."""
+        self.interactive: set[int] = set()
+        """Units that somebody waits for, of which nothing is ever written down."""
         self.witnesses: list[Callable[[Message], None]] = []
         self.told_tenants = 0
         """Messages on tenants' topics: results, statuses, requests and their answers."""
@@ -143,6 +147,8 @@ class Ledger:
             self.violated("S11", f"the dispatcher published what does not decode: {rejected}")
             return
         for unit in work.units:
+            if unit.interactive:
+                self.interactive.add(unit.unit)
             known = self.fences.setdefault(unit.unit, {})
             owner = known.setdefault(unit.fence, work.vehicle)
             if owner != work.vehicle:

@@ -172,6 +172,23 @@ class _Exchange:
         self.reset()
 
 
+async def exchange(
+    network: Network, method: str, path: str, body: bytes, headers: Mapping[str, str]
+) -> tuple[int, dict[str, str], bytes]:
+    """One request without a client: (status, headers, body).
+
+    Raises `Interrupted`. Who cancels it hangs up.
+    """
+    one = _Exchange(network)
+    try:
+        await network.cross()
+        one.begin(method, path, None, body, headers)
+        content = await one.body()
+    finally:
+        one.leave()
+    return one.status, one.headers, content
+
+
 class _Response:
     """As much of a client's response as `StreamReader` reads."""
 

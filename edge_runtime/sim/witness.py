@@ -9,6 +9,8 @@ Invariants
 - S10: what is said on a tenant's topics is about that tenant's jobs.
 - S11: an item with strikes is offered alone.
 - S12: a car lets go of a chunk only after the dispatcher's answer to it.
+- S13: nothing of an interactive unit is in the store when it is offered, or in the car's journal
+  when it is answered; a car never says that it has taken one.
 
 The witness reads the files themselves: a program that only believes to have written is caught.
 Deliberately absent: what liars send, which nobody wrote down; what a dispatcher says after an
@@ -22,6 +24,7 @@ from edge_runtime.bus import Message
 from edge_runtime.contract import codec
 from edge_runtime.contract.errors import Rejected
 from edge_runtime.contract.messages import (
+    INTERACTIVE_JOB,
     Chunk,
     ChunkAnswer,
     Fence,
@@ -144,10 +147,18 @@ class Witness:
         for unit in work.units:
             if unit.job in self._ledger.deleting:
                 continue
+            if unit.interactive:
+                self._require_untold(unit.unit)
+                continue
             self._require_stored(
                 ("offer", unit.unit, *unit.fence, work.vehicle),
                 "SELECT 1 FROM attempt WHERE unit=? AND epoch=? AND counter=? AND vehicle=?",
             )
+
+    def _require_untold(self, unit: int) -> None:
+        found = self._store().execute("SELECT 1 FROM attempt WHERE unit=?", (unit,)).fetchone()
+        if found is not None:
+            self._ledger.violated("S13", f"interactive unit {unit} is in the store")
 
     def _answers(self, message: Message) -> None:
         control = self._control.decode(self._signed.decode(message.payload).body)
@@ -236,18 +247,29 @@ class Witness:
     def _taken(self, message: Message) -> None:
         acks = self._acks.decode(message.payload)
         for verdict in acks.verdicts:
-            if isinstance(verdict, Taken):
+            if isinstance(verdict, Taken) and verdict.unit in self._ledger.interactive:
+                self._ledger.violated("S13", f"{acks.vehicle} has taken unit {verdict.unit}")
+            elif isinstance(verdict, Taken):
                 self._require_held(acks.vehicle, (verdict.unit, *verdict.fence))
 
     def _sent(self, message: Message) -> None:
         results = self._results.decode(message.payload)
         for chunk in results.chunks:
             key = (results.vehicle, chunk.unit, chunk.fence, chunk.seq)
+            if chunk.job == INTERACTIVE_JOB:
+                self._require_unwritten(results.vehicle, chunk)
+                continue
             if key not in self._chunks and chunk.job in self._ledger.deleted:
                 self._hopeless.add(key)
             self._chunks[key] = chunk
             self._require_held(results.vehicle, (chunk.unit, *chunk.fence, chunk.seq))
             self._require_next(results.vehicle, chunk)
+
+    def _require_unwritten(self, vehicle: str, chunk: Chunk) -> None:
+        """Of an interactive unit no journal has anything."""
+        car = self._cars.get(vehicle)
+        if car is not None and any(key[0] == chunk.unit for key in car.has_held):
+            self._ledger.violated("S13", f"{vehicle} has interactive unit {chunk.unit} on disk")
 
     def _require_next(self, vehicle: str, chunk: Chunk) -> None:
         car = self._cars.get(vehicle)

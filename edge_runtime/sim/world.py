@@ -30,6 +30,7 @@ from edge_runtime.contract.package import Package
 from edge_runtime.contract.tensors import Tensor
 from edge_runtime.contract.topics import Topics
 from edge_runtime.dispatcher.api import build_app
+from edge_runtime.dispatcher.api.oip import OpenInference
 from edge_runtime.dispatcher.chores import Chores
 from edge_runtime.dispatcher.desk import FrontDesk
 from edge_runtime.dispatcher.service import DispatcherService, DispatcherSettings
@@ -482,7 +483,7 @@ class World:
         async with DispatcherService(settings, SimStore(host), open_bus, host.now) as service:
             self.service = service
             desk = FrontDesk(service, lambda count: rng.randbytes(count).hex())
-            self.network.listen(host, build_app(desk))
+            self.network.listen(host, build_app(desk, mounts={"v2": OpenInference(service)}))
             service.announce("http://dispatcher")
             Chores(service).start()
             try:

@@ -719,4 +719,35 @@ _STEWARDS = (
     ),
 )
 
-MUTATIONS = (*_DISPATCHER_CORE, *_DISPATCHER_SHELL, *_CAR, *_TENANTS, *_STEWARDS)
+_VISITORS = (
+    Mutation(
+        "answers-exchanged",
+        "Requests that travel together get each other's answers.",
+        "S13",
+        "dispatcher/core/interactive.py",
+        "            open=dict(enumerate(batch)),\n",
+        "            open=dict(enumerate(reversed(batch))),\n",
+        needs=("visitors",),
+    ),
+    Mutation(
+        "computed-for-nobody",
+        "A requester who leaves is forgotten, and the car that computes for it is not told.",
+        "S13",
+        "dispatcher/core/interactive.py",
+        "                self._cancel(unit, now)\n        request.units",
+        "                self._drop(unit)\n        request.units",
+        needs=("visitors",),
+    ),
+    Mutation(
+        "interactive-journalled",
+        "A car keeps the answers of interactive units as it keeps those of jobs.",
+        "S13",
+        "vehicle/core/work.py",
+        "        if attempt.is_interactive:\n            self._once.append(encode(chunk))\n",
+        "        if attempt.is_interactive and not chunk.items:\n"
+        "            self._once.append(encode(chunk))\n",
+        needs=("visitors",),
+    ),
+)
+
+MUTATIONS = (*_DISPATCHER_CORE, *_DISPATCHER_SHELL, *_CAR, *_TENANTS, *_STEWARDS, *_VISITORS)
