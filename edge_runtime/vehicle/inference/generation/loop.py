@@ -119,7 +119,7 @@ class GenerationLoop:
                 self._calls.between_steps()
 
     def _flush(self) -> None:
-        """Who reads along waits for nothing else."""
+        """Who reads along, and the watchdog, waits for nothing else."""
         if self._has_told:
             self._has_told = False
             self._outbox.flush()
@@ -268,6 +268,7 @@ class GenerationLoop:
         self._outbox.add(
             protocol.Broke(run.run.ticket, index, failure.code, failure.detail, busy_ms)
         )
+        self._has_told = True
         self._item_ended(run)
 
     def _item_ended(self, run: _Run) -> None:
