@@ -36,6 +36,7 @@ from edge_runtime.dispatcher.core.events import (
 )
 from edge_runtime.dispatcher.core.placement import Requirement
 from edge_runtime.dispatcher.front import SUBMIT_TIMEOUT_S, Refusal
+from edge_runtime.dispatcher.objects import Objects
 from edge_runtime.dispatcher.service import DispatcherService
 from edge_runtime.dispatcher.storage import KnownKey, StoreError
 from edge_runtime.dispatcher.validation import problem_with_items
@@ -52,9 +53,11 @@ class FrontDesk:
         service: DispatcherService,
         random_hex: Callable[[int], str] = secrets.token_hex,
         quotas: Quotas | None = None,
+        objects: Objects | None = None,
     ) -> None:
         self._service = service
         self._random_hex = random_hex
+        self._objects = objects
         self._quotas = quotas or Quotas(service.store, service.clock)
         self._store = service.store
         self._accepting: dict[tuple[str, str], tuple[KnownKey, asyncio.Future[None]]] = {}
@@ -79,7 +82,28 @@ class FrontDesk:
             if isinstance(spec, JobSpec) and spec.idempotency_key not in known
         ]
         async with self._quotas.hold(tenant, lambda: _load(new)):
+            await self._use_objects(tenant, jobs, specs, known)
             return await self._submit(tenant, jobs, specs, known)
+
+    async def _use_objects(
+        self,
+        tenant: str,
+        jobs: Sequence[JobRequest],
+        specs: Sequence[JobSpec | Problem],
+        known: dict[str, KnownKey],
+    ) -> None:
+        """Keep what new jobs refer to; before they are accepted, so that it cannot go between."""
+        uses: dict[str, list[str]] = {}
+        until_ms = 0
+        for request, spec in zip(jobs, specs, strict=True):
+            if isinstance(spec, Problem) or spec.idempotency_key in known:
+                continue
+            digests = [item.ref for item in request.items if item.ref is not None]
+            if digests:
+                uses[spec.id] = digests
+                until_ms = max(until_ms, spec.deadline_ms + spec.retention_ms)
+        if uses and self._objects is not None:
+            await self._objects.use(tenant, uses, until_ms)
 
     async def _submit(
         self,
@@ -114,7 +138,7 @@ class FrontDesk:
                 continue
             if key:
                 self._accepting[tenant, key] = (KnownKey(spec.id, spec.body_hash), committed)
-            events.append(JobSubmitted(spec=spec, items=_items(request)))
+            events.append(JobSubmitted(spec=spec, items=self._items(tenant, request)))
             answers.append(Submitted(status=_accepted(spec)))
         self._accept(tenant, events, committed)
         await _within_timeout(waiting)
@@ -172,12 +196,34 @@ class FrontDesk:
             await asyncio.to_thread(service.shelf.scan)
             package = service.shelf.find(request.model)
         if package is None:
-            message = f"no model {request.model[:80]!r}; see GET /v1/models"
+            message = f"no model {request.model[:80]!r}; see GET /v1/packages"
             return Problem(code="unknown_model", message=message, status=404, field="model")
         problem = problem_with_items(package.spec, request.items)
+        problem = problem or self._problem_with_references(tenant, request)
         if problem is not None:
             return problem
         return _job_spec(tenant, request, package, service.clock().utc_ms, name)
+
+    def _problem_with_references(self, tenant: str, request: JobRequest) -> Problem | None:
+        if self._objects is not None:
+            return self._objects.problem_with(tenant, request)
+        if all(item.ref is None for item in request.items):
+            return None
+        message = "this dispatcher keeps no objects: give data or text"
+        return Problem(code="objects_off", message=message, status=422, field="items")
+
+    def _items(self, tenant: str, request: JobRequest) -> tuple[Item, ...]:
+        """A job's items as the core has them; of a reference, what a car needs to follow it."""
+        objects = self._objects
+        return tuple(
+            Item(
+                index=index,
+                media_type=item.media_type,
+                data=_data(item),
+                ref=objects.reference(tenant, item.ref) if objects and item.ref else None,
+            )
+            for index, item in enumerate(request.items)
+        )
 
     # --- jobs ---
 
@@ -431,6 +477,7 @@ def _job_spec(
             region=wanted.region,
             hardware=wanted.hardware,
             vehicles=wanted.vehicles,
+            by_reference=any(item.ref is not None for item in request.items),
         ),
         parameters=_encode(request.parameters),
         purpose=request.purpose,
@@ -450,20 +497,16 @@ def _canonical(request: JobRequest) -> tuple[object, ...]:
     wanted = request.requirements
     return (
         request.model,
-        [(item.media_type, _data(item)) for item in request.items],
+        [
+            (item.media_type, _data(item)) if item.ref is None else (item.media_type, b"", item.ref)
+            for item in request.items
+        ],
         request.parameters,
         float(request.deadline_s),
         float(request.retention_s),
         request.purpose,
         request.priority,
         (wanted.region, wanted.hardware, wanted.vehicles),
-    )
-
-
-def _items(request: JobRequest) -> tuple[Item, ...]:
-    return tuple(
-        Item(index=index, media_type=item.media_type, data=_data(item))
-        for index, item in enumerate(request.items)
     )
 
 

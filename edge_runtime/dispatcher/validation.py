@@ -9,6 +9,8 @@ from edge_runtime.contract.http import ItemInput, Problem
 from edge_runtime.contract.package import ModelSpec, TensorSpec
 from edge_runtime.contract.tensors import BadTensor, Tensor, check_tensor
 
+_OTHERS = 2
+"""Of the three ways to give an item, those that are not used."""
 _tensors = msgspec.msgpack.Decoder(list[Tensor])
 
 
@@ -26,9 +28,11 @@ def problem_with_items(spec: ModelSpec, items: Sequence[ItemInput]) -> Problem |
 
 
 def _problem_with_item(spec: ModelSpec, item: ItemInput) -> Problem | None:
-    if (item.data is None) == (item.text is None):
-        message = "an item has exactly one of data and text"
+    if (item.data is None) + (item.text is None) + (item.ref is None) != _OTHERS:
+        message = "an item has exactly one of data, text and ref"
         return Problem(code="invalid_field", message=message, status=422)
+    if item.ref is not None:
+        return None  # its bytes are looked at on the car
     size = len(item.data) if item.data is not None else len((item.text or "").encode())
     if size > limits.ITEM_MAX_BYTES:
         return Problem(

@@ -63,7 +63,25 @@ class SignedModels:
             raise ConfigError("--repository-keys are for a --repository")
 
 
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class KeptBeside:
+    """What is kept beside the store."""
+
+    backups: Annotated[
+        Path | None, Parameter(help="Folder for backups over HTTP; none: not offered.")
+    ] = None
+    objects: Annotated[
+        str | None,
+        Parameter(
+            help="Where inputs over the inline limit are kept: a folder, or s3://BUCKET/PREFIX "
+            "with AWS_ENDPOINT_URL and credentials in the environment; none: beside the store."
+        ),
+    ] = None
+
+
 _UNSIGNED: Final = SignedModels()
+_BESIDE: Final = KeptBeside()
 _TLS: Final = TlsOptions()
 
 
@@ -81,9 +99,7 @@ def dispatcher(
         str | None,
         Parameter(help="Where cars fetch packages; none: the address of the HTTP API."),
     ] = None,
-    backups: Annotated[
-        Path | None, Parameter(help="Folder for backups over HTTP; none: not offered.")
-    ] = None,
+    kept: KeptBeside = _BESIDE,
     dispatcher_id: Annotated[
         str, Parameter(name="--id", help="Name of this dispatcher.")
     ] = "dispatcher",
@@ -124,9 +140,7 @@ def dispatcher(
         async with contextlib.AsyncExitStack() as stack:
             async with systemd.more_time():
                 await stack.enter_async_context(service)
-                server = await _serve(
-                    service, (host, port), store, backups, allow_remote=allow_remote
-                )
+                server = await _serve(service, (host, port), store, kept, allow_remote=allow_remote)
                 stack.push_async_callback(server.close)
                 service.announce(models_url or server.url)
                 Chores(service).start()
@@ -142,33 +156,37 @@ async def _serve(
     service: "DispatcherService",
     address: tuple[str, int],
     store: Path,
-    backups: Path | None,
+    kept: KeptBeside,
     *,
     allow_remote: bool,
 ) -> "HttpServer":
     """The HTTP API over a running service; beyond loopback only with accounts, or if told.
 
-    Uploaded files lie in a folder beside the store.
+    Uploaded files lie in a folder beside the store, and objects where nothing else is said.
     """
     from edge_runtime.dispatcher.api import BatchDesk, build_app, open_door, serve
+    from edge_runtime.dispatcher.api.objects import ObjectRoutes, open_objects
     from edge_runtime.dispatcher.api.oip import OpenInference
     from edge_runtime.dispatcher.api.openai.live import PATHS, LiveTexts
     from edge_runtime.dispatcher.dashboard import mount_dashboard
     from edge_runtime.dispatcher.desk import FrontDesk
 
     door = await open_door(service)
-    desk = FrontDesk(service, quotas=door.quotas)
+    beside = store.with_name(f"{store.name}-objects")
+    objects = await open_objects(service, door.quotas, kept.objects, beside)
+    desk = FrontDesk(service, quotas=door.quotas, objects=objects)
     files = store.with_name(f"{store.name}-files")
     batches = BatchDesk(desk, service.store, files, door.quotas, lambda: service.clock().utc_ms)
     await batches.shelf.open()
     service.spawn(batches.run)
     app = build_app(
         desk,
-        backup_dir=backups,
+        backup_dir=kept.backups,
         door=door,
         mounts={"v2": OpenInference(service), **dict.fromkeys(PATHS, LiveTexts(service))},
         batches=batches,
     )
+    app.mount("objects", ObjectRoutes(objects))
     mount_dashboard(app, service, desk)
     return await serve(app, *address, allow_remote=allow_remote or door.accounts.in_force)
 

@@ -40,6 +40,8 @@ _LIST_LIMITS: Final = {"items": "JOB_MAX_ITEMS", "jobs": "JOBS_PER_REQUEST_MAX"}
 _SYNTAX_ERRORS: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _JSON_STRING: Final = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
 _UTF8_BYTES_PER_CHAR: Final = 4
+_OTHERS: Final = 2
+"""Of the three ways to give an item, those that are not used."""
 
 
 class BodyBudget:
@@ -283,9 +285,8 @@ def problem_in(job: JobRequest) -> Problem | None:
     if not job.items:
         return unprocessable("items", "the list of items is empty", "empty")
     for index, item in enumerate(job.items):
-        data, text = item.data, item.text
-        if (data is None) == (text is None):
-            message = "give exactly one of data and text"
+        if (item.data is None) + (item.text is None) + (item.ref is None) != _OTHERS:
+            message = "give exactly one of data, text and ref"
             return unprocessable(f"items[{index}]", message, "data_or_text")
         if _item_bytes(item) > limits.ITEM_MAX_BYTES:
             message = f"items[{index}] is larger than {limits.ITEM_MAX_BYTES} bytes"
@@ -297,6 +298,7 @@ def _item_bytes(item: ItemInput) -> int:
     """The size of an item; of a text that is surely small enough, only a bound."""
     if item.data is not None:
         return len(item.data)
+    # Of a reference nothing is here.
     text = item.text or ""
     bound = len(text) * _UTF8_BYTES_PER_CHAR
     return bound if bound <= limits.ITEM_MAX_BYTES else len(text.encode())

@@ -79,7 +79,7 @@ async def answer_file(path: Path, digest: str, name: str, headers: Headers) -> F
     try:
         tag = f'"{digest[:32]}-{crc32(name.encode()):08x}"'
         asked = headers.get("range", "") if headers.get("if-range", tag) == tag else ""
-        return FileAnswer(file, size, _span(asked, size), tag)
+        return FileAnswer(file, size, span_of(asked, size), tag)
     except BaseException:
         file.close()
         raise
@@ -90,7 +90,8 @@ def _open(path: Path) -> tuple[BinaryIO, int]:
     return file, path.stat().st_size
 
 
-def _span(asked: str, size: int) -> range | None:
+def span_of(asked: str, size: int) -> range | None:
+    """The bytes that a `Range` header asks for; None is all of them. `Refusal` 416 outside."""
     found = _RANGE.fullmatch(asked.strip())
     if found is None or not (found["first"] or found["last"]):
         return None

@@ -1,0 +1,284 @@
+"""Objects over HTTP: resumable uploads by tus 1.0.0, downloads by ranges.
+
+The protocol is at https://tus.io/protocols/resumable-upload. `/objects`, and what is under it, is
+an application of its own beside the API: the protocol's methods and headers are its clients'. An
+upload's address is `/objects/{sha256}`, so that whoever has the bytes knows where they are, or how
+far: `HEAD` tells, `PATCH` goes on, `GET` reads what is whole. Of tus it has the core, and the
+extensions creation, expiration and termination; the metadata `sha256` (64 hex digits) is needed.
+
+Cars have no key: they read at an address with a ticket in it, which an offer names.
+
+Deliberately absent: `creation-with-upload` and concatenation; which object may be read or goes
+when, which `dispatcher.objects` decides.
+"""
+
+import asyncio
+import base64
+import binascii
+import re
+from collections.abc import AsyncIterator
+from email.utils import formatdate
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any, Final
+
+import structlog
+from litestar.connection import Request
+
+from edge_runtime.contract import limits
+from edge_runtime.contract.topics import ID_PATTERN
+from edge_runtime.dispatcher.accounts_quotas import Quotas
+from edge_runtime.dispatcher.api.files import span_of
+from edge_runtime.dispatcher.api.forms import refuse
+from edge_runtime.dispatcher.api.problems import problem_of, refusal
+from edge_runtime.dispatcher.api.queries import tenant_of
+from edge_runtime.dispatcher.front import Refusal
+from edge_runtime.dispatcher.objects import CARS_PATH, Objects, StoredObject, Upload
+from edge_runtime.dispatcher.objects_kept import ObjectsUnavailable, kept_at, kept_in_folder
+from edge_runtime.dispatcher.service import DispatcherService
+
+OBJECTS_PATH: Final = "/objects"
+TUS_VERSION: Final = "1.0.0"
+OFFSET_TYPE: Final = "application/offset+octet-stream"
+_SHA256: Final = re.compile(r"[0-9a-f]{64}")
+_NUMBER: Final = re.compile(r"[0-9]{1,18}")
+_TICKET: Final = re.compile(r"[0-9a-f]{1,64}")
+_Request = Request[Any, Any, Any]
+
+_log = structlog.get_logger(__name__)
+
+
+async def open_objects(
+    service: DispatcherService, quotas: Quotas, url: str | None, folder: Path
+) -> Objects:
+    """The objects of a running service, swept for as long as it lives.
+
+    They are kept at `url` (`objects_kept.kept_at`), without one in `folder`, where uploads grow in
+    any case. Raises `ConfigError`.
+    """
+    kept = kept_in_folder(folder / "kept") if url is None else kept_at(url)
+    objects = Objects(
+        service.store,
+        kept,
+        folder / "uploads",
+        quotas=quotas,
+        clock=service.clock,
+        counters=service.counters,
+    )
+    await objects.open()
+    service.spawn(objects.sweep_forever)
+    return objects
+
+
+class ObjectRoutes:
+    """The ASGI application under `/objects`."""
+
+    def __init__(self, objects: Objects) -> None:
+        self._objects = objects
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Serve one request."""
+        started = False
+
+        async def noted(message: Any) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        try:
+            await self._answer(Request(scope, receive, noted), noted)
+        except (Refusal, ObjectsUnavailable) as error:
+            if started:
+                # Half an answer makes the server drop the connection; the reader goes on later.
+                _log.warning("object_answer_broke_off", reason=str(error))
+                return
+            problem = problem_of(error) if isinstance(error, Refusal) else _unavailable().problem
+            await refuse(problem, scope["path"], scope["headers"])(scope, receive, noted)
+
+    async def _answer(self, request: _Request, send: Any) -> None:
+        path, method = request.scope["path"], str(request.method)
+        if path.startswith(f"{CARS_PATH}/"):
+            await self._for_car(request, path.removeprefix(f"{CARS_PATH}/"), send)
+            return
+        sha256 = path.removeprefix(OBJECTS_PATH).strip("/")
+        if method == "OPTIONS":
+            await _send(send, HTTPStatus.NO_CONTENT, _options())
+            return
+        tenant = tenant_of(request)
+        if not sha256 and method == "POST":
+            _require_tus(request)
+            await self._create(request, tenant, send)
+        elif not _SHA256.fullmatch(sha256):
+            raise refusal(HTTPStatus.NOT_FOUND, "not_found", "no such path", field="sha256")
+        elif method == "GET":
+            await self._read(request, self._objects.find_whole(tenant, sha256), send)
+        elif method in {"HEAD", "PATCH", "DELETE"}:
+            _require_tus(request)
+            await self._tus(request, tenant, sha256, send)
+        else:
+            message = f"{method} is not served here"
+            raise refusal(HTTPStatus.METHOD_NOT_ALLOWED, "method_not_allowed", message)
+
+    async def _for_car(self, request: _Request, rest: str, send: Any) -> None:
+        tenant, _, more = rest.partition("/")
+        ticket, _, sha256 = more.partition("/")
+        is_name = ID_PATTERN.fullmatch(tenant) and _SHA256.fullmatch(sha256)
+        if request.method != "GET" or not is_name or not _TICKET.fullmatch(ticket):
+            raise refusal(HTTPStatus.NOT_FOUND, "not_found", "no such path")
+        await self._read(request, self._objects.find_for_car(tenant, ticket, sha256), send)
+
+    # --- uploading ------------------------------------------------------------------------------
+
+    async def _create(self, request: _Request, tenant: str, send: Any) -> None:
+        length = _number(request, "upload-length")
+        sha256 = _metadata(request).get("sha256", "")
+        if not _SHA256.fullmatch(sha256):
+            raise _wrong("Upload-Metadata", "the key sha256 must be 64 hex digits in lower case")
+        upload = await self._objects.create(tenant, sha256, length)
+        headers = {"location": f"{OBJECTS_PATH}/{sha256}", **_upload_headers(upload)}
+        await _send(send, HTTPStatus.CREATED, headers)
+
+    async def _tus(self, request: _Request, tenant: str, sha256: str, send: Any) -> None:
+        if request.method == "HEAD":
+            upload = await self._objects.look(tenant, sha256)
+            headers = {
+                "upload-length": str(upload.stored.length),
+                "cache-control": "no-store",
+                **_upload_headers(upload),
+            }
+            await _send(send, HTTPStatus.OK, headers)
+            return
+        if request.method == "DELETE":
+            await self._objects.delete(tenant, sha256)
+            await _send(send, HTTPStatus.NO_CONTENT, {})
+            return
+        if request.headers.get("content-type", "") != OFFSET_TYPE:
+            raise refusal(
+                HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+                "unsupported_media_type",
+                f"send {OFFSET_TYPE}",
+                field="Content-Type",
+            )
+        offset = _number(request, "upload-offset")
+        upload = await self._objects.append(tenant, sha256, offset, _body(request))
+        await _send(send, HTTPStatus.NO_CONTENT, _upload_headers(upload))
+
+    # --- reading --------------------------------------------------------------------------------
+
+    async def _read(self, request: _Request, stored: StoredObject, send: Any) -> None:
+        tag = f'"{stored.sha256}"'
+        has_changed = request.headers.get("if-range", tag) != tag
+        asked = "" if has_changed else request.headers.get("range", "")
+        span = span_of(asked, stored.length)
+        status = HTTPStatus.OK if span is None else HTTPStatus.PARTIAL_CONTENT
+        headers = {
+            "content-type": "application/octet-stream",
+            "accept-ranges": "bytes",
+            "etag": tag,
+            # The bytes are a tenant's, and go with its jobs: no cache between keeps them.
+            "cache-control": "private, no-store",
+        }
+        if span is None:
+            span = range(stored.length)
+        else:
+            headers["content-range"] = f"bytes {span.start}-{span.stop - 1}/{stored.length}"
+        headers["content-length"] = str(len(span))
+        pieces = self._objects.read(stored, span)
+        # The first bytes are there before the status is said: a store that is away is a 503.
+        first = await anext(pieces, b"")
+        await _start(send, status, headers)
+        left = len(span) - len(first)
+        await send({"type": "http.response.body", "body": first, "more_body": left > 0})
+        async for piece in pieces:
+            left -= len(piece)
+            await send({"type": "http.response.body", "body": piece, "more_body": left > 0})
+
+
+async def _body(request: _Request) -> AsyncIterator[bytes]:
+    """The request's body as it comes; `Refusal` where it goes silent or its sender leaves."""
+    more = True
+    while more:
+        try:
+            async with asyncio.timeout(limits.UPLOAD_SILENCE_S):
+                message = await request.receive()
+        except TimeoutError:
+            limit = f"UPLOAD_SILENCE_S={limits.UPLOAD_SILENCE_S:g}"
+            message_text = "nothing came of the body; go on from where HEAD says"
+            raise refusal(
+                HTTPStatus.REQUEST_TIMEOUT, "upload_silent", message_text, limit=limit
+            ) from None
+        if message["type"] != "http.request":
+            raise refusal(HTTPStatus.BAD_REQUEST, "disconnected", "the caller left")
+        yield message["body"]
+        more = message["more_body"]
+
+
+def _require_tus(request: _Request) -> None:
+    if request.headers.get("tus-resumable", "") != TUS_VERSION:
+        raise refusal(
+            HTTPStatus.PRECONDITION_FAILED,
+            "tus_version",
+            f"send Tus-Resumable: {TUS_VERSION}",
+            field="Tus-Resumable",
+        )
+
+
+def _number(request: _Request, name: str) -> int:
+    text = request.headers.get(name, "")
+    if not _NUMBER.fullmatch(text):
+        raise _wrong(name.title(), f"{name.title()} must be a number of bytes")
+    return int(text)
+
+
+def _metadata(request: _Request) -> dict[str, str]:
+    """The metadata as tus writes it: `key base64, key base64`."""
+    text = request.headers.get("upload-metadata", "")
+    if len(text) > limits.OBJECT_METADATA_MAX_CHARS:
+        raise _wrong(
+            "Upload-Metadata", f"at most {limits.OBJECT_METADATA_MAX_CHARS} characters are read"
+        )
+    found = {}
+    for pair in text.split(","):
+        key, _, value = pair.strip().partition(" ")
+        try:
+            found[key] = base64.b64decode(value, validate=True).decode()
+        except (binascii.Error, UnicodeDecodeError):
+            raise _wrong("Upload-Metadata", f"the value of {key[:80]!r} is not base64") from None
+    return found
+
+
+def _wrong(field: str, message: str) -> Refusal:
+    return refusal(HTTPStatus.UNPROCESSABLE_ENTITY, "invalid_field", message, field=field)
+
+
+def _unavailable() -> Refusal:
+    return refusal(
+        HTTPStatus.SERVICE_UNAVAILABLE,
+        "objects_unavailable",
+        "the store of objects does not answer; try again",
+    )
+
+
+def _options() -> dict[str, str]:
+    return {
+        "tus-version": TUS_VERSION,
+        "tus-extension": "creation,expiration,termination",
+        "tus-max-size": str(limits.OBJECT_MAX_BYTES),
+    }
+
+
+def _upload_headers(upload: Upload) -> dict[str, str]:
+    expires = formatdate(upload.stored.expires_ms / 1000, usegmt=True)
+    return {"upload-offset": str(upload.offset), "upload-expires": expires}
+
+
+async def _send(send: Any, status: HTTPStatus, headers: dict[str, str]) -> None:
+    """An answer without a body."""
+    length = {} if status == HTTPStatus.NO_CONTENT else {"content-length": "0"}
+    await _start(send, status, {"tus-resumable": TUS_VERSION, **length, **headers})
+    await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def _start(send: Any, status: HTTPStatus, headers: dict[str, str]) -> None:
+    raw = [(name.encode(), value.encode()) for name, value in headers.items()]
+    await send({"type": "http.response.start", "status": int(status), "headers": raw})
