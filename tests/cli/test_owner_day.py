@@ -241,6 +241,8 @@ def test_a_wrong_policy_zone_or_setting_is_one_clear_line(tmp_path: Path) -> Non
         (("--time-zone", "Mars/Olympus"), "Mars/Olympus"),
         (("--cell", "lead"), "lead"),
         (("--pack-kwh", "0"), "pack_kwh"),
+        (("--html", str(tmp_path)), "it is a folder"),
+        (("--html", str(tmp_path / "none" / "day.html")), "there is no folder"),
     ):
         done = edge_runtime("owner", "day", str(trace), *arguments)
         assert done.returncode == 2, done.stderr

@@ -1,6 +1,7 @@
 """`edge-runtime owner day`: what a policy makes of a recorded day, before the car lives one."""
 
 import contextlib
+import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from edge_runtime.cli.asking import print_json
 from edge_runtime.cli.exit_codes import ExitCode
 from edge_runtime.cli.logging import configure_logging
 from edge_runtime.cli.options import AsJson
+from edge_runtime.contract.errors import ConfigError
 
 if TYPE_CHECKING:
     from edge_runtime.cli.day.words import DaySummary
@@ -51,6 +53,8 @@ def day(
     # Its car logs like any other; of a day that is over in a minute only errors matter.
     configure_logging("auto", "error")
     recorded = read_trace(trace)
+    if html is not None:
+        _check_target(html)
     settings = DaySettings(
         compute_power_w=compute_power_w, pack_kwh=pack_kwh, cell=cell, region=region
     )
@@ -70,6 +74,17 @@ def day(
     else:
         _print(summary, speed, html)
     return ExitCode.DONE
+
+
+def _check_target(html: Path) -> None:
+    """Say now, not after the day, that the page cannot be written. Raises `ConfigError`."""
+    folder = html.parent
+    if not folder.is_dir():
+        raise ConfigError(f"--html {html}: there is no folder {folder}")
+    if html.is_dir():
+        raise ConfigError(f"--html {html}: it is a folder")
+    if not os.access(html if html.exists() else folder, os.W_OK):
+        raise ConfigError(f"--html {html}: it may not be written")
 
 
 def _print(summary: "DaySummary", speed: dict[str, Any], html: Path | None) -> None:

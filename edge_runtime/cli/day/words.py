@@ -40,7 +40,7 @@ REASONS: Final[dict[HoldReason, tuple[str, str]]] = {
     ),
     HoldReason.DEPARTURE_SOON: (
         "you were about to leave",
-        'Lower departure.stop_before_min, or set departure.conditioning = "allow".',
+        'Lower departure.stop_before_min (or departure.conditioning = "allow", if it is stop).',
     ),
     HoldReason.NOT_PARKED: ("you were driving", _NOTHING),
     HoldReason.OCCUPIED: (
