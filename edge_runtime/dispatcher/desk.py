@@ -39,6 +39,7 @@ from edge_runtime.dispatcher.front import SUBMIT_TIMEOUT_S, Refusal
 from edge_runtime.dispatcher.objects import Objects
 from edge_runtime.dispatcher.service import DispatcherService
 from edge_runtime.dispatcher.storage import KnownKey, StoreError
+from edge_runtime.dispatcher.tracing import current_traceparent
 from edge_runtime.dispatcher.validation import problem_with_items
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -489,6 +490,7 @@ def _job_spec(
         reference_ms=package.spec.reference_ms,
         idempotency_key=request.idempotency_key,
         body_hash=body_hash,
+        traceparent=current_traceparent(),
     )
 
 

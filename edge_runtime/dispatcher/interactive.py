@@ -9,6 +9,7 @@ Invariants
 """
 
 import asyncio
+import functools
 from collections import deque
 from collections.abc import AsyncGenerator, Callable
 from typing import assert_never
@@ -62,6 +63,10 @@ class Stream:
         self.news = asyncio.Event()
 
 
+Watcher = Callable[[Ask, int, "asyncio.Future[Answered]"], None]
+"""Told of a request and when it came (boot time in ms), once it ended or nobody waits for it."""
+
+
 class InteractiveDesk:
     """Requests in, answers out; see the module. `publish` sends one message to one car."""
 
@@ -85,6 +90,11 @@ class InteractiveDesk:
         self._timer: asyncio.TimerHandle | None = None
         self._timer_ms = 0
         self._is_closed = False
+        self._refuses = False
+        self.quiet = asyncio.Event()
+        """Set while no request waits."""
+        self.quiet.set()
+        self.watchers: list[Watcher] = []
 
     # --- for requesters ---
 
@@ -185,7 +195,10 @@ class InteractiveDesk:
     def _ask(self, ask: Ask) -> asyncio.Future[Answered]:
         future: asyncio.Future[Answered] = self._loop.create_future()
         self._waiting[ask.number] = future
-        if self._is_closed:
+        self.quiet.clear()
+        for watch in self.watchers:
+            future.add_done_callback(functools.partial(watch, ask, self._clock().boot_ms))
+        if self._is_closed or self._refuses:
             self._carry_out([_closing(ask.number)])
         else:
             self._handle(Asked(ask=ask))
@@ -195,6 +208,8 @@ class InteractiveDesk:
         """Nobody waits for this request any more; one without its end is ended."""
         future = self._waiting.pop(number)
         self._streams.pop(number, None)
+        if not self._waiting:
+            self.quiet.set()
         if not future.done() or future.cancelled():
             future.cancel()
             self._handle(RequesterLeft(number=number))
@@ -220,6 +235,10 @@ class InteractiveDesk:
     def fleet_changed(self, vehicle: str) -> None:
         """The registry knows something new of this car."""
         self._handle(FleetChanged(vehicle=vehicle))
+
+    def refuse_new(self) -> None:
+        """End every new request at once; those that wait go on, to other cars where they must."""
+        self._refuses = True
 
     def close(self) -> None:
         """End every request that waits, and every new one at once."""

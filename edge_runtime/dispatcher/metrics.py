@@ -14,6 +14,7 @@ Invariants
 Deliberately absent: series by car (10 million of them), pushing to anything.
 """
 
+import asyncio
 from collections import Counter as Counts
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
@@ -45,6 +46,7 @@ from edge_runtime.dispatcher.core.commands import (
     FailRemaining,
     PublishStatus,
 )
+from edge_runtime.dispatcher.core.interactive_parts import Answered, Ask
 from edge_runtime.dispatcher.service import DispatcherService
 
 OTHERS: Final = "(others)"
@@ -64,32 +66,39 @@ class Family(NamedTuple):
     says: str
 
 
-_REQUESTS: Final = "Each item of a job is one inference request here."
+_REQUESTS: Final = "Interactive requests, and items of jobs: each is one request here."
 TABLE: Final[tuple[Family, ...]] = (
     # --- Triton's names
     Family(
         "nv_inference_request_success",
         "unknown",
         ("model", "version"),
-        f"Items that ended with a result. {_REQUESTS}",
+        f"Requests that ended with a result. {_REQUESTS}",
     ),
     Family(
         "nv_inference_request_failure",
         "unknown",
         ("model", "version"),
-        "Items that ended with an error, for good.",
+        "Requests that ended with an error, for good.",
     ),
     Family(
         "nv_inference_count",
         "unknown",
         ("model", "version"),
-        "Inferences performed: items with a result (an item's rows count as one).",
+        "Inferences performed: items with a result, and rows of interactive requests.",
+    ),
+    Family(
+        "nv_inference_request_duration_us",
+        "unknown",
+        ("model", "version"),
+        "From coming to answer, summed over interactive requests, microseconds.",
     ),
     Family(
         "nv_inference_queue_duration_us",
         "unknown",
         ("model", "version"),
-        "Time from offering a unit until its car took it, summed over units, microseconds.",
+        "Microseconds: of a job's unit from offer until its car took it, of an interactive request "
+        "from its coming to the offer.",
     ),
     Family(
         "nv_inference_compute_infer_duration_us",
@@ -152,6 +161,19 @@ TABLE: Final[tuple[Family, ...]] = (
     ),
     Family("edge_runtime_energy_joules_total", "counter", (), "Energy that cars report for work."),
     Family("edge_runtime_busy_seconds_total", "counter", (), "Time that cars computed."),
+    # --- interactive requests
+    Family(
+        "edge_runtime_interactive_requests_total",
+        "counter",
+        ("end",),
+        "Interactive requests: `answered`, `failed`, or `left` by who asked.",
+    ),
+    Family(
+        "edge_runtime_interactive_seconds",
+        "histogram",
+        (),
+        "From an interactive request's coming to its answer.",
+    ),
     # --- the dispatcher itself
     Family("edge_runtime_ready", "gauge", (), "1 where /readyz says 200."),
     Family("edge_runtime_draining", "gauge", (), "1 while it takes no new work because it stops."),
@@ -211,6 +233,8 @@ class Meter:
         self.registry = CollectorRegistry()
         self._done: Counts[ModelName] = Counts()
         self._failed: Counts[ModelName] = Counts()
+        self._more_rows: Counts[ModelName] = Counts()
+        self._took_us: Counts[ModelName] = Counts()
         self._queued_us: Counts[ModelName] = Counts()
         self._computed_us: Counts[ModelName] = Counts()
         self._make_families()
@@ -237,6 +261,8 @@ class Meter:
         self._released = counter("edge_runtime_released_total", "reason")
         self._energy = counter("edge_runtime_energy_joules_total")
         self._busy = counter("edge_runtime_busy_seconds_total")
+        self._requests = counter("edge_runtime_interactive_requests_total", "end")
+        self._request_seconds = histogram("edge_runtime_interactive_seconds", _HTTP_SECONDS)
         self._http = counter("edge_runtime_http_requests_total", "route", "status")
         self._http_seconds = histogram("edge_runtime_http_seconds", _HTTP_SECONDS, "route")
         for state in JobState:
@@ -349,6 +375,28 @@ class Meter:
             self._released.labels(why.value if why else "unknown").inc()
         return Ended(command, model, took_ms)
 
+    def request_ended(
+        self, ask: Ask, took_ms: int, future: "asyncio.Future[Answered]"
+    ) -> bool | None:
+        """Count an interactive request; whether it succeeded, None where its requester had left."""
+        if future.cancelled():
+            self._requests.labels("left").inc()
+            return None
+        model = self.model(ask.requirement.model)
+        if future.exception() is not None:
+            self._requests.labels("failed").inc()
+            self._failed[model] += 1
+            return False
+        answered = future.result()
+        self._requests.labels("answered").inc()
+        self._request_seconds.observe(took_ms / 1000)
+        self._done[model] += 1
+        self._more_rows[model] += ask.rows - 1
+        self._took_us[model] += took_ms * 1000
+        self._queued_us[model] += answered.queue_ms * 1000
+        self._computed_us[model] += round(answered.busy_ms * 1000 / max(1, answered.batch))
+        return True
+
     def answered(self, path: str, status: int, took_s: float) -> None:
         """An HTTP answer began, `took_s` after its request."""
         route = path[1:].partition("/")[0]
@@ -364,7 +412,8 @@ class Meter:
         for name, by_model in (
             ("nv_inference_request_success", self._done),
             ("nv_inference_request_failure", self._failed),
-            ("nv_inference_count", self._done),
+            ("nv_inference_count", self._done + self._more_rows),
+            ("nv_inference_request_duration_us", self._took_us),
             ("nv_inference_queue_duration_us", self._queued_us),
             ("nv_inference_compute_infer_duration_us", self._computed_us),
             ("nv_inference_pending_request_count", self._pending()),

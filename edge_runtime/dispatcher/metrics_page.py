@@ -35,8 +35,7 @@ job or a tenant; every label is bounded: at most {limits.METRICS_MODELS_MAX} mod
 The names of Triton are used where they mean the same, written as Triton writes them (counters
 without `_total`, so they carry no type), and so existing dashboards show them. Not there, because
 nothing here means the same: `nv_inference_exec_count` (cars batch by themselves and do not tell),
-`nv_inference_request_duration_us`, `nv_inference_compute_input_duration_us`,
-`nv_inference_compute_output_duration_us`, `nv_gpu_*`.
+`nv_inference_compute_input_duration_us`, `nv_inference_compute_output_duration_us`, `nv_gpu_*`.
 
 | name | kind | labels | says |
 | --- | --- | --- | --- |

@@ -381,11 +381,13 @@ class DispatcherService:
 
         look(())
         self.watchers.append(look)
+        self.interactive.refuse_new()
         in_hand = len(self.core.state.units)
         _log.info("dispatcher_draining", units=in_hand, patience_s=patience_s)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(patience_s):
                 await is_quiet.wait()
+                await self.interactive.quiet.wait()
         self.watchers.remove(look)
         _log.info("dispatcher_drained", units_left=len(self.core.state.units), units=in_hand)
 
@@ -547,6 +549,7 @@ class DispatcherService:
                         payload=work,
                         expiry_s=max(1, limits.OFFER_TIMEOUT_MS // 1000),
                         content_type=_MSGPACK,
+                        traceparent=units[0].traceparent,
                     )
                 )
             case PublishOrders(vehicle=vehicle, orders=orders):

@@ -74,6 +74,7 @@ from edge_runtime.vehicle.owner import OwnerReport, Tally, report_running
 from edge_runtime.vehicle.owner_decisions import decisions_path
 from edge_runtime.vehicle.policy_file import PolicyFile
 from edge_runtime.vehicle.ports import EmitEvent, Engine, PackageStore, Sensors
+from edge_runtime.vehicle.tracing import record_unit
 
 _CLOCK_SLACK_S: Final = 3_600
 _PACKET_BYTES: Final = 64
@@ -459,6 +460,7 @@ class VehicleAgent:
             case do.LogUnit():
                 self._tally.add(command)
                 self._lines.info("unit", **_fields(command))
+                record_unit(self.settings.vehicle, command, self._clock().utc_ms)
             case do.LogStop():
                 self._lines.info("engine_stopped", **_fields(command))
             case do.LogState():

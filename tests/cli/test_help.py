@@ -40,8 +40,8 @@ def command_at(path: tuple[str, ...]) -> App:
 def test_the_tree_is_what_the_readme_says() -> None:
     assert {path[0] for path in EVERY} == {
         "demo", "broker", "dispatcher", "vehicle", "submit", "results", "jobs", "fleet", "pki",
-        "accounts", "owner",
-        "top", "tap", "models", "store", "schemas", "simulate", "doctor", "upgrade", "wipe", "version",
+        "accounts", "owner", "top",
+        "tap", "models", "store", "schemas", "simulate", "doctor", "upgrade", "wipe", "version",
     }  # fmt: skip
 
 

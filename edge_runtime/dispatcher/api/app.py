@@ -61,6 +61,8 @@ class Api:
         self._streams = streams
         self._door = door
         self.is_remote = False
+        self.around: Callable[[Mount, Any, Any, Any], Awaitable[None]] | None = None
+        """Called with the application for every request, to serve it within something."""
         self.on_answer: Callable[[str, int, float], None] | None = None
 
     def mount(self, prefix: str, app: Mount) -> None:
@@ -83,6 +85,12 @@ class Api:
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Serve one HTTP request; there is no lifespan and no websocket."""
+        if self.around is None:
+            await self._serve(scope, receive, send)
+        else:
+            await self.around(self._serve, scope, receive, send)
+
+    async def _serve(self, scope: Any, receive: Any, send: Any) -> None:
         if self.on_answer is not None:
             send = _timed(scope["path"], send, self.on_answer)
         problem = _guard(scope, check_host=not self.is_remote)

@@ -40,6 +40,7 @@ from edge_runtime.dispatcher.core.fleet import (
     Fleet,
     Mask,
 )
+from edge_runtime.dispatcher.core.interactive_parts import Answered, Ask
 from edge_runtime.dispatcher.core.jobs import Job
 from edge_runtime.dispatcher.dashboard.activity import Activity, Durations
 from edge_runtime.dispatcher.dashboard.words import HOLD_WORDS
@@ -108,6 +109,15 @@ class Picture:
         if seen.done or seen.failed or units_ms:
             now_ms = self._service.clock().utc_ms
             self._activity.add(now_ms, seen.done, seen.failed, units_ms)
+
+    def request_ended(self, ask: Ask, came_ms: int, future: "asyncio.Future[Answered]") -> None:
+        """A watcher of the interactive desk: its requests are items too."""
+        now = self._service.clock()
+        is_done = self._meter.request_ended(ask, now.boot_ms - came_ms, future)
+        if is_done is not None:
+            self._done += is_done
+            self._failed += not is_done
+            self._activity.add(now.utc_ms, int(is_done), int(not is_done), [])
 
     # --- everything at a glance ---
 
