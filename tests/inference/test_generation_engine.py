@@ -35,7 +35,13 @@ async def rig() -> AsyncIterator[EngineRig]:
         yield rig
 
 
-def ask(rig: EngineRig, package: Package, *items: dict[str, Any], run_id: int) -> None:
+def ask(
+    rig: EngineRig,
+    package: Package,
+    *items: dict[str, Any],
+    run_id: int,
+    urgent: bool = False,
+) -> None:
     """Submit a run that streams; an item is a JSON object."""
     rig.engine.submit(
         SubmitRun(
@@ -48,6 +54,7 @@ def ask(rig: EngineRig, package: Package, *items: dict[str, Any], run_id: int) -
             ),
             parameters=b"",
             streams=True,
+            urgent=urgent,
         ),
         package,
     )
@@ -200,3 +207,17 @@ async def test_another_models_run_waits_only_for_those_before_it(
         await rig.ended(run_id)
     started = [event.run_id for event in rig.events if isinstance(event, ItemStarted)]
     assert started.index(other) < started.index(102)
+
+
+async def test_urgent_runs_join_at_whatever_moment_they_come(rig: EngineRig, tiny: Package) -> None:
+    """Once one that came between two looks began a second generation in the midst of the first."""
+    runs = range(1, 41)
+    ask(rig, tiny, {"prompt": "the"} | LONG, run_id=1, urgent=True)
+    for run in runs[1:]:
+        await rig.until(lambda run=run: bool(told(rig, run - 1)))  # type: ignore[misc] # the loop's own
+        ask(rig, tiny, {"prompt": "the"} | LONG, run_id=run, urgent=True)
+    for run in runs:
+        assert (await rig.ended(run)).outcome is RunOutcome.COMPLETED
+    assert not [event for event in rig.events if isinstance(event, EngineDied)]
+    (text,) = {joined(told(rig, run))[1] for run in runs}
+    assert text

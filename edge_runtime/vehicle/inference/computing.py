@@ -100,6 +100,8 @@ class Computer:
         self._models = models
         self._encoder = msgspec.msgpack.Encoder()
         self._last_ticket = 0
+        self._generating: set[str] = set()
+        """Models in the middle of a generation: runs of them join it, and begin no second one."""
 
     def serve(self) -> None:
         """Work until the engine closes the stream (`EOFError`)."""
@@ -171,7 +173,7 @@ class Computer:
 
     def _run_urgent(self) -> None:
         """Compute what somebody waits for before the next item of what nobody does."""
-        while isinstance(run := self._inbox.next_urgent(), protocol.Run):
+        while (run := self._inbox.next_urgent(self._generating)) is not None:
             self._run(run, is_inside=True)
 
     def _generate(self, run: protocol.Run, generation: Generation, *, is_inside: bool) -> None:
@@ -181,7 +183,7 @@ class Computer:
                 self._last_ticket = max(self._last_ticket, joiner.ticket)
             return joiner
 
-        GenerationLoop(
+        loop = GenerationLoop(
             generation,
             outbox=self._outbox,
             stops=self._stops,
@@ -193,7 +195,10 @@ class Computer:
                 encode=self._encoded,
                 as_failure=_as_failure,
             ),
-        ).generate(run)
+        )
+        self._generating.add(run.digest)
+        loop.generate(run)
+        self._generating.remove(run.digest)
 
     def _between_steps(self) -> None:
         self._run_urgent()

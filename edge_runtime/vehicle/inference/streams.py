@@ -12,6 +12,7 @@ import socket
 import threading
 import time
 from collections import deque
+from collections.abc import Collection
 from typing import Final
 
 import msgspec
@@ -43,11 +44,18 @@ class Inbox:
             pass
         return self._first() if self._waiting or self._urgent else None
 
-    def next_urgent(self) -> protocol.ToWorker | None:
-        """Return an urgent run that has come, or None. Raises `EOFError` at the end."""
+    def next_urgent(self, besides: Collection[str]) -> protocol.Run | None:
+        """Return the urgent run that has come first, or None. Raises `EOFError` at the end.
+
+        One of a model in `besides` waits here for `next_of`, and the others behind it.
+        """
         while not self._urgent and self._read(socket.MSG_DONTWAIT):
             pass
-        return self._urgent.popleft() if self._urgent else None
+        first = self._urgent[0] if self._urgent else None
+        if not isinstance(first, protocol.Run) or first.digest in besides:
+            return None
+        del self._urgent[0]
+        return first
 
     def next_of(self, digest: str, *, only_urgent: bool) -> protocol.Run | None:
         """Return a run of this model that has come and waits first of its kind, or None.
