@@ -483,6 +483,20 @@ def test_a_stream_goes_on_elsewhere_after_its_last_token() -> None:
     assert [piece.offset for piece in r.streamed[number]] == [0, 2]
 
 
+def test_a_stream_whose_car_dies_after_the_last_token_ends_once() -> None:
+    r = rig("car-1", "car-2")
+    number = stream(r)
+    last = Tokens(index=0, offset=0, ids=(1,), text="a", finish=FinishReason.STOP)
+    r.chunk(r.units[0], tokens=(last,))
+    r.goes(r.on(r.units[0]))
+    (second,) = r.units
+    assert r.out[second][1].items[0].data == resume((1,))
+    r.chunk(second, tokens=(Tokens(index=0, offset=1, ids=(), text="a", finish=last.finish),))
+    r.answer(second)
+    assert [piece.text for piece in r.streamed[number]] == ["a"]
+    assert isinstance(r.ended[number], p.Answered)
+
+
 def test_a_silent_stream_moves_and_what_the_old_car_says_later_is_not_wanted() -> None:
     r = rig("car-1", "car-2")
     number = stream(r)

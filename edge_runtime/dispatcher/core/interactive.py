@@ -526,13 +526,18 @@ class InteractiveCore:
             return
         have = len(request.ids)
         unit.patience_ms = limits.INTERACTIVE_SILENCE_MS
-        if tokens.offset < have or (not tokens.ids and not tokens.text and tokens.finish is None):
+        if (
+            request.has_all_tokens
+            or tokens.offset < have
+            or (not tokens.ids and not tokens.text and tokens.finish is None)
+        ):
             self.counters["interactive_tokens_repeated"] += len(tokens.ids)
         elif tokens.offset > have:
             self.counters["interactive_token_gaps"] += 1
             self._take_back(unit, 0, now)
         else:
             request.ids.extend(tokens.ids)
+            request.has_all_tokens = tokens.finish is not None
             request.attempts = 1
             self._out.append(Streamed(number=request.ask.number, tokens=tokens))
 

@@ -177,6 +177,7 @@ class Request:
     strikes: int = 0
     failure: "Failed | None" = None
     ids: list[int] = field(default_factory=list)
+    has_all_tokens: bool = False
     is_queued: bool = False
     is_over: bool = False
 
