@@ -8,7 +8,8 @@ Invariants
 
 Deliberately absent: batching of items. On one CPU core it gains under 1.2 times for these models
 (and loses for detection), and it makes every stop and every failure wait for its neighbours. An
-item that is a batch by itself is run in pieces; see `batches`.
+item that is a batch by itself is run in pieces; see `batches`. Text generation, where it gains more
+than four times, is no `Task`; see `generation`.
 """
 
 from collections.abc import Mapping, Sequence
