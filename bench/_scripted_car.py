@@ -51,6 +51,7 @@ class ScriptedCar:
         self._topics = topics
         self._work_topic = topics.down(vehicle, Down.WORK)
         self._units_max = units_max
+        self.tasks: tuple[str, ...] = ("tensor",)
         self._boot = int(time.time())
         self._seq = 0
         self._signed = codec.signed_decoder()
@@ -85,7 +86,7 @@ class ScriptedCar:
             runtime="bench",
             vss="6.0",
             hardware="bench",
-            tasks=("tensor",),
+            tasks=self.tasks,
             resident=(),
             limits=VehicleLimits(units_max=self._units_max),
         )
@@ -124,7 +125,9 @@ class ScriptedCar:
                 self.on_answer(order)
 
 
-def chunks_of(unit: UnitOffer, items_per_chunk: int, item_ms: float = 0.02) -> list[Chunk]:
+def chunks_of(
+    unit: UnitOffer, items_per_chunk: int, item_ms: float = 0.02, output: msgspec.Raw = OUTPUT
+) -> list[Chunk]:
     """Every item of a unit done, in chunks."""
     chunks = []
     for seq, start in enumerate(range(0, len(unit.items), items_per_chunk)):
@@ -138,7 +141,7 @@ def chunks_of(unit: UnitOffer, items_per_chunk: int, item_ms: float = 0.02) -> l
                 model=unit.model,
                 seq=seq,
                 items=tuple(
-                    ItemDone(index=item.index, output=OUTPUT, busy_ms=item_ms) for item in items
+                    ItemDone(index=item.index, output=output, busy_ms=item_ms) for item in items
                 ),
                 busy_ms=item_ms * len(items),
                 ending=Ending(outcome=Outcome.COMPLETED) if is_last else None,
@@ -149,7 +152,12 @@ def chunks_of(unit: UnitOffer, items_per_chunk: int, item_ms: float = 0.02) -> l
 
 @asynccontextmanager
 async def scripted_car(
-    broker_url: str, vehicle: str = "scripted-1", *, units_max: int = 64, fast: bool = True
+    broker_url: str,
+    vehicle: str = "scripted-1",
+    *,
+    units_max: int = 64,
+    fast: bool = True,
+    tasks: tuple[str, ...] = ("tensor",),
 ) -> AsyncIterator[ScriptedCar]:
     """A scripted car that lives inside the block. `fast` picks the dispatcher's MQTT client."""
     topics = Topics()
@@ -161,6 +169,7 @@ async def scripted_car(
     opening = functools.partial(open_bus, fast=fast)
     async with opening(settings) as bus:
         car = ScriptedCar(bus, vehicle, topics, units_max)
+        car.tasks = tasks
         task = asyncio.create_task(car.run(), name="scripted car")
         try:
             yield car
