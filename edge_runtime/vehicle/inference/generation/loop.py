@@ -167,6 +167,7 @@ class GenerationLoop:
         batch = self._batch
         if batch.reading is not None:
             self._compute([self._members[batch.reading]], batch.read)
+            self._flush()
         if members := [self._members[key] for key in batch.keys_read]:
             self._compute(members, batch.decode)
 
