@@ -49,7 +49,7 @@ demo: $(STAMPS)/demo $(STAMPS)/models
 	@$(call say,'The main job')
 	@$(BIN)/edge-runtime demo --report demo-report.html $(ARGS)
 
-test: $(STAMPS)/dev $(STAMPS)/models mosquitto chromium
+test: $(STAMPS)/dev $(STAMPS)/models $(STAMPS)/node mosquitto chromium
 	@$(call say,'Tests')
 	@$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
@@ -207,3 +207,21 @@ chromium:
 	else \
 	  echo 'note: tests in a browser skip; run: sudo apt-get install chromium' >&2; \
 	fi
+
+# Without Node.js the tests of its example and of the AsyncAPI document skip, and fail where CI=true.
+NODE_PARTS := examples/subscribe/javascript tests/node
+
+$(STAMPS)/node: $(NODE_PARTS:%=%/package-lock.json)
+	@if ! command -v npm >/dev/null && [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  $(call say,'Installing nodejs and npm'); \
+	  $(call apt_install,nodejs npm) || echo 'warning: nodejs could not be installed' >&2; \
+	fi; \
+	if ! command -v npm >/dev/null; then \
+	  echo 'note: tests with Node.js skip; run: sudo apt-get install nodejs npm' >&2; exit 0; \
+	fi; \
+	$(call say,'Fetching what an example and the tests have from npm (about 70 MB)'); \
+	for part in $(NODE_PARTS); do \
+	  mkdir -p $(DATA)/node/$$part && cp $$part/package.json $$part/package-lock.json $(DATA)/node/$$part && \
+	  npm ci --silent --ignore-scripts --no-audit --no-fund --prefix $(DATA)/node/$$part; \
+	done; \
+	mkdir -p $(STAMPS) && touch $@

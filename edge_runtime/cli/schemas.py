@@ -6,8 +6,9 @@ them, and then nothing is written at all.
 
 from pathlib import Path
 
+from edge_runtime.cli.asyncapi_page import asyncapi_page
 from edge_runtime.contract.golden import GoldenChanged
-from edge_runtime.contract.schemas import schema_files
+from edge_runtime.contract.schemas import asyncapi, schema_files
 
 
 def write_schemas(folder: Path, check: bool) -> list[str]:
@@ -40,6 +41,23 @@ def write_schemas(folder: Path, check: bool) -> list[str]:
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
+    return []
+
+
+def write_page(folder: Path, check: bool) -> list[str]:
+    """Bring `docs/asyncapi/index.html` beside `folder`, if that is there, in line with the code.
+
+    As `write_schemas`; raises `OSError`.
+    """
+    page = folder.resolve().parent / "docs" / "asyncapi" / "index.html"
+    if not page.parent.is_dir():
+        return []
+    data = asyncapi_page(asyncapi()).encode()
+    if _holds(page, data):
+        return []
+    if check:
+        return [f"{page} differs from the code"]
+    page.write_bytes(data)
     return []
 
 

@@ -14,7 +14,10 @@ Folder = Annotated[Path, Parameter(help="Folder of the documents.", name="--fold
 
 
 def write(*, folder: Folder = _DEFAULT_FOLDER) -> int:
-    """Generate the AsyncAPI document, JSON Schemas, topic table and golden vectors."""
+    """Generate the AsyncAPI document, JSON Schemas, topic table and golden vectors.
+
+    The document's page too, where there is a folder docs/asyncapi beside.
+    """
     return _run(folder, check=False)
 
 
@@ -24,10 +27,11 @@ def check(*, folder: Folder = _DEFAULT_FOLDER) -> int:
 
 
 def _run(folder: Path, *, check: bool) -> int:
-    from edge_runtime.cli.schemas import write_schemas
+    from edge_runtime.cli.schemas import write_page, write_schemas
 
     try:
         faults = write_schemas(folder, check=check)
+        faults += write_page(folder, check=check)
     except OSError as error:
         raise ConfigError(f"--folder {folder}: {error.strerror}") from None
     for fault in faults:
