@@ -88,10 +88,11 @@ EMBEDDINGS_WAIT_S: Final = 60.0
 """How long a single embeddings request waits for a car."""
 
 # --- objects: inputs that do not travel inline ---------------------------------------------
-OBJECT_MAX_BYTES: Final = 32 * 1024 * 1024
-"""Largest object; half of what a car's engine takes at once."""
+OBJECT_MAX_BYTES: Final = 16 * 1024 * 1024
+"""Largest object: with another of a run that is being stopped, and all that travels inline, it
+fits what a car's engine takes at once."""
 UNIT_OBJECTS_MAX_BYTES: Final = OBJECT_MAX_BYTES
-"""What the references of one unit lead to, together: a car has it in memory."""
+"""What the references of one unit lead to, together; and what a car has fetched of all units."""
 OBJECTS_MAX: Final = 100_000
 """Objects of one dispatcher, half-uploaded ones included."""
 OBJECT_UNUSED_S: Final = 24 * 3600
@@ -518,11 +519,6 @@ REALTIME_SOFT_MS: Final = 500
 REALTIME_HARD_MS: Final = 5_000
 REALTIME_QUIET_MS: Final = 10_000
 """Having given it back, it asks again when it was quiet for so long; then for twice as long."""
-REALTIME_QUIET_MAX_MS: Final = 600_000
-REALTIME_QUIET_SHARE: Final = 0.25
-"""Quiet is to have used at most this share of a core."""
-REALTIME_QUIET_MS: Final = 10_000
-"""Having given it back, it asks for it again when it was quiet for so long; then for twice as long."""
 REALTIME_QUIET_MAX_MS: Final = 600_000
 REALTIME_QUIET_SHARE: Final = 0.25
 """Quiet is to have used at most this share of a core."""

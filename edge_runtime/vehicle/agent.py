@@ -69,6 +69,7 @@ from edge_runtime.vehicle.identity import NOBODY, Identity
 from edge_runtime.vehicle.intake import Hosts, Intake
 from edge_runtime.vehicle.journal import Journal
 from edge_runtime.vehicle.models.supply import Supply
+from edge_runtime.vehicle.objects import InputFetcher
 from edge_runtime.vehicle.outgoing import Outgoing
 from edge_runtime.vehicle.owner import OwnerReport, Tally, report_running
 from edge_runtime.vehicle.owner_decisions import decisions_path
@@ -198,6 +199,7 @@ class VehicleAgent:
         self._room: EngineRoom
         self._outgoing: Outgoing
         self._supply: Supply
+        self._inputs: InputFetcher
         self._bus: Bus
 
     @property
@@ -235,6 +237,14 @@ class VehicleAgent:
                 urls=self._hosts.urls,
                 tell=self.tell,
                 is_network_allowed=lambda: self.core.is_network_allowed,
+            )
+            self._inputs = InputFetcher(
+                self.settings.state_dir / "inputs",
+                urls=self._hosts.urls,
+                tell=self.tell,
+                may_fetch=lambda unit: (
+                    self.core.is_network_allowed and unit in self.core.work.attempts
+                ),
             )
             self._bus = await self._stack.enter_async_context(self._open_bus(self._bus_settings()))
         except BaseException:
@@ -455,8 +465,8 @@ class VehicleAgent:
                 self._publish(self._outgoing.message(command))
             case do.SetWill():
                 self._spawn(self._bus.set_will(self._outgoing.will(command)), "set will")
-            case do.EnsureModel():
-                self._spawn(self._supply.have(command.digest), "fetch model")
+            case do.EnsureModel() | do.FetchInputs():
+                self._procure(command)
             case do.LogUnit():
                 self._tally.add(command)
                 self._lines.info("unit", **_fields(command))
@@ -469,6 +479,12 @@ class VehicleAgent:
                 self._has_left.set()
             case _:
                 assert_never(command)
+
+    def _procure(self, command: do.EnsureModel | do.FetchInputs) -> None:
+        if isinstance(command, do.EnsureModel):
+            self._spawn(self._supply.have(command.digest), "fetch model")
+        else:
+            self._spawn(self._inputs.fetch(command), "fetch inputs")
 
     def _publish(self, message: Message) -> None:
         """A hint: what matters is sent again until the dispatcher has answered."""
@@ -511,6 +527,7 @@ class VehicleAgent:
             await asyncio.sleep(limits.SENSOR_PERIOD_MS / 1000)
             self.look_again()
             self._supply.look_at_network()
+            self._inputs.look()
             self._count_costs()
 
     def owner_report(self) -> OwnerReport:
@@ -545,6 +562,7 @@ class VehicleAgent:
         if self._meter is not None:
             self._measured(self._meter.look())
         self._received_bytes += self._supply.take_fetched_bytes()
+        self._received_bytes += self._inputs.take_received_bytes()
         if self._sent_bytes or self._received_bytes:
             self.tell(BytesMoved(self._sent_bytes, self._received_bytes))
             self._sent_bytes = self._received_bytes = 0

@@ -28,6 +28,7 @@ from edge_runtime.contract.messages import (
     ItemDone,
     ItemFailed,
     ItemResult,
+    Reference,
     StopReport,
     Tokens,
     UnitOffer,
@@ -159,6 +160,10 @@ class Attempt:
     phase: Phase = Phase.OFFERED
     run_id: int | None = None
     run_progress: int = 0
+    is_fetching: bool = False
+    """Whether its inputs that travel by reference have been asked for."""
+    holds_inputs: bool = False
+    """Whether such are here."""
     next_seq: int = 0
     chunk: OpenChunk = field(default_factory=OpenChunk)
     intent: StopIntent | None = None
@@ -180,6 +185,25 @@ class Attempt:
     def is_interactive(self) -> bool:
         """Whether its requester waits, and nothing of it is journalled or sent twice."""
         return self.offer.interactive
+
+    @property
+    def missing(self) -> tuple[tuple[int, Reference], ...]:
+        """(index, reference) of the remaining items whose bytes are not here."""
+        return tuple(
+            (index, item.ref) for index, item in self.remaining.items() if item.ref is not None
+        )
+
+    @property
+    def fetched_bytes(self) -> int:
+        """What it has fetched, or is fetching."""
+        return referenced_bytes(self.offer) if self.is_fetching or self.holds_inputs else 0
+
+    def hold_input(self, index: int, sha256: str, data: bytes) -> None:
+        """The bytes of an item are here; what is of no remaining item is let go."""
+        item = self.remaining.get(index)
+        if item is not None and item.ref is not None and item.ref.sha256 == sha256:
+            self.remaining[index] = msgspec.structs.replace(item, data=data, ref=None)
+            self.holds_inputs = True
 
     def move(self, after: Phase) -> None:
         """Change phase. Raises `InvalidTransition`."""
@@ -273,6 +297,11 @@ class Attempt:
 def items_of(offer: UnitOffer) -> dict[int, Item]:
     """The offer's items by index, in order."""
     return {item.index: item for item in offer.items}
+
+
+def referenced_bytes(offer: UnitOffer) -> int:
+    """What the references of an offer lead to, together."""
+    return sum(item.ref.length for item in offer.items if item.ref is not None)
 
 
 def deadline_of(offer: UnitOffer, now: Now, *, is_clock_trusted: bool) -> int:

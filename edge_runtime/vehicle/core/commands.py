@@ -14,6 +14,7 @@ from edge_runtime.contract.messages import (
     Fence,
     Item,
     Offline,
+    Reference,
     UnitOffer,
     VehicleState,
     Verdict,
@@ -174,6 +175,13 @@ class EnsureModel(_Record, frozen=True):
     digest: str
 
 
+class FetchInputs(_Record, frozen=True):
+    """Fetch what these items of a unit refer to: (index, reference) of each."""
+
+    unit: int
+    references: tuple[tuple[int, Reference], ...]
+
+
 class SubmitRun(_Record, frozen=True):
     """Queue items behind what the engine already holds. `parameters` is MessagePack.
 
@@ -277,6 +285,7 @@ Command = (
     | PublishVerdicts
     | PublishChunks
     | EnsureModel
+    | FetchInputs
     | SubmitRun
     | CancelRun
     | FreezeEngine

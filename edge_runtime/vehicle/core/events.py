@@ -153,6 +153,29 @@ class ModelFailed(_Event, frozen=True):
     message: str = ""
 
 
+class FetchedInput(_Event, frozen=True):
+    """The bytes of one item, proven by the SHA-256 of its reference."""
+
+    index: int
+    sha256: str
+    data: bytes
+
+
+class InputsFetched(_Event, frozen=True):
+    """What a unit's references lead to; of the `broken` ones (index, why) nothing can be had."""
+
+    unit: int
+    inputs: tuple[FetchedInput, ...]
+    broken: tuple[tuple[int, str], ...] = ()
+
+
+class InputsFailed(_Event, frozen=True):
+    """A unit's inputs could not be fetched: no network, no host that answers, no room."""
+
+    unit: int
+    message: str
+
+
 class RunOutcome(Enum):
     """How a run left the engine by itself."""
 
@@ -279,6 +302,8 @@ Event = (
     | ModelReady
     | ModelFailed
     | ModelLoaded
+    | InputsFetched
+    | InputsFailed
     | ItemStarted
     | ItemFinished
     | TokensProduced

@@ -106,6 +106,7 @@ class Herald:
             vss=facts.vss,
             hardware=facts.hardware,
             tasks=facts.tasks,
+            takes_references=True,
             resident=view.resident,
             limits=VehicleLimits(
                 units_max=facts.units_max, message_max_bytes=facts.message_max_bytes

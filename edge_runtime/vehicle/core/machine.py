@@ -60,6 +60,8 @@ from edge_runtime.vehicle.core.events import (
     EngineFrozen,
     EngineKilled,
     Event,
+    InputsFailed,
+    InputsFetched,
     ItemBroke,
     ItemFinished,
     ItemInterrupted,
@@ -217,6 +219,8 @@ class VehicleCore:
         | ModelsDesired
         | ModelReady
         | ModelFailed
+        | InputsFetched
+        | InputsFailed
         | ModelLoaded,
         now: Now,
     ) -> None:
@@ -246,6 +250,8 @@ class VehicleCore:
                 self._work.model_ready(event.digest)
             case ModelFailed():
                 self._work.model_failed(event, now)
+            case InputsFetched() | InputsFailed():
+                self._work.inputs_ended(event, now)
             case ModelLoaded():
                 self._work.loaded(event)
             case ShutdownRequested():

@@ -12,6 +12,7 @@ from edge_runtime.contract import limits
 from edge_runtime.contract.clock import Now
 from edge_runtime.contract.messages import UnitOffer
 from edge_runtime.contract.reasons import HoldReason, RefusalReason
+from edge_runtime.vehicle.core.attempts import referenced_bytes
 from edge_runtime.vehicle.core.events import ModelFault
 from edge_runtime.vehicle.core.memory import ModelShelf
 from edge_runtime.vehicle.policy import Allowed
@@ -78,6 +79,7 @@ def _never(offer: UnitOffer, gate: Gate) -> RefusalReason | None:
     if (
         max(sizes) > limits.ITEM_MAX_BYTES
         or sum(sizes) > limits.UNIT_MAX_BYTES
+        or referenced_bytes(offer) > limits.UNIT_OBJECTS_MAX_BYTES
         or len(memoryview(offer.parameters)) > limits.PARAMETERS_MAX_BYTES
     ):
         return RefusalReason.TOO_LARGE

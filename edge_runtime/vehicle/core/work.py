@@ -27,6 +27,7 @@ from edge_runtime.contract.limits import (
     INTERACTIVE_TIMEOUT_DEFAULT_MS,
     JOB_DEADLINE_MAX_S,
     REFUSAL_RETRY_MS,
+    UNIT_OBJECTS_MAX_BYTES,
 )
 from edge_runtime.contract.messages import (
     Cancelled,
@@ -64,6 +65,7 @@ from edge_runtime.vehicle.core.attempts import (
     failed_item,
     finished_item,
     items_of,
+    referenced_bytes,
     stop_fields,
 )
 from edge_runtime.vehicle.core.commands import (
@@ -72,6 +74,7 @@ from edge_runtime.vehicle.core.commands import (
     DropAttempt,
     DropChunks,
     EnsureModel,
+    FetchInputs,
     LogUnit,
     SubmitRun,
     Write,
@@ -84,6 +87,8 @@ from edge_runtime.vehicle.core.energy import EnergyLedger
 from edge_runtime.vehicle.core.energy_rows import J_PER_WH
 from edge_runtime.vehicle.core.events import (
     EngineDied,
+    InputsFailed,
+    InputsFetched,
     ItemBroke,
     ItemFinished,
     ItemInterrupted,
@@ -285,7 +290,10 @@ class Work:
             self.attempts[offer.unit] = attempt
             return attempt
         in_chunk = {result.index for result in attempt.chunk.items}
-        remaining = {i: item for i, item in items_of(offer).items() if i not in in_chunk}
+        # What was fetched for the older fence is not fetched again.
+        here = {i: item for i, item in attempt.remaining.items() if item.ref is None}
+        offered = items_of(offer)
+        remaining = {i: here.get(i, x) for i, x in offered.items() if i not in in_chunk}
         attempt.adopt(offer, deadline_ns, remaining)
         return attempt
 
@@ -365,9 +373,12 @@ class Work:
 
     def _submit(self, attempt: Attempt) -> None:
         digest = attempt.offer.model
+        has_inputs = self._has_inputs(attempt)
         if not self.models.is_ready(digest):
             if self.models.want(digest):
                 self.out.append(EnsureModel(digest))
+            return
+        if not has_inputs:
             return
         run_id, self._next_run = self._next_run, self._next_run + 1
         attempt.move(Phase.LOADING)
@@ -382,6 +393,41 @@ class Work:
                 run_id, attempt.unit, digest, items, parameters, streams=is_urgent, urgent=is_urgent
             )
         )
+
+    # --- inputs by reference ------------------------------------------------------------------
+
+    def _has_inputs(self, attempt: Attempt) -> bool:
+        """Whether all its inputs are here; those that are not are fetched when there is room."""
+        missing = attempt.missing
+        if missing and not attempt.is_fetching and self._has_room_to_fetch(attempt):
+            attempt.is_fetching = True
+            self.out.append(FetchInputs(attempt.unit, missing))
+        return not missing
+
+    def _has_room_to_fetch(self, attempt: Attempt) -> bool:
+        fetched = sum(other.fetched_bytes for other in self.attempts.values())
+        return fetched + referenced_bytes(attempt.offer) <= UNIT_OBJECTS_MAX_BYTES
+
+    def inputs_ended(self, event: InputsFetched | InputsFailed, now: Now) -> None:
+        """What waited for its inputs may run, and what is broken of them fails alone.
+
+        Where none could be had the unit is given back: another car may have a network.
+        """
+        attempt = self.attempts.get(event.unit)
+        if attempt is None or not attempt.is_fetching:
+            return
+        attempt.is_fetching = False
+        self.may_feed = True
+        if isinstance(event, InputsFailed):
+            if attempt.phase is Phase.RECORDED:
+                self.release(attempt, Phase.FAILED, ReleaseReason.INPUT_UNAVAILABLE, now)
+            return
+        for found in event.inputs:
+            attempt.hold_input(found.index, found.sha256, found.data)
+        for index, message in event.broken:
+            if index in attempt.remaining and attempt.phase is Phase.RECORDED:
+                failed = failed_item(index, ItemError.INPUT_UNAVAILABLE, message)
+                self._report(attempt, failed, 0.0, now)
 
     # --- the engine -------------------------------------------------------------------------
 
@@ -722,6 +768,8 @@ class Work:
             attempt.run_id = None
         attempt.move(phase)
         del self.attempts[attempt.unit]
+        if attempt.fetched_bytes:
+            self.may_feed = True  # there is room for what another one waits for
 
     def _log(self, attempt: Attempt, ending: Ending, now: Now) -> None:
         self.story.tell(now, attempt.unit, attempt.fence, attempt.phase.value)
@@ -789,6 +837,7 @@ class Work:
     def _feed_problems(self) -> Iterator[str]:
         for unit, attempt in self.attempts.items():
             is_fed = self.may_feed or not self.models.is_ready(attempt.offer.model)
+            is_fed = is_fed or attempt.is_fetching or bool(attempt.missing)
             if attempt.phase is Phase.RECORDED and not is_fed:
                 yield f"unit {unit} is ready to run and nobody looks"
 

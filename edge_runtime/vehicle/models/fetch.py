@@ -14,6 +14,7 @@ import os
 import resource
 import signal
 import sys
+from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
@@ -21,7 +22,7 @@ import msgspec
 
 from edge_runtime.contract import limits
 from edge_runtime.contract.errors import EdgeError
-from edge_runtime.contract.package import PackageFault, PackageRefused, parse_manifest
+from edge_runtime.contract.package import PackageFault, PackageFile, PackageRefused, parse_manifest
 from edge_runtime.contract.repository import MODELS_PATH
 from edge_runtime.lifeline import die_with
 from edge_runtime.vehicle.models.download import Downloader, ServerFailed, file_url
@@ -31,6 +32,7 @@ from edge_runtime.vehicle.models.orders import (
     Answer,
     FilesHeld,
     ManifestHeld,
+    ObjectsHeld,
     Order,
     Trouble,
     Verdicts,
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
     from edge_runtime.vehicle.models.trust import Trust
 
 _NICENESS: Final = 10
+_GONE: Final = frozenset({HTTPStatus.NOT_FOUND, HTTPStatus.GONE})
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
@@ -76,6 +79,9 @@ def _answer(answer: Answer, downloader: Downloader) -> None:
 
 
 def _carry_out(order: Order, downloader: Downloader) -> None:
+    if order.objects:
+        _answer(_objects(order, downloader), downloader)
+        return
     trust = _trust(order, downloader)
     if order.folder is None:
         _answer(_verdicts(order, trust), downloader)
@@ -96,6 +102,22 @@ def _carry_out(order: Order, downloader: Downloader) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         downloader.get_file(file_url(url, file.path), file, target)
     _answer(FilesHeld(), downloader)
+
+
+def _objects(order: Order, downloader: Downloader) -> ObjectsHeld:
+    """Have each object; one that is not there, or not what it should be, spoils no other."""
+    broken = {}
+    for wanted in order.objects:
+        file = PackageFile(path=wanted.sha256, length=wanted.length, sha256=wanted.sha256)
+        try:
+            downloader.get_file(wanted.url, file, Path(wanted.target))
+        except PackageRefused as error:
+            broken[wanted.sha256] = error.detail
+        except ServerFailed as error:
+            if error.status not in _GONE:
+                raise
+            broken[wanted.sha256] = str(error)
+    return ObjectsHeld(broken)
 
 
 def _verdicts(order: Order, trust: "Trust | None") -> Verdicts:

@@ -24,6 +24,7 @@ from edge_runtime.vehicle.models.orders import (
     Answer,
     FilesHeld,
     ManifestHeld,
+    ObjectsHeld,
     Order,
     Trouble,
     Verdicts,
@@ -78,6 +79,14 @@ class FetchProcess:
         answer = await self._answer()
         if not isinstance(answer, FilesHeld):
             raise FetchFailed(f"the download process answered with {type(answer).__name__}")
+
+    async def objects(self, order: Order) -> ObjectsHeld:
+        """Let it fetch the objects that the order names."""
+        self._say(msgspec.json.encode(order) + b"\n")
+        answer = await self._answer()
+        if not isinstance(answer, ObjectsHeld):
+            raise FetchFailed(f"the download process answered with {type(answer).__name__}")
+        return answer
 
     def _say(self, line: bytes) -> None:
         if self._process.stdin is not None:  # it always is: a pipe was asked for

@@ -27,18 +27,28 @@ class TrustedRoot(msgspec.Struct, frozen=True):
     folder: str
 
 
+class ObjectOrder(msgspec.Struct, frozen=True):
+    """One object to have at `target`: where from, and what proves it."""
+
+    url: str
+    sha256: str
+    length: int
+    target: str
+
+
 class Order(msgspec.Struct, frozen=True, kw_only=True):
     """Say whether `digests` are published, and have the files of the one package in `folder`.
 
     Without `trust` nothing but the digest is asked of a package; without `folder` no file of it
-    is fetched: several digests may then be named.
+    is fetched: several digests may then be named. With `objects` it is about nothing else.
     """
 
-    digests: tuple[str, ...]
-    base_url: str
+    digests: tuple[str, ...] = ()
+    base_url: str = ""
     folder: str | None = None
     trust: TrustedRoot | None = None
     patience: Patience = Patience()
+    objects: tuple[ObjectOrder, ...] = ()
 
 
 class Verdicts(msgspec.Struct, frozen=True, tag="verdicts"):
@@ -63,6 +73,13 @@ class FilesHeld(msgspec.Struct, frozen=True, tag="files"):
     received_bytes: int = 0
 
 
+class ObjectsHeld(msgspec.Struct, frozen=True, tag="objects"):
+    """Every object is on disk, but those that nobody can have: why, by SHA-256."""
+
+    broken: dict[str, str]
+    received_bytes: int = 0
+
+
 class Trouble(msgspec.Struct, frozen=True, tag="trouble"):
     """It did not work: the package is not right, the server not to be had, or the disk full."""
 
@@ -72,6 +89,6 @@ class Trouble(msgspec.Struct, frozen=True, tag="trouble"):
     received_bytes: int = 0
 
 
-Answer = Verdicts | ManifestHeld | FilesHeld | Trouble
+Answer = Verdicts | ManifestHeld | FilesHeld | ObjectsHeld | Trouble
 GO_ON = b"go on\n"
 PACKAGE_FOLDER = "package"
