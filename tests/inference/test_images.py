@@ -147,6 +147,18 @@ def test_other_jpegs() -> None:
         assert np.array_equal(decode_image(data), as_opencv(data))
 
 
+@pytest.mark.parametrize("sampling", [0x14, 0x31, 0x34])
+def test_a_rare_sampling_is_decoded_or_refused(sampling: int) -> None:
+    data = bytearray(jpeg())
+    data[data.index(b"\xff\xc0") + 11] = sampling
+    if sampling == 0x14:  # one across, four down
+        assert np.array_equal(decode_image(bytes(data)), as_opencv(bytes(data)))
+    else:
+        with pytest.raises(ItemFailure, match="subsampling") as failed:
+            decode_image(bytes(data))
+        assert failed.value.code is ItemError.UNDECODABLE_INPUT
+
+
 # --- orientation -------------------------------------------------------------------------------
 
 
