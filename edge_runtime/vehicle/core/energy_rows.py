@@ -56,8 +56,8 @@ class DayEnergy(msgspec.Struct):
     """One UTC day, numbered from 1 January 1970; joules, seconds, percent of capacity, counts.
 
     `units_j` is the part of `grid_j + pack_j` that finished items took, `measured_j` the part that
-    was read rather than modelled. `efc` counts equivalent full cycles of the pack, `begun` the times
-    that the car became ready for work.
+    was read rather than modelled. `efc` counts equivalent full cycles of the pack, and `begun` how
+    often the car became ready.
     """
 
     day: int
