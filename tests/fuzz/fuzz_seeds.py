@@ -1,5 +1,6 @@
 """Valid inputs of every target: golden vectors where they fit, small ones of its own elsewhere."""
 
+import gzip
 import io
 import json
 import struct
@@ -88,6 +89,21 @@ def _tensor_lists() -> tuple[bytes, ...]:
     strings = from_numpy("s", np.array(["a", "bc"], dtype=object))
     kinds = [from_numpy("k", np.zeros(2, kind)) for kind in ("?", "u1", "<i8", "<f2", "<f8")]
     return _packed([x, strings], [*kinds, Tensor("e", "INT8", (0, 5), b"")])
+
+
+def _oip_requests() -> tuple[bytes, ...]:
+    """A length of two bytes, JSON, and binary tensors: `targets._oip_request` says how."""
+    x: dict[str, Any] = {"name": "x", "shape": [2, 2], "datatype": "FP32"}
+    strings = {"name": "s", "shape": [1], "datatype": "BYTES", "data": ["abc"]}
+    plain = json.dumps({"id": "1", "inputs": [x | {"data": [[1, 2], [3, 4]]}, strings]}).encode()
+    size = {"parameters": {"binary_data_size": 16}}
+    wants = {"outputs": [{"name": "y", "parameters": {"binary_data": True}}]}
+    header = json.dumps({"inputs": [x | size, strings], **wants}).encode()
+    return (
+        b"\xff\xff" + plain,
+        len(header).to_bytes(2, "big") + header + bytes(16),
+        b"\x00\x00" + bytes(16),
+    )
 
 
 def _outputs() -> tuple[bytes, ...]:
@@ -238,6 +254,10 @@ _MADE: Final[dict[str, Any]] = {
     "http_jobs_msgpack": lambda: _packed({"jobs": [_BINARY_JOB, _BINARY_JOB]}, {"jobs": [1]}),
     "http_small_json": lambda: (b'{"items":[1,2]}', b'{"on":true}', b'{"name":"a.db"}', b""),
     "http_small_msgpack": lambda: _packed({"items": [1, 2]}, {"on": True}, {"name": "a.db"}),
+    "oip_request": _oip_requests,
+    "oip_answer": lambda: (*_tensor_lists(), *_outputs()),
+    "oip_gzip": lambda: (gzip.compress(b"abc" * 50, mtime=0),),
+    "oip_deflate": lambda: (zlib.compress(b"abc" * 50),),
     "tensors_of_an_item": _tensor_lists,
     "tensors": _tensor_lists,
     "onnx_file": _onnx_files,

@@ -51,6 +51,9 @@ from edge_runtime.contract.tensors import BadTensor, Tensor, check_tensor, to_nu
 from edge_runtime.contract.topics import Down, Topics, Up
 from edge_runtime.dispatcher import intake as dispatcher_intake
 from edge_runtime.dispatcher.api.bodies import Body, BodyBudget, TypedBody, read_job, read_jobs
+from edge_runtime.dispatcher.api.oip.bodies import unpacked
+from edge_runtime.dispatcher.api.oip.errors import OipError
+from edge_runtime.dispatcher.api.oip.infer import BadOutput, Inference, Interface
 from edge_runtime.dispatcher.api.wire import MSGPACK, NDJSON, StreamWriter
 from edge_runtime.dispatcher.core.events import ChunkReceived
 from edge_runtime.dispatcher.front import Refusal
@@ -314,6 +317,32 @@ def _validated_tensors(data: bytes) -> object:
     return problem_with_items(_SPEC, [ItemInput(data=data)])
 
 
+_INTERFACE: Final = Interface(
+    msgspec.structs.replace(_SPEC, outputs=(TensorSpec(name="y", datatype="FP32", shape=(-1,)),))
+)
+_ITEM_INTERFACE: Final = Interface(msgspec.structs.replace(_SPEC, task="image-to-text"))
+_NO_LENGTH: Final = 0xFFFF
+
+
+def _oip_request(data: bytes) -> object:
+    """The first two bytes are the length of the JSON; all set: there is no binary part."""
+    length = int.from_bytes(data[:2], "big")
+    return _INTERFACE.read(data[2:], None if length == _NO_LENGTH else length)
+
+
+def _packed_body(encoding: str) -> Read:
+    return lambda data: unpacked(data, encoding)
+
+
+def _oip_answer(data: bytes) -> object:
+    inference = Inference()
+    inference.is_binary = len(data) % 2 == 0
+    for interface in (_INTERFACE, _ITEM_INTERFACE):
+        with contextlib.suppress(BadOutput):
+            interface.answer(inference, data, "fuzzed", "1")
+    return None
+
+
 _tensor_list: Final = msgspec.msgpack.Decoder(list[Tensor])
 
 
@@ -469,6 +498,12 @@ TARGETS: Final[dict[str, Target]] = {
         Target("http_jobs_msgpack", _submission(MSGPACK.encode(), is_batch=True), (Refusal,)),
         Target("http_small_json", _small_bodies(b"application/json"), is_python=True),
         Target("http_small_msgpack", _small_bodies(MSGPACK.encode())),
+        Target("oip_request", _oip_request, (OipError,), input_max_bytes=2_048, is_python=True),
+        Target("oip_answer", _oip_answer, input_max_bytes=8_192, is_python=True),
+        *(
+            Target(f"oip_{kind}", _packed_body(kind), (OipError,), input_max_bytes=2_048)
+            for kind in ("gzip", "deflate")
+        ),
         Target("tensors_of_an_item", _validated_tensors, is_python=True),
         Target("tensors", _tensors, (msgspec.DecodeError, UnicodeDecodeError, RecursionError)),
         Target("onnx_file", _onnx_file, (NotOnnx,), input_max_bytes=2_048, is_python=True),

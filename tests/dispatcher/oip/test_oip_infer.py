@@ -5,12 +5,13 @@ import gzip
 import json
 import zlib
 
+import msgspec
 import numpy as np
 import pytest
 from oip_rig import HEADER_LENGTH, NOOP, EchoCar, Oip, x_input
 
 from edge_runtime.contract import limits
-from edge_runtime.contract.messages import Cancel, ItemFailed, Refused
+from edge_runtime.contract.messages import Cancel, ItemDone, ItemFailed, Refused
 from edge_runtime.contract.reasons import Availability, CancelReason, ItemError, RefusalReason
 
 FLOATS = np.array([1.5, -2.0, 3.25], "<f4")
@@ -142,6 +143,7 @@ def _input(**changes: object) -> dict[str, object]:
         (b"[]", "not right"),
         (b"\xff\xfe", "not right"),
         (b"[" * 100_000, "not right"),
+        (b'{"inputs":[{"name":"x","shape":[1],"datatype":"FP32","data":["\xd9"]}]}', "utf-8"),
         ({}, "inputs"),
         ({"inputs": []}, "expected the inputs"),
         ({"inputs": [{"name": "x"}]}, "shape"),
@@ -344,6 +346,34 @@ async def test_what_a_car_says_of_an_item_is_the_answer(
     got, answer = await asking
     assert got == status
     assert answer["error"] == f"{code.value}: so it was"
+
+
+@pytest.mark.parametrize(
+    "output",
+    [
+        "a lie",
+        None,
+        [],
+        [{"name": "y"}],
+        [{"name": "y", "datatype": "FP32", "shape": [9], "data": b"1234"}],
+        [{"name": "y", "datatype": "FP99", "shape": [1], "data": b"1234"}],
+        [{"name": "y", "datatype": "FP32", "shape": [-1], "data": b"1234"}],
+    ],
+)
+async def test_a_car_that_talks_nonsense_is_named(
+    front: Oip, echo: EchoCar, output: object
+) -> None:
+    echo.works = False
+    asking = asyncio.create_task(front.infer(x_input(1)))
+    await echo.until(lambda car: bool(car.offers))
+    said = msgspec.Raw(msgspec.msgpack.encode(output))
+    echo.chunks(echo.chunk(echo.offers[0], ItemDone(index=0, output=said)))
+    status, answer = await asking
+    if output == []:
+        assert answer["outputs"] == []
+    else:
+        assert status == 500
+        assert "car-1" in answer["error"]
 
 
 async def test_many_requests_at_once_each_get_their_own(front: Oip, echo: EchoCar) -> None:

@@ -35,7 +35,7 @@ from edge_runtime.dispatcher.api.oip.bodies import (
     read_body,
 )
 from edge_runtime.dispatcher.api.oip.errors import OipError, bad
-from edge_runtime.dispatcher.api.oip.infer import Inference
+from edge_runtime.dispatcher.api.oip.infer import BadOutput, Inference
 from edge_runtime.dispatcher.api.oip.models import Model
 from edge_runtime.dispatcher.api.presence import ClientLeft, Receive, while_client_stays
 from edge_runtime.dispatcher.core.interactive_parts import Answered, Failed, Why
@@ -218,9 +218,14 @@ class OpenInference:
         except InteractiveFailure as failure:
             model.statistics.fail.add((time.monotonic_ns() - started_ns) / 1e6)
             raise _refusal(failure.failed) from None
-        answer, json_length = model.interface.answer(
-            inference, answered.output, model.name, model.version
-        )
+        try:
+            answer, json_length = model.interface.answer(
+                inference, answered.output, model.name, model.version
+            )
+        except BadOutput as error:
+            model.statistics.fail.add((time.monotonic_ns() - started_ns) / 1e6)
+            text = f"the output of car {answered.vehicle} is not the model's: {error}"
+            raise OipError(HTTPStatus.INTERNAL_SERVER_ERROR, text) from None
         answer, encoding = packed(answer, header(headers, b"accept-encoding"))
         more = [] if encoding is None else [(b"content-encoding", encoding.encode())]
         media_type = _JSON

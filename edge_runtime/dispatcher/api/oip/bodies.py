@@ -61,7 +61,7 @@ async def read_body(headers: Headers, receive: Receive) -> bytes:
     encoding = header(headers, b"content-encoding")
     if encoding is None or encoding in {"", "identity"}:
         return body
-    return _unpacked(body, encoding)
+    return unpacked(body, encoding)
 
 
 async def _next(receive: Receive) -> dict[str, Any]:
@@ -89,7 +89,8 @@ async def _rest(first: bytes, receive: Receive) -> bytes:
         raise OipError(HTTPStatus.REQUEST_TIMEOUT, text) from None
 
 
-def _unpacked(body: bytes, encoding: str) -> bytes:
+def unpacked(body: bytes, encoding: str) -> bytes:
+    """A body without its encoding. Raises `OipError`."""
     bits = _WINDOW_BITS.get(encoding)
     if bits is None:
         known = ", ".join(_WINDOW_BITS)

@@ -20,6 +20,7 @@ import numpy as np
 from msgspec import Meta
 
 from edge_runtime.contract import limits
+from edge_runtime.contract.errors import RemoteError
 from edge_runtime.contract.package import ModelSpec, TensorSpec
 from edge_runtime.contract.tensors import BadTensor, Tensor, check_tensor, element_count
 from edge_runtime.dispatcher.api.oip.errors import bad
@@ -93,6 +94,10 @@ _outputs = msgspec.msgpack.Decoder(list[_OutTensor])
 _encode = msgspec.msgpack.Encoder().encode
 _encode_json = msgspec.json.Encoder().encode
 _ALL_OUTPUTS: Final = _encode({})
+
+
+class BadOutput(RemoteError):  # noqa: N818 - named for what it is
+    """A car's output is not what its model gives."""
 
 
 class Inference:
@@ -240,10 +245,17 @@ class Interface:
     def answer(
         self, inference: Inference, output: bytes, name: str, version: str
     ) -> tuple[bytes, int | None]:
-        """(the body of the response, the length of its JSON where more than that is in it)."""
+        """(the body of the response, the length of its JSON where more than that is in it).
+
+        Raises `BadOutput` where the car's word is no list of tensors, or no value at all.
+        """
+        try:
+            tensors = self._tensors(output)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, BadTensor) as error:
+            raise BadOutput(str(error)[:200]) from None
         views: list[dict[str, Any]] = []
         blobs: list[bytes | memoryview] = []
-        for tensor in self._tensors(output):
+        for tensor in tensors:
             wants = inference.wants
             if wants is not None and tensor.name not in wants:
                 continue
@@ -267,10 +279,15 @@ class Interface:
         return b"".join((text, *blobs)), len(text)
 
     def _tensors(self, output: bytes) -> list[_OutTensor]:
-        """The outputs. Raises msgspec's errors for what is no list of tensors: the car's fault."""
+        """The outputs, each of as many bytes as its shape says."""
         if self.is_tensor:
-            return _outputs.decode(output)
-        text = _encode_json(msgspec.to_builtins(_readable(msgspec.msgpack.decode(output))))
+            tensors = _outputs.decode(output)
+            for tensor in tensors:
+                is_bytes = tensor.datatype == "BYTES"
+                data: Any = bytes(tensor.data) if is_bytes else tensor.data
+                check_tensor(Tensor(tensor.name, tensor.datatype, tuple(tensor.shape), data))
+            return tensors
+        text = _encode_json(_readable(msgspec.msgpack.decode(output)))
         data = memoryview(_LENGTH.pack(len(text)) + text)
         return [_OutTensor(ITEM_OUTPUT.name, "BYTES", [1], data)]
 
@@ -284,8 +301,10 @@ def _readable(value: Any) -> Any:
             return [_readable(part) for part in value]
         case dict():
             return {str(name): _readable(part) for name, part in value.items()}
-        case _:
+        case None | bool() | int() | float() | str():
             return value
+        case _:
+            return str(value)
 
 
 def _no_shared_memory(name: str, parameters: _Parameters | None) -> None:
@@ -347,7 +366,7 @@ def _from_json(given: _Input) -> bytes:
     try:
         values = msgspec.json.decode(given.data)
         count = element_count(tuple(given.shape))
-    except (msgspec.DecodeError, RecursionError, BadTensor) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, BadTensor) as error:
         raise bad(f"{where}: {error}") from None
     if not isinstance(values, list):
         raise bad(f"{where}: data is not a list")
