@@ -146,9 +146,9 @@ async def test_a_killed_generation_says_what_it_cost(rig: EngineRig, tiny: Packa
     await rig.event(TokensProduced, run_id=1, index=1)
     rig.engine.freeze()
     await rig.engine.measure_stop()
-    (interrupted,) = [event for event in rig.events if isinstance(event, ItemInterrupted)]
-    assert interrupted.index == 0
-    assert interrupted.busy_ms > 0
+    interrupted = [event for event in rig.events if isinstance(event, ItemInterrupted)]
+    assert [event.index for event in interrupted] == [0, 1]
+    assert all(event.busy_ms > 0 for event in interrupted)
     assert (await rig.engine.kill()).tier is StopTier.KILL
 
 

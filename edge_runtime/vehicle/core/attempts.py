@@ -124,14 +124,6 @@ class OpenChunk:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class InHand:
-    """The item that a stop found being computed, and for how long it had been."""
-
-    index: int
-    busy_ms: float
-
-
 @dataclass(slots=True)
 class Totals:
     """What the attempt came to, for its one log line.
@@ -168,7 +160,8 @@ class Attempt:
     chunk: OpenChunk = field(default_factory=OpenChunk)
     intent: StopIntent | None = None
     resume: Phase | None = None
-    in_hand: InHand | None = None
+    in_hand: dict[int, float] = field(default_factory=dict)
+    """Items that a stop found being computed, and for how many milliseconds each had been."""
     totals: Totals = field(default_factory=Totals)
 
     @property
@@ -222,7 +215,8 @@ class Attempt:
         if self.resume is None:
             raise LocalError(f"unit {self.unit}: nothing to resume")
         self.move(self.resume)
-        self.resume = self.intent = self.in_hand = None
+        self.resume = self.intent = None
+        self.in_hand = {}
 
     def leave_engine(self) -> None:
         """The engine no longer knows the run; what remains may be submitted again."""

@@ -224,8 +224,8 @@ class KillEngine(_Record, frozen=True):
 class LogUnit(_Record, frozen=True):
     """The one canonical line of an attempt that ended; times in milliseconds.
 
-    `items_lost` were in hand when a stop came (one at most, after a stop); `wasted_wh` is what
-    computing them had cost.
+    `items_lost` were in hand when a stop came (one at most, but of a generation); `wasted_wh` is
+    what computing them had cost.
     """
 
     unit: int

@@ -57,7 +57,6 @@ from edge_runtime.contract.reasons import (
 )
 from edge_runtime.vehicle.core.attempts import (
     Attempt,
-    InHand,
     OpenChunk,
     Phase,
     StopIntent,
@@ -497,15 +496,15 @@ class Work:
         """An item was in hand when the engine was stopped: what comes next says what of it."""
         attempt = self._of_run(event.run_id)
         if attempt is not None and event.index in attempt.remaining:
-            attempt.in_hand = InHand(event.index, max(0.0, event.busy_ms))
+            attempt.in_hand[event.index] = max(0.0, event.busy_ms)
 
     def _count_waste(self, attempt: Attempt, now: Now) -> int:
-        """The item in hand, where there is one, comes to nothing: its energy was spent; 1, or 0."""
-        in_hand, attempt.in_hand = attempt.in_hand, None
-        if in_hand is None or in_hand.index not in attempt.remaining:
-            return 0
-        attempt.totals.wasted_j += self.energy.wasted(in_hand.busy_ms, now)
-        return 1
+        """Items in hand, where there are any, come to nothing: their energy was spent; how many."""
+        in_hand, attempt.in_hand = attempt.in_hand, {}
+        lost = [busy_ms for index, busy_ms in in_hand.items() if index in attempt.remaining]
+        for busy_ms in lost:
+            attempt.totals.wasted_j += self.energy.wasted(busy_ms, now)
+        return len(lost)
 
     def run_ended(self, event: RunEnded, now: Now) -> None:
         """A run left the engine before all its items were reported."""

@@ -7,8 +7,7 @@ Invariants
   graph node (`ItemBroke`, engine_hung), and where it does not stop its process is killed
   (`EngineDied`). Time spent frozen counts for neither.
 - A stop costs the item in hand at most, and says so (`ItemInterrupted`): what was finished before
-  it is told first, sent or not. Of a generation it costs all items in hand; for each run the
-  first of them is named, with the time of all.
+  it is told first, sent or not. Of a generation it costs every item in hand.
 - A cancelled run that does not stop in time costs its process; runs behind it start again in a
   new one, and nobody else notices.
 - The process exits when there is no work for a while. Its exit is the unload.
@@ -362,8 +361,8 @@ class SupervisedEngine:
         in_hand = [held for held in self._held.values() if held.in_hand and not held.is_told]
         count = max(1, sum(len(held.in_hand) for held in in_hand))
         for held in in_hand:
-            busy_ms = sum(held.in_hand.values()) + step_ms * len(held.in_hand) / count
-            self._emit(ItemInterrupted(held.run.run_id, next(iter(held.in_hand)), busy_ms))
+            for index, busy_ms in held.in_hand.items():
+                self._emit(ItemInterrupted(held.run.run_id, index, busy_ms + step_ms / count))
         named = self._held.get(at[0])
         is_in_hand = named is not None and not named.is_told and at[1] in named.in_hand
         return at[1] if is_in_hand else None
@@ -485,9 +484,7 @@ class SupervisedEngine:
                 case protocol.EndedAs.COMPLETED:
                     self._emit(RunEnded(held.run.run_id, RunOutcome.COMPLETED))
                 case protocol.EndedAs.CANCELLED:
-                    if event.index is not None:
-                        run_id = held.run.run_id
-                        self._emit(ItemInterrupted(run_id, event.index, event.busy_ms))
+                    self._tell_lost(held, event)
                     self._tell_cancelled(held, StopTier.TERMINATE)
                 case protocol.EndedAs.MODEL_FAILED:
                     self._emit(
@@ -498,6 +495,14 @@ class SupervisedEngine:
         if not self._held:
             self._stop_timer("_watch_timer")
             self._idle_on()
+
+    def _tell_lost(self, held: _Held, ended: protocol.Ended) -> None:
+        """Tell which items were in hand when their run was stopped; they share its time."""
+        if ended.index is None:
+            return
+        indices = list(held.in_hand) or [ended.index]
+        for index in indices:
+            self._emit(ItemInterrupted(held.run.run_id, index, ended.busy_ms / len(indices)))
 
     # --- the ladder ----------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ Invariants
 - Items of runs that stream go before others that wait for room.
 
 A step's time is shared evenly by the items that it was computed for. Of a run that is stopped,
-the first item in hand is named, with the time of all of them.
+the first item in hand is named, with the time of all of them; the engine knows which those are.
 """
 
 import time
