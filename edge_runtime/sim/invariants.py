@@ -96,6 +96,20 @@ def s4_exactly_once(world: World, db: sqlite3.Connection) -> None:
                 world.ledger.violated("S4", f"{submitted.job} published another cursor {cursor}")
 
 
+def s14_usage(world: World, db: sqlite3.Connection) -> None:
+    """S14. What a tenant is counted to have open, for its quota, is what it has open."""
+    opened = {
+        tenant: counts
+        for tenant, *counts in db.execute(
+            "SELECT tenant, count(*), sum(items - done - failed), sum(bytes) FROM job"
+            " WHERE finished_ms IS NULL GROUP BY tenant"
+        )
+    }
+    for tenant, *counted in db.execute("SELECT tenant, jobs, items, bytes FROM usage"):
+        if counted != opened.get(tenant, [0, 0, 0]):
+            world.ledger.violated("S14", f"{tenant} has {opened.get(tenant)}, counted {counted}")
+
+
 def s2_failures_have_causes(world: World, db: sqlite3.Connection) -> None:
     """S2. An item is called undecodable only if it is."""
     rows = db.execute(
@@ -417,6 +431,7 @@ AT_ONCE: Final = (
         "S13. Who waits gets the answer to its own question or a reason, once; and when it has left"
         " no car computes for it."
     ),
+    "S15. Of tenants that wait for the same cars none is passed over while its round lasts.",
     "L1. A program that is told to end does so.",
 )
 """What is judged at once, a line each, for people."""
@@ -446,5 +461,6 @@ CHECKS: Final[tuple[Callable[[World, sqlite3.Connection], None], ...]] = (
     journals_are_empty,
     s12_chunks_wait_for_answers,
     s13_interactive_leaves_no_trace,
+    s14_usage,
     l4_who_waits_is_answered,
 )

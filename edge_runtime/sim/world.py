@@ -36,6 +36,7 @@ from edge_runtime.dispatcher.desk import FrontDesk
 from edge_runtime.dispatcher.service import DispatcherService, DispatcherSettings
 from edge_runtime.sim.buses import DrainWatch, WatchedBus, car_url, listeners, service_url
 from edge_runtime.sim.car import EngineScript, SimEngine, SimPackages, SimSensors, Truth
+from edge_runtime.sim.fair_shares import FairShares
 from edge_runtime.sim.hosts import Host, OneLife, SimJournal, SimStore
 from edge_runtime.sim.ledger import Ledger, Seen, Submitted
 from edge_runtime.sim.loop import SimLoop
@@ -482,6 +483,7 @@ class World:
         settings = DispatcherSettings(service_url("dispatcher"), models_dir=self._models)
         async with DispatcherService(settings, SimStore(host), open_bus, host.now) as service:
             self.service = service
+            service.watchers.append(FairShares(service.core, self.ledger).watch)
             desk = FrontDesk(service, lambda count: rng.randbytes(count).hex())
             self.network.listen(host, build_app(desk, mounts={"v2": OpenInference(service)}))
             service.announce("http://dispatcher")

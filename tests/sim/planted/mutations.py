@@ -23,6 +23,26 @@ class Mutation:
     needs: tuple[str, ...] = ()
 
 
+_SHARES = (
+    Mutation(
+        "turns-are-kept",
+        "Whoever was served stays at the head of the ring.",
+        "S15",
+        "dispatcher/core/jobs.py",
+        "            self._ring.move_to_end(tenant)\n",
+        "            self._ring.move_to_end(tenant, last=False)\n",
+        needs=("neighbours",),
+    ),
+    Mutation(
+        "usage-of-ended-jobs",
+        "A job that ends goes on counting for its tenant's quota.",
+        "S14",
+        "dispatcher/storage/schema.py",
+        "    jobs = jobs + (new.finished_ms IS NULL) - (old.finished_ms IS NULL),\n",
+        "    jobs = jobs,\n",
+    ),
+)
+
 _DISPATCHER_CORE = (
     Mutation(
         "chunk-of-another-car",
@@ -750,4 +770,12 @@ _VISITORS = (
     ),
 )
 
-MUTATIONS = (*_DISPATCHER_CORE, *_DISPATCHER_SHELL, *_CAR, *_TENANTS, *_STEWARDS, *_VISITORS)
+MUTATIONS = (
+    *_DISPATCHER_CORE,
+    *_SHARES,
+    *_DISPATCHER_SHELL,
+    *_CAR,
+    *_TENANTS,
+    *_STEWARDS,
+    *_VISITORS,
+)
