@@ -95,12 +95,12 @@ class GenerationRequest:
 class Encoder(Protocol):
     """Makes tokens of text."""
 
-    def text(self, text: str) -> list[int]:
-        """Return the ids of a text, in which special tokens may be written out."""
+    def text(self, text: str, tokens_max: int) -> list[int]:
+        """Return the first ids of a text, in which special tokens may be written out."""
         ...
 
-    def chat(self, chat: Chat, messages: list[ChatMessage]) -> list[int]:
-        """Return the ids of a conversation; what is said in it is never a special token."""
+    def chat(self, chat: Chat, messages: list[ChatMessage], tokens_max: int) -> list[int]:
+        """Return the first ids of a conversation; what is said is never a special token."""
         ...
 
 
@@ -132,7 +132,7 @@ def read_request(
     if room < 1:
         raise ItemFailure(
             ItemError.INPUT_TOO_LARGE,
-            f"prompt: has {len(prompt)} tokens; the limit is {model.context_tokens - 1}",
+            f"prompt: has at least {len(prompt)} tokens; the limit is {model.context_tokens - 1}",
         )
     max_tokens = min(asked.max_tokens or limits.GENERATION_NEW_DEFAULT_TOKENS, room)
     if len(generated) > max_tokens:
@@ -197,7 +197,7 @@ def _prompt(asked: _Asked, model: GenerationModel, encoder: Encoder) -> tuple[in
             raise ItemFailure(
                 ItemError.INVALID_PARAMETERS, "messages: this model has no chat template"
             )
-        return tuple(encoder.chat(model.chat, asked.messages))
+        return tuple(encoder.chat(model.chat, asked.messages, model.context_tokens))
     if isinstance(asked.prompt, str):
-        return tuple(encoder.text(asked.prompt))
+        return tuple(encoder.text(asked.prompt, model.context_tokens))
     return tuple(asked.prompt or ())
