@@ -19,6 +19,7 @@ import msgspec
 from edge_runtime.client.handle import JobHandle
 from edge_runtime.client.items import ItemLike, to_items
 from edge_runtime.client.many import ManyResult, submit_many
+from edge_runtime.client.objects import upload, with_references
 from edge_runtime.client.results import (
     FeedResult,
     ItemResult,
@@ -119,12 +120,13 @@ class EdgeClient:
         """A job; sent when the handle is awaited or iterated.
 
         `async for result in client.submit(...)` gives each item's result as it comes. Without an
-        `idempotency_key` one is made, so that a lost answer never makes two jobs.
+        `idempotency_key` one is made, so that a lost answer never makes two jobs. Inputs over
+        `ITEM_MAX_BYTES`, up to `OBJECT_MAX_BYTES`, are uploaded first.
         """
         key = idempotency_key or self._transport.new_key()
 
         async def make_request() -> JobRequest:
-            return JobRequest(
+            request = JobRequest(
                 model=model,
                 items=await to_items(items),
                 parameters=dict(parameters or {}),
@@ -135,6 +137,7 @@ class EdgeClient:
                 priority=priority,
                 requirements=requirements,
             )
+            return await with_references(self._transport, request)
 
         return JobHandle(self._transport, make_request=make_request)
 
@@ -151,6 +154,13 @@ class EdgeClient:
         ends when every job has. Close it (`contextlib.aclosing`) when leaving early.
         """
         return submit_many(self._transport, requests, requests_in_flight)
+
+    async def upload(self, data: bytes) -> str:
+        """Keep bytes as an object; its name, for `ItemInput(ref=…)` of any number of jobs.
+
+        It stays for a day, and as long as a job that uses it. Raises `JobRefused`.
+        """
+        return await upload(self._transport, data)
 
     # --- one job --------------------------------------------------------------------------------
 

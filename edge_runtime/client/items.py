@@ -3,12 +3,12 @@
 import asyncio
 import mimetypes
 from collections.abc import Iterable
-from http import HTTPStatus
 from pathlib import Path
 
 from edge_runtime.client.errors import JobRefused
+from edge_runtime.client.objects import too_large
 from edge_runtime.contract import limits
-from edge_runtime.contract.http import ItemInput, Problem
+from edge_runtime.contract.http import ItemInput
 
 ItemLike = bytes | bytearray | memoryview | str | Path | ItemInput
 """Bytes as they are, a `str` as text, a `Path` as its content with the media type of its name."""
@@ -19,7 +19,7 @@ _UNKNOWN_MEDIA_TYPE = "application/octet-stream"
 async def to_items(items: ItemLike | Iterable[ItemLike]) -> tuple[ItemInput, ...]:
     """The items of a job; one alone may be given without a list around it.
 
-    `JobRefused` for a file over `ITEM_MAX_BYTES` (before it is read), `OSError` for one that
+    `JobRefused` for a file over `OBJECT_MAX_BYTES` (before it is read), `OSError` for one that
     cannot be read.
     """
     if isinstance(items, bytes | bytearray | memoryview | str | Path | ItemInput):
@@ -40,15 +40,7 @@ async def to_items(items: ItemLike | Iterable[ItemLike]) -> tuple[ItemInput, ...
 
 def _from_file(path: Path, index: int) -> ItemInput:
     size = path.stat().st_size
-    if size > limits.ITEM_MAX_BYTES:
-        raise JobRefused(
-            Problem(
-                code="too_large",
-                message=f"{path.name} has {size} bytes",
-                status=int(HTTPStatus.REQUEST_ENTITY_TOO_LARGE),
-                field=f"items[{index}]",
-                limit=f"ITEM_MAX_BYTES={limits.ITEM_MAX_BYTES}",
-            )
-        )
+    if size > limits.OBJECT_MAX_BYTES:
+        raise JobRefused(too_large(f"items[{index}]", size))
     media_type = mimetypes.guess_type(path.name)[0] or _UNKNOWN_MEDIA_TYPE
     return ItemInput(media_type=media_type, data=path.read_bytes())

@@ -24,6 +24,7 @@ from contextlib import aclosing
 import msgspec
 
 from edge_runtime.client.errors import DispatcherRefused, JobRefused
+from edge_runtime.client.objects import with_references
 from edge_runtime.client.results import (
     FeedResult,
     ItemResult,
@@ -180,7 +181,7 @@ class _Run:
         while True:
             while len(self._open) + self._posting_jobs >= limits.CLIENT_OPEN_JOBS_MAX:
                 await self._progress.wait()
-            batch = self._next_batch()
+            batch = await self._next_batch()
             if not batch:
                 break
             self._posting_jobs += len(batch)
@@ -190,7 +191,7 @@ class _Run:
                 self._posting_jobs -= len(batch)
         self._end_if_done()
 
-    def _next_batch(self) -> list[_Waiting]:
+    async def _next_batch(self) -> list[_Waiting]:
         batch: list[_Waiting] = []
         size = 0
         while (
@@ -208,9 +209,26 @@ class _Run:
                 key = f"{self._key_prefix}-{index}"
                 request = msgspec.structs.replace(request, idempotency_key=key)
             body = _encode(request)
+            if len(body) > limits.ITEM_MAX_BYTES:
+                uploaded = await self._uploaded(index, key, request)
+                if uploaded is None:
+                    continue
+                body = _encode(uploaded)
             size += len(body)
             batch.append(_Waiting(index, key, msgspec.Raw(body)))
         return batch
+
+    async def _uploaded(self, index: int, key: str, request: JobRequest) -> JobRequest | None:
+        """The request with its large inputs uploaded; None where that was refused, and told."""
+        self._posting_jobs += 1
+        try:
+            return await with_references(self._transport, request)
+        except DispatcherRefused as refused:
+            waiting = _Waiting(index, key, msgspec.Raw())
+            await self.outbox.put([_refused(waiting, refused.problem)])
+            return None
+        finally:
+            self._posting_jobs -= 1
 
     async def _post(self, batch: list[_Waiting]) -> None:
         patience = self._transport.patience()

@@ -199,6 +199,25 @@ class Transport:
             raise refused(response.status, content)
         return content
 
+    async def ask(
+        self, method: str, path: str, *, headers: Mapping[str, str], data: Any = None
+    ) -> Mapping[str, str]:
+        """One try at a request whose answer is its headers.
+
+        Raises `DispatcherRefused`, or `Interrupted` where another try may do better.
+        """
+        session = self._opened()
+        try:
+            async with session.request(
+                method, self.url + path, data=data, headers={**self._whose(), **headers}
+            ) as response:
+                content = await response.read()
+        except (aiohttp.ClientError, OSError) as error:
+            raise Interrupted(_words(error)) from None
+        if response.status >= FIRST_ERROR:
+            raise refused(response.status, content)
+        return response.headers
+
     @asynccontextmanager
     async def stream(
         self, path: str, query: Mapping[str, Any]

@@ -147,7 +147,7 @@ async def test_a_large_file_is_refused_before_it_is_read(
     with pytest.raises(JobRefused) as refused:
         await client.submit("noop", ["ok", large])
     assert refused.value.problem.field == "items[1]"
-    assert refused.value.problem.limit == f"ITEM_MAX_BYTES={limits.ITEM_MAX_BYTES}"
+    assert refused.value.problem.limit == f"OBJECT_MAX_BYTES={limits.OBJECT_MAX_BYTES}"
 
 
 async def test_a_request_over_one_mebibyte(api: Served, client: EdgeClient) -> None:

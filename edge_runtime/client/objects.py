@@ -1,0 +1,123 @@
+"""Inputs over the inline limit: uploaded as objects, and referred to by their hash.
+
+An upload outlives lost connections and a dispatcher's restart: it asks how far it is and goes on
+there (tus 1.0.0). What the dispatcher has already is not sent again.
+
+Deliberately absent: outputs, which always travel inline.
+"""
+
+import asyncio
+import hashlib
+import io
+from base64 import b64encode
+from http import HTTPStatus
+from typing import Final
+
+import msgspec
+
+from edge_runtime.client.errors import ContractBroken, DispatcherRefused, JobRefused
+from edge_runtime.client.transport import Interrupted, Transport
+from edge_runtime.contract import limits
+from edge_runtime.contract.http import ItemInput, JobRequest, Problem
+
+_TUS: Final = {"Tus-Resumable": "1.0.0"}
+_PATH: Final = "/objects"
+_AGAIN: Final = frozenset(
+    {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.CONFLICT, HTTPStatus.LOCKED, HTTPStatus.NOT_FOUND}
+)
+"""Of a PATCH: another upload of the same bytes, or a cut one, is in the way. HEAD says how far."""
+
+
+async def with_references(transport: Transport, request: JobRequest) -> JobRequest:
+    """The job with its large inputs uploaded. Raises `JobRefused`, `DispatcherUnreachable`."""
+    if not any(_is_large(item) for item in request.items):
+        return request
+    items = []
+    for index, item in enumerate(request.items):
+        if _is_large(item):
+            data = _bytes_of(item)
+            if len(data) > limits.OBJECT_MAX_BYTES:
+                raise JobRefused(too_large(f"items[{index}]", len(data)))
+            sha256 = await upload(transport, data)
+            items.append(ItemInput(media_type=item.media_type, ref=sha256))
+        else:
+            items.append(item)
+    return msgspec.structs.replace(request, items=tuple(items))
+
+
+def too_large(field: str, length: int) -> Problem:
+    """The refusal of an input that no object may hold."""
+    return Problem(
+        code="too_large",
+        message=f"the input has {length} bytes",
+        status=int(HTTPStatus.REQUEST_ENTITY_TOO_LARGE),
+        field=field,
+        limit=f"OBJECT_MAX_BYTES={limits.OBJECT_MAX_BYTES}",
+    )
+
+
+def _is_large(item: ItemInput) -> bool:
+    if item.text is not None and len(item.text) <= limits.ITEM_MAX_BYTES // 4:
+        return False  # the longest characters have four bytes
+    return len(_bytes_of(item)) > limits.ITEM_MAX_BYTES
+
+
+def _bytes_of(item: ItemInput) -> bytes:
+    return item.data if item.data is not None else (item.text or "").encode()
+
+
+async def upload(transport: Transport, data: bytes) -> str:
+    """Have the bytes as an object of the tenant; its name, their SHA-256.
+
+    Raises `JobRefused` or `DispatcherUnreachable`.
+    """
+    sha256 = await asyncio.to_thread(lambda: hashlib.sha256(data).hexdigest())
+    patience, reached = transport.patience(), -1
+    while True:
+        try:
+            offset = await _begin_or_find(transport, sha256, len(data))
+            if offset > reached:
+                patience.reset()
+                reached = offset
+            if offset < len(data):
+                await _go_on(transport, sha256, data, offset)
+        except Interrupted as cut:
+            await patience.wait(cut)
+        except DispatcherRefused as refused:
+            raise JobRefused(refused.problem) from None
+        else:
+            return sha256
+
+
+async def _begin_or_find(transport: Transport, sha256: str, length: int) -> int:
+    """How far the upload is."""
+    try:
+        headers = await transport.ask("HEAD", f"{_PATH}/{sha256}", headers=_TUS)
+    except DispatcherRefused as refused:
+        if refused.problem.status != HTTPStatus.NOT_FOUND:
+            raise
+        wanted = {
+            **_TUS,
+            "Upload-Length": str(length),
+            "Upload-Metadata": f"sha256 {b64encode(sha256.encode()).decode()}",
+        }
+        headers = await transport.ask("POST", _PATH, headers=wanted)
+    try:
+        return int(headers["Upload-Offset"])
+    except (KeyError, ValueError):
+        raise ContractBroken(f"{_PATH}: an answer without an Upload-Offset") from None
+
+
+async def _go_on(transport: Transport, sha256: str, data: bytes, offset: int) -> None:
+    headers = {
+        **_TUS,
+        "Upload-Offset": str(offset),
+        "Content-Type": "application/offset+octet-stream",
+    }
+    rest = io.BytesIO(data[offset:])
+    try:
+        await transport.ask("PATCH", f"{_PATH}/{sha256}", headers=headers, data=rest)
+    except DispatcherRefused as refused:
+        if refused.problem.status in _AGAIN:
+            raise Interrupted(refused.problem.message, refused.problem) from None
+        raise
