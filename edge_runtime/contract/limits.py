@@ -581,6 +581,7 @@ DASHBOARD_STREAMS_MAX: Final = 64
 """Open dashboards; one more is refused with 503."""
 DASHBOARD_PERIOD_S: Final = 1.0
 DASHBOARD_JOBS_MAX: Final = 50
+DASHBOARD_ENDED_JOBS_MAX: Final = 10
 DASHBOARD_JOBS_LOOK_MAX: Final = 5_000
 """Open jobs, and units on cars, that are looked at for those that are shown."""
 DASHBOARD_ATTEMPTS_MAX: Final = 500

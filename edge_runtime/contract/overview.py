@@ -35,7 +35,7 @@ class RegionRow(_Shown, frozen=True, kw_only=True):
 
 
 class JobRow(_Shown, frozen=True, kw_only=True):
-    """An open job. `model` is its package's name@version where known, else the digest."""
+    """A job. `model` is its package's name@version where known, else the digest's beginning."""
 
     job: str
     tenant: str
@@ -47,6 +47,7 @@ class JobRow(_Shown, frozen=True, kw_only=True):
     in_flight: int
     submitted_ms: int
     deadline_ms: int
+    finished_ms: int | None = None
 
 
 class Moment(NamedTuple):
@@ -77,7 +78,10 @@ class Totals(_Shown, frozen=True, kw_only=True):
 
 
 class Overview(_Shown, frozen=True, kw_only=True):
-    """Everything at a glance. `cells` has one entry for each of the 256 shards, in order."""
+    """Everything at a glance. `cells` has one entry for each of the 256 shards, in order.
+
+    `jobs` are open ones, `ended` the last that ended since `started_ms`, newest first.
+    """
 
     at_ms: int
     started_ms: int
@@ -99,6 +103,7 @@ class Overview(_Shown, frozen=True, kw_only=True):
     jobs: tuple[JobRow, ...]
     totals: Totals
     history: tuple[Moment, ...]
+    ended: tuple[JobRow, ...] = ()
 
 
 class CarDetail(_Shown, frozen=True, kw_only=True):

@@ -324,6 +324,7 @@ class Meter:
                     expired_after[job] = cursor
                 case PublishStatus(status=status) if status.state.is_terminal:
                     self._job_ended(status)
+                    seen.jobs.append(status)
                     after = expired_after.get(status.job)
                     if after is not None:
                         failed[status.job] += max(0, status.last_cursor - after)
@@ -467,13 +468,14 @@ class Meter:
 
 
 class Seen:
-    """What one tick brought: items done and failed, attempts that ended."""
+    """What one tick brought: items done and failed, attempts and jobs that ended."""
 
-    __slots__ = ("done", "ended", "failed")
+    __slots__ = ("done", "ended", "failed", "jobs")
 
     def __init__(self) -> None:
         self.done = self.failed = 0
         self.ended: list[Ended] = []
+        self.jobs: list[JobStatus] = []
 
 
 class _Sampled(Collector):

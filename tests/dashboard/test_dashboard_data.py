@@ -90,6 +90,15 @@ async def test_a_job_says_why_it_waits(watched: Watched) -> None:
     assert (row.job, row.items, row.done, row.in_flight) == (job, 3, 0, 0)
 
 
+async def test_the_last_jobs_that_ended_are_told_newest_first(watched: Watched) -> None:
+    jobs = [await watched.submit(1) for _ in range(limits.DASHBOARD_ENDED_JOBS_MAX + 2)]
+    for job in jobs:
+        await watched.desk.cancel(None, job)
+    ended = watched.overview().ended
+    assert [row.job for row in ended] == jobs[:1:-1]
+    assert {row.state for row in ended} == {"cancelled"}
+
+
 @pytest.mark.parametrize(
     ("path", "status", "field"),
     [

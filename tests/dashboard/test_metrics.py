@@ -1,5 +1,7 @@
 """What `/metrics` says is what happened, is bounded, and is all described."""
 
+import json
+import re
 from pathlib import Path
 
 import pytest
@@ -8,6 +10,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from edge_runtime.contract import limits
 from edge_runtime.contract.reasons import Availability, HoldReason
+from edge_runtime.dispatcher.core.placement import Requirement
+from edge_runtime.dispatcher.interactive import InteractiveFailure
 from edge_runtime.dispatcher.metrics import OTHERS, TABLE
 from edge_runtime.dispatcher.metrics_page import metrics_page
 
@@ -106,3 +110,40 @@ async def test_a_scraper_may_ask_for_openmetrics(watched: Watched) -> None:
 
 def test_the_reference_page_is_made_from_the_table() -> None:
     assert (ROOT / "docs/reference/metrics.md").read_text() == metrics_page()
+
+
+def test_the_grafana_dashboard_asks_only_for_what_there_is() -> None:
+    board = json.loads((ROOT / "deploy/grafana/edge-runtime.json").read_text())
+    asked = {
+        name
+        for panel in board["panels"]
+        for target in panel.get("targets", [])
+        for name in re.findall(r"\b((?:nv_inference|edge_runtime|process)_\w+)", target["expr"])
+    }
+    of_histograms = {
+        f"{family.name}_{part}"
+        for family in TABLE
+        if family.kind == "histogram"
+        for part in ("bucket", "count", "sum")
+    }
+    of_process = {"process_cpu_seconds_total", "process_resident_memory_bytes"}
+    assert len(asked) > 15
+    assert asked <= {family.name for family in TABLE} | of_histograms | of_process
+
+
+async def test_interactive_requests_are_counted_by_their_end(watched: Watched) -> None:
+    package = watched.service.shelf.find("noop")
+    assert package is not None
+    with pytest.raises(InteractiveFailure):
+        await watched.service.interactive.infer(
+            tenant="t1",
+            requirement=Requirement(model=package.digest, task=package.spec.task),
+            item=b"\x00",
+            media_type="application/octet-stream",
+            reference_ms=package.spec.reference_ms,
+            timeout_ms=20,
+        )
+    found = await scraped(watched)
+    assert found["edge_runtime_interactive_requests_total", (("end", "failed"),)] == 1
+    labels = (("model", "noop"), ("version", "1"))
+    assert found["nv_inference_request_failure", labels] == 1

@@ -8,6 +8,7 @@ Invariants
 
 import asyncio
 import itertools
+from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
@@ -17,6 +18,7 @@ import numpy as np
 from edge_runtime import __version__
 from edge_runtime.contract import limits
 from edge_runtime.contract.http import AttemptEnd, AttemptView
+from edge_runtime.contract.messages import JobStatus
 from edge_runtime.contract.overview import (
     CarCounts,
     CarDetail,
@@ -80,6 +82,7 @@ class Picture:
         self._stops = Durations()
         self._stops_by_tier: dict[str, int] = {}
         self._ended: dict[str, int] = {}
+        self._ended_jobs: deque[JobRow] = deque(maxlen=limits.DASHBOARD_ENDED_JOBS_MAX)
         self._done = self._failed = 0
         self._energy_j = self._busy_ms = 0.0
         self._started_ms = service.clock().utc_ms
@@ -94,6 +97,7 @@ class Picture:
         seen = self._meter.watch(commands)
         self._done += seen.done
         self._failed += seen.failed
+        self._ended_jobs.extend(self._ended_row(status) for status in seen.jobs)
         units_ms: list[int] = []
         for ended in seen.ended:
             command = ended.command
@@ -160,6 +164,7 @@ class Picture:
             jobs=tuple(self._job_row(job) for job in self._shown_jobs()),
             totals=self._totals(),
             history=self._activity.history(now_ms),
+            ended=tuple(reversed(self._ended_jobs)),
         )
 
     def _totals(self) -> Totals:
@@ -210,6 +215,21 @@ class Picture:
             in_flight=job.in_flight,
             submitted_ms=spec.submitted_ms,
             deadline_ms=spec.deadline_ms,
+        )
+
+    def _ended_row(self, status: JobStatus) -> JobRow:
+        return JobRow(
+            job=status.job,
+            tenant=status.tenant,
+            model=str(self._meter.model(status.model)),
+            state=status.state.value,
+            items=status.items,
+            done=status.done,
+            failed=status.failed,
+            in_flight=0,
+            submitted_ms=status.submitted_ms,
+            deadline_ms=status.deadline_ms,
+            finished_ms=status.finished_ms,
         )
 
     # --- one job, one car ---

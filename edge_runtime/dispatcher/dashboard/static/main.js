@@ -126,6 +126,27 @@ function drawJobs(o) {
   write($("more-jobs"), `${count(o.jobs_open - o.jobs.length)} more are open.`);
 }
 
+function endedRow({ key }) {
+  const cell = (className) => element("td", { class: className });
+  return element("tr", {
+    children: [
+      element("th", { scope: "row", children: [element("a", { href: `#job=${key}`, text: key })] }),
+      cell(""), cell(""), cell(""), cell("number"), cell("number"), cell("number"), cell("number"),
+    ],
+  });
+}
+
+function drawEnded(o) {
+  rows($("ended-rows"), o.ended.map((job) => ({ key: job.job, job })), endedRow, (row, { job }) => {
+    const texts = [
+      job.tenant, job.model, job.state, `${count(job.done)} / ${count(job.items)}`, count(job.failed),
+      span(job.finished_ms - job.submitted_ms), `${span(o.at_ms - job.finished_ms)} ago`,
+    ];
+    texts.forEach((text, i) => write(row.children[i + 1], text));
+  });
+  $("ended").hidden = o.ended.length === 0;
+}
+
 function drawTotals(o) {
   const t = o.totals;
   const each = t.items_done ? energy(t.energy_wh / t.items_done) : "–";
@@ -160,7 +181,7 @@ let newest = null;
 let asked = false;
 function draw() {
   asked = false;
-  for (const part of [drawHealth, drawGlance, drawFleet, drawFlow, drawJobs, drawTotals]) part(newest);
+  for (const part of [drawHealth, drawGlance, drawFleet, drawFlow, drawJobs, drawEnded, drawTotals]) part(newest);
   cells.draw(newest.cells);
   document.body.dataset.drawn = String(newest.at_ms);
 }
