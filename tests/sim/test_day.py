@@ -109,7 +109,7 @@ def check(day: DayRecord, dwell_s: float) -> None:
         assert mark.pack_wh >= before_mark.pack_wh
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(900)  # two cores that others fill take six times as long
 @pytest.mark.parametrize("name", DAYS)
 def test_a_recorded_day_under_the_shipped_policy(name: str) -> None:
     seconds: list[float] = []
