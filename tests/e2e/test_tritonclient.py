@@ -3,11 +3,14 @@
 import asyncio
 import json
 import queue
+import subprocess
+import sys
 import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -162,6 +165,18 @@ def test_errors_are_read_by_the_client(client: triton.InferenceServerClient) -> 
         client.infer("noop", [triton.InferInput("z", [0], "FP32")])
     with pytest.raises(InferenceServerException, match="not found"):
         client.get_model_metadata("noop", "9")
+
+
+def test_the_example_runs(house: House) -> None:
+    example = Path(__file__).parents[2] / "examples" / "triton_infer.py"
+    said = subprocess.run(
+        [sys.executable, str(example), house.address, "noop", "1.5", "2.5"],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    assert said.stdout == "y [1.5, 2.5]\n"
 
 
 def test_the_timeout_is_a_deadline(client: triton.InferenceServerClient) -> None:
