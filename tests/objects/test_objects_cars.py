@@ -221,3 +221,38 @@ async def test_without_consent_nothing_is_fetched(house: ObjectsHouse, garage: G
         garage.policy.write_text(POLICY)
         (result,) = [one async for one in handle]
         assert sum_in(result.output) == 100_000.0
+
+
+async def test_a_restart_keeps_references_and_a_requeue_runs_them_again(
+    tmp_path: Path, broker: MemoryBroker, models: Path, garage: Garage
+) -> None:
+    async with asyncio.timeout(WAIT_S):
+        async with open_house(tmp_path, broker, models) as first, first.client() as client:
+            handle = client.submit("sum", [SMALL, LARGE])
+            await handle
+            first.objects._objects.pop(f"default/{digest_of(LARGE)}")
+            async with garage.car("car-1"), garage.car("car-2"), garage.car("car-3"):
+                results = [result async for result in handle]
+            assert sum(result.error is not None for result in results) == 1
+        async with open_house(tmp_path, broker, models) as then, then.client() as client:
+            # Its record is read again: the object is there, as after a backup was put back.
+            assert await client.requeue(handle.id) == 1
+            async with garage.car("car-4"):
+                again = [one async for one in client.results(handle.id, cursor=2)]
+    assert [(one.item, sum_in(one.output)) for one in again] == [(1, 100_000.0)]
+
+
+async def test_an_open_job_goes_on_with_its_references_after_a_restart(
+    tmp_path: Path, broker: MemoryBroker, models: Path, garage: Garage
+) -> None:
+    async with asyncio.timeout(WAIT_S):
+        async with open_house(tmp_path, broker, models) as first, first.client() as client:
+            job = (await client.submit("sum", [LARGE, SMALL], idempotency_key="k")).job
+        async with open_house(tmp_path, broker, models) as then, then.client() as client:
+            repeat = await client.submit("sum", [LARGE, SMALL], idempotency_key="k")
+            assert repeat.job == job
+            with pytest.raises(JobRefused, match="idempotency_conflict"):
+                await client.submit("sum", [OTHER, SMALL], idempotency_key="k")
+            async with garage.car():
+                sums = {r.item: sum_in(r.output) async for r in client.results(job)}
+    assert sums == {0: 100_000.0, 1: 10.0}
