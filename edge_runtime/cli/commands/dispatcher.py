@@ -167,6 +167,7 @@ async def _serve(
     from edge_runtime.dispatcher.api import BatchDesk, build_app, open_door, serve
     from edge_runtime.dispatcher.api.objects import ObjectRoutes, open_objects
     from edge_runtime.dispatcher.api.oip import OpenInference
+    from edge_runtime.dispatcher.api.openai.embeddings import LiveEmbeddings
     from edge_runtime.dispatcher.api.openai.live import PATHS, LiveTexts
     from edge_runtime.dispatcher.dashboard import mount_dashboard
     from edge_runtime.dispatcher.desk import FrontDesk
@@ -185,6 +186,7 @@ async def _serve(
         door=door,
         mounts={"v2": OpenInference(service), **dict.fromkeys(PATHS, LiveTexts(service))},
         batches=batches,
+        embed=LiveEmbeddings(service),
     )
     app.mount("objects", ObjectRoutes(objects))
     mount_dashboard(app, service, desk)

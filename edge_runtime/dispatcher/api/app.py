@@ -24,6 +24,7 @@ from edge_runtime.contract.http import Problem
 from edge_runtime.dispatcher.api.door import Door
 from edge_runtime.dispatcher.api.forms import refuse
 from edge_runtime.dispatcher.api.openai import BatchDesk
+from edge_runtime.dispatcher.api.openai.embeddings import LiveEmbeddings
 from edge_runtime.dispatcher.api.openai.routes import OPENAI_ROUTES
 from edge_runtime.dispatcher.api.openapi import openapi_json
 from edge_runtime.dispatcher.api.operations import OPERATIONS
@@ -152,15 +153,21 @@ def build_app(
     door: Door | None = None,
     mounts: Mapping[str, Mount] | None = None,
     batches: BatchDesk | None = None,
+    embed: LiveEmbeddings | None = None,
 ) -> Api:
     """The API over `front`. Backups are written into `backup_dir`, and refused without one.
 
     `door` has the accounts and quotas; without it there are none. `batches` has OpenAI's files
-    and batches. `mounts` are applications by the
+    and batches, `embed` the interactive way to embeddings. `mounts` are applications by the
     first part of the paths that are theirs (`v2`), behind the same guard and door.
     """
     streams = OpenStreams()
-    return Api(Routes(front, streams, backup_dir, door, batches), streams, door, mounts)
+    return Api(
+        Routes(front, streams, backup_dir, door=door, desk=batches, embed=embed),
+        streams,
+        door,
+        mounts,
+    )
 
 
 @functools.cache

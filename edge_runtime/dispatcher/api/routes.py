@@ -29,6 +29,7 @@ from edge_runtime.dispatcher.api.bodies import Body, BodyBudget, TypedBody, read
 from edge_runtime.dispatcher.api.door import Door
 from edge_runtime.dispatcher.api.files import answer_file
 from edge_runtime.dispatcher.api.openai import BatchDesk
+from edge_runtime.dispatcher.api.openai.embeddings import LiveEmbeddings
 from edge_runtime.dispatcher.api.openai.routes import OpenAiRoutes
 from edge_runtime.dispatcher.api.problems import refusal
 from edge_runtime.dispatcher.api.streams import OpenStreams, Page, StreamAnswer
@@ -57,14 +58,16 @@ class Routes:
         front: Front,
         streams: OpenStreams,
         backup_dir: Path | None,
+        *,
         door: Door | None = None,
         desk: BatchDesk | None = None,
+        embed: LiveEmbeddings | None = None,
     ) -> None:
         self._front = front
         self._streams = streams
         self._backup_dir = backup_dir
         self._budget = BodyBudget()
-        self.openai = OpenAiRoutes(front, self._budget, desk)
+        self.openai = OpenAiRoutes(front, self._budget, desk, embed)
         self.accounts = AccountRoutes(door, front, self._budget)
 
     # --- jobs ---------------------------------------------------------------------------------

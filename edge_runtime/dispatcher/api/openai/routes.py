@@ -1,8 +1,8 @@
 """OpenAI's routes: what their clients send, checked, and answered as they read it.
 
 `/v1/models`, `/v1/embeddings`, `/v1/files…` and `/v1/batches…`. Errors are in that API's form
-(`api.forms`). A single embeddings request is a short durable job: cancelled when its caller
-leaves, forgotten soon after its end.
+(`api.forms`). A single embeddings request goes the interactive way; without one (`embed`) it is
+a short durable job, cancelled when its caller leaves and forgotten soon after its end.
 """
 
 import asyncio
@@ -20,6 +20,7 @@ from edge_runtime.dispatcher.api import queries
 from edge_runtime.dispatcher.api.bodies import Body, BodyBudget, TypedBody
 from edge_runtime.dispatcher.api.files import answer_file
 from edge_runtime.dispatcher.api.openai.batches import BatchDesk, Batches, BatchRequest
+from edge_runtime.dispatcher.api.openai.embeddings import LiveEmbeddings
 from edge_runtime.dispatcher.api.openai.files import FileShelf, StoredFile
 from edge_runtime.dispatcher.api.openai.lines import (
     EMBEDDINGS,
@@ -62,8 +63,15 @@ OPENAI_ROUTES: Final = (
 class OpenAiRoutes:
     """The handlers. Without a desk only models and embeddings are there."""
 
-    def __init__(self, front: Front, budget: BodyBudget, desk: BatchDesk | None) -> None:
+    def __init__(
+        self,
+        front: Front,
+        budget: BodyBudget,
+        desk: BatchDesk | None,
+        embed: LiveEmbeddings | None = None,
+    ) -> None:
         self._front = front
+        self._embed = embed or self._run
         self._budget = budget
         self._desk = desk
 
@@ -118,7 +126,7 @@ class OpenAiRoutes:
             raise refusal(status, bad.code, bad.message, field=bad.param) from None
         try:
             async with while_client_stays(cast("Receive", request.receive)):
-                outputs = await self._run(tenant, line)
+                outputs = await self._embed(tenant, line)
         except ClientLeft:
             message = "the caller left"
             raise refusal(HTTPStatus.BAD_REQUEST, "disconnected", message) from None
