@@ -50,6 +50,15 @@ async def test_a_large_input_is_uploaded_fetched_and_computed(
         )
 
 
+async def test_an_input_of_the_largest_size_goes_through(
+    house: ObjectsHouse, garage: Garage
+) -> None:
+    values = (limits.OBJECT_MAX_BYTES - 64) // 4
+    async with asyncio.timeout(WAIT_S), garage.car(), house.client() as client:
+        results = [r async for r in client.submit("sum", [vector(values), vector(values, of=2.0)])]
+    assert {r.item: sum_in(r.output) for r in results} == {0: values, 1: 2.0 * values}
+
+
 async def test_many_jobs_upload_what_is_large_and_tell_of_what_is_too_large(
     house: ObjectsHouse, garage: Garage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
