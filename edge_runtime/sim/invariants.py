@@ -432,6 +432,7 @@ AT_ONCE: Final = (
         " no car computes for it."
     ),
     "S15. Of tenants that wait for the same cars none is passed over while its round lasts.",
+    "S16. A dispatcher that is told to end gives out no attempt, and drains in time.",
     "L1. A program that is told to end does so.",
 )
 """What is judged at once, a line each, for people."""

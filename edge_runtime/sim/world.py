@@ -24,7 +24,11 @@ from edge_runtime.bus.memory import Faults
 from edge_runtime.client import EdgeClient
 from edge_runtime.client.errors import DispatcherRefused, DispatcherUnreachable, JobRefused
 from edge_runtime.contract.errors import EdgeError
-from edge_runtime.contract.limits import BUS_OUTBOUND_MAX_MESSAGES, SIM_ITEMS_IN_DOUBT_MAX
+from edge_runtime.contract.limits import (
+    BUS_OUTBOUND_MAX_MESSAGES,
+    DRAIN_MAX_S,
+    SIM_ITEMS_IN_DOUBT_MAX,
+)
 from edge_runtime.contract.messages import Item, JobStatus
 from edge_runtime.contract.package import Package
 from edge_runtime.contract.tensors import Tensor
@@ -32,6 +36,7 @@ from edge_runtime.contract.topics import Topics
 from edge_runtime.dispatcher.api import build_app
 from edge_runtime.dispatcher.api.oip import OpenInference
 from edge_runtime.dispatcher.chores import Chores
+from edge_runtime.dispatcher.core.commands import BeginAttempt
 from edge_runtime.dispatcher.desk import FrontDesk
 from edge_runtime.dispatcher.service import DispatcherService, DispatcherSettings
 from edge_runtime.sim.buses import DrainWatch, WatchedBus, car_url, listeners, service_url
@@ -50,6 +55,7 @@ NEIGHBOUR: Final = "neighbour"
 FICKLE: Final = "fickle"
 TENANTS: Final = (TENANT, NEIGHBOUR, FICKLE)
 _RESTART_S: Final = 2.0
+_DRAIN_SLACK_S: Final = 1.0
 _POLICY: Final = "dwell_s = 1\n[consent]\ngiven = {consent}\nversion = 1\n"
 _SENSOR_PERIODS_S: Final = (1.0, 2.0)
 _STOP_BOUND_S: Final = 5.0
@@ -490,8 +496,28 @@ class World:
             Chores(service).start()
             try:
                 await service.wait_failed()
+            except asyncio.CancelledError:
+                if host.life is not None and host.life.is_told_to_end:
+                    await self._drain(service, host.life)
+                raise
             finally:
                 self.network.server_died()
+
+    async def _drain(self, service: DispatcherService, life: OneLife) -> None:
+        """S16: told to end, a dispatcher offers nothing new, and waits no longer than it may."""
+        last, pauses = service.core.state.fence_counter, life.pauses
+
+        def watch(commands: Sequence[object]) -> None:
+            for command in commands:
+                if isinstance(command, BeginAttempt) and command.fence.counter > last:
+                    self.ledger.violated("S16", f"unit {command.unit} was offered while draining")
+
+        service.watchers.append(watch)
+        began_s = self.loop.time()
+        await service.drain()
+        took_s = self.loop.time() - began_s
+        if took_s > DRAIN_MAX_S + _DRAIN_SLACK_S and life.pauses == pauses:
+            self.ledger.violated("S16", f"a dispatcher drained for {took_s:g} s")
 
     # --- the requesters ---
 

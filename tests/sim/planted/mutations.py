@@ -770,6 +770,27 @@ _VISITORS = (
     ),
 )
 
+_DRAINING = (
+    Mutation(
+        "offers-while-draining",
+        "A dispatcher that is told to end goes on giving work to cars.",
+        "S16",
+        "dispatcher/core/machine.py",
+        "        if not self.is_draining:\n            self._schedule(now)\n",
+        "        self._schedule(now)\n",
+        needs=("clean_stops",),
+    ),
+    Mutation(
+        "drains-for-ever",
+        "A dispatcher that is told to end waits for cars without an end.",
+        "S16, L1",
+        "dispatcher/service.py",
+        "            async with asyncio.timeout(patience_s):\n",
+        "            async with asyncio.timeout(None):\n",
+        needs=("clean_stops",),
+    ),
+)
+
 MUTATIONS = (
     *_DISPATCHER_CORE,
     *_SHARES,
@@ -778,4 +799,5 @@ MUTATIONS = (
     *_TENANTS,
     *_STEWARDS,
     *_VISITORS,
+    *_DRAINING,
 )
