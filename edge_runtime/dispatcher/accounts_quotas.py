@@ -53,7 +53,13 @@ class Load(NamedTuple):
 class Quotas:
     """Quotas of one store's tenants; `open` reads them."""
 
-    def __init__(self, store: RecordStore, clock: Callable[[], Now]) -> None:
+    def __init__(
+        self,
+        store: RecordStore,
+        clock: Callable[[], Now],
+        counters: Counter[str] | None = None,
+    ) -> None:
+        self._counters = Counter() if counters is None else counters
         self._store = store
         self._clock = clock
         self._quotas: dict[str, Quota] = {}
@@ -114,7 +120,7 @@ class Quotas:
                 self._buckets.popitem(last=False)
         wait_s = bucket.take(now_ms)
         if wait_s:
-            self.refused[tenant] += 1
+            self._count(tenant, "requests_per_s")
             raise Refusal(
                 Problem(
                     code="quota_exceeded",
@@ -125,6 +131,11 @@ class Quotas:
                     retry_after_s=wait_s,
                 )
             )
+
+    def _count(self, tenant: str, bound: str) -> None:
+        """A refusal, for its tenant and for the process's counters."""
+        self.refused[tenant] += 1
+        self._counters[f"quota_refused_{bound}"] += 1
 
     @contextlib.contextmanager
     def _holding(self, tenant: str, load: Load) -> Iterator[None]:
@@ -164,7 +175,7 @@ class Quotas:
         ):
             if limit is None or has + adds <= limit or not adds:
                 continue
-            self.refused[tenant] += 1
+            self._count(tenant, name)
             fits_never = adds > limit
             raise Refusal(
                 Problem(

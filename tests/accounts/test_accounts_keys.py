@@ -40,6 +40,9 @@ async def test_from_the_first_key_on_nobody_gets_in_without(house: Guarded) -> N
     for headers in ({"Authorization": f"Bearer {acme}"}, {"X_API_Key": acme}):
         status, jobs, _ = await house.ask("GET", "/v1/jobs", **headers)
         assert (status, jobs) == (200, [])
+    counters = house.service.all_counters()
+    assert counters["requests_without_key"] == 1
+    assert counters["requests_with_wrong_key"] == 2
     for path in ("/livez", "/readyz", "/openapi.json"):
         assert (await house.ask("GET", path))[0] in (200, 204, 503)
 

@@ -36,6 +36,7 @@ async def test_a_quota_of_items_names_the_limit_and_the_present_value(house: Gua
         await client.submit("noop", [ITEM] * 3)
         (usage,) = await client.usage()
         assert (usage.tenant, usage.jobs, usage.items, usage.refused) == ("acme", 2, 10, 2)
+    assert house.service.all_counters()["quota_refused_items"] == 2
     data = base64.b64encode(ITEM.data or b"").decode()
     body = {"model": "noop", "items": [{"data": data}]}
     status, problem, headers = await house.ask("POST", "/v1/jobs", body=body, X_Tenant="acme")

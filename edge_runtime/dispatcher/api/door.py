@@ -7,6 +7,7 @@ listens on loopback only.
 Cars have no key: what they fetch is signed or named by its hash. Probes of health have none.
 """
 
+from collections import Counter
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any, Final
@@ -55,9 +56,10 @@ def needs_no_key(path: str) -> bool:
 class Door:
     """Lets requests in, or says why not."""
 
-    def __init__(self, accounts: Accounts, quotas: Quotas) -> None:
+    def __init__(self, accounts: Accounts, quotas: Quotas, counters: Counter[str]) -> None:
         self.accounts = accounts
         self.quotas = quotas
+        self._counters = counters
 
     def admit(self, scope: dict[str, Any]) -> Problem | None:
         """None, with the caller noted in `scope`; 401 without a right key, 429 if too fast."""
@@ -67,9 +69,11 @@ class Door:
         caller = None
         if self.accounts.in_force:
             if not key:
+                self._counters["requests_without_key"] += 1
                 return _unauthorized(f"send {AUTHORIZATION}: Bearer <key>, or {API_KEY_HEADER}")
             caller = self.accounts.caller(key) if len(key) <= limits.KEY_MAX_CHARS else None
             if caller is None:
+                self._counters["requests_with_wrong_key"] += 1
                 return _unauthorized("the key is not known, or was revoked")
             scope[_CALLER] = caller
             if caller.is_operator:
@@ -107,7 +111,7 @@ def _unauthorized(message: str) -> Problem:
 async def open_door(service: DispatcherService) -> Door:
     """The accounts and quotas of a running dispatcher; says loudly where there are none."""
     accounts = Accounts(service.store, lambda: service.clock().utc_ms)
-    quotas = Quotas(service.store, service.clock)
+    quotas = Quotas(service.store, service.clock, service.counters)
     await accounts.open()
     await quotas.open()
     weights = [WeightSet(tenant=name, weight=weight) for name, weight in quotas.weights().items()]
@@ -120,4 +124,4 @@ async def open_door(service: DispatcherService) -> Door:
             meaning="whoever reaches the HTTP port may do everything, an operator's work too",
             remedy="edge-runtime accounts create --operator",
         )
-    return Door(accounts, quotas)
+    return Door(accounts, quotas, service.counters)
