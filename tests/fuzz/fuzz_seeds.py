@@ -91,6 +91,23 @@ def _tensor_lists() -> tuple[bytes, ...]:
     return _packed([x, strings], [*kinds, Tensor("e", "INT8", (0, 5), b"")])
 
 
+def _batch_lines() -> tuple[bytes, ...]:
+    bodies = {
+        "/v1/embeddings": {"model": "m", "input": ["a", "b"], "encoding_format": "base64"},
+        "/v1/chat/completions": {
+            "model": "m",
+            "messages": [{"role": "user", "content": [{"type": "text", "text": "hi"}]}],
+            "max_tokens": 3,
+            "stop": ["x"],
+        },
+        "/v1/completions": {"model": "m", "prompt": "hi", "temperature": 0.5, "seed": 7},
+    }
+    return tuple(
+        json.dumps({"custom_id": "a", "method": "POST", "url": url, "body": body}).encode()
+        for url, body in bodies.items()
+    )
+
+
 def _oip_requests() -> tuple[bytes, ...]:
     """A length of two bytes, JSON, and binary tensors: `targets._oip_request` says how."""
     x: dict[str, Any] = {"name": "x", "shape": [2, 2], "datatype": "FP32"}
@@ -255,6 +272,7 @@ _MADE: Final[dict[str, Any]] = {
     "http_small_json": lambda: (b'{"items":[1,2]}', b'{"on":true}', b'{"name":"a.db"}', b""),
     "http_small_msgpack": lambda: _packed({"items": [1, 2]}, {"on": True}, {"name": "a.db"}),
     "oip_request": _oip_requests,
+    "batch_line": _batch_lines,
     "oip_answer": lambda: (*_tensor_lists(), *_outputs()),
     "oip_gzip": lambda: (gzip.compress(b"abc" * 50, mtime=0),),
     "oip_deflate": lambda: (zlib.compress(b"abc" * 50),),

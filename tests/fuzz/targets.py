@@ -54,6 +54,7 @@ from edge_runtime.dispatcher.api.bodies import Body, BodyBudget, TypedBody, read
 from edge_runtime.dispatcher.api.oip.bodies import unpacked
 from edge_runtime.dispatcher.api.oip.errors import OipError
 from edge_runtime.dispatcher.api.oip.infer import BadOutput, Inference, Interface
+from edge_runtime.dispatcher.api.openai.lines import TASK_OF_URL, read_line
 from edge_runtime.dispatcher.api.wire import MSGPACK, NDJSON, StreamWriter
 from edge_runtime.dispatcher.core.events import ChunkReceived
 from edge_runtime.dispatcher.front import Refusal
@@ -330,6 +331,11 @@ def _oip_request(data: bytes) -> object:
     return _INTERFACE.read(data[2:], None if length == _NO_LENGTH else length)
 
 
+def _batch_line(data: bytes) -> object:
+    """A line of a batch file: never refused, a bad line is an answer too."""
+    return [read_line(data, 1, url, {"m": task}) for url, task in TASK_OF_URL.items()]
+
+
 def _packed_body(encoding: str) -> Read:
     return lambda data: unpacked(data, encoding)
 
@@ -499,6 +505,7 @@ TARGETS: Final[dict[str, Target]] = {
         Target("http_small_json", _small_bodies(b"application/json"), is_python=True),
         Target("http_small_msgpack", _small_bodies(MSGPACK.encode())),
         Target("oip_request", _oip_request, (OipError,), input_max_bytes=2_048, is_python=True),
+        Target("batch_line", _batch_line, input_max_bytes=4_096, is_python=True),
         Target("oip_answer", _oip_answer, input_max_bytes=8_192, is_python=True),
         *(
             Target(f"oip_{kind}", _packed_body(kind), (OipError,), input_max_bytes=2_048)
