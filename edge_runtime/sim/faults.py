@@ -773,6 +773,7 @@ FAULT_KINDS: Final = (
     "delete_and_requeue",
     "delete_and_kill",
     "fetch_since",
+    "subscription_resumed",
     "dispatcher_stop",
     "car_stop",
     "drain",

@@ -14,6 +14,7 @@ from edge_runtime.contract.errors import RemoteError
 from edge_runtime.contract.messages import FetchSince, JobStatus
 from edge_runtime.sim.buses import overhear, tenant_url
 from edge_runtime.sim.nemesis import HALF, often
+from edge_runtime.sim.subscriber import Subscriber
 from edge_runtime.sim.third_party import ThirdParty
 from edge_runtime.sim.world import (
     FICKLE,
@@ -298,15 +299,17 @@ async def _look_again(world: World, rng: random.Random, client: EdgeClient) -> N
 
 
 async def third_parties(world: World, rng: random.Random) -> None:
-    """Somebody reads the tenant's topics over MQTT, comes and goes, and fetches what is missing."""
-    name = "third"
-    third = ThirdParty(name, TENANT, world.ledger, rng)
-    faults = world.faults_for(name)
-    lossy = world.dispatcher_faults
-    faults.loss, faults.duplicate = lossy.loss, lossy.duplicate
-    faults.reorder, faults.delay_max_s = lossy.reorder, lossy.delay_max_s
-    world.third_parties.append(third)
-    world.waits_for.append(lambda: third.has_everything)
-    # It reads on when faults have stopped.
-    life = asyncio.ensure_future(third.live(world.broker, faults, lambda: world.is_healed))
-    world.keepers.append(life)
+    """Two read the tenant's topics over MQTT, one of them with the SDK; they come and go."""
+    third = ThirdParty("third", TENANT, world.ledger, rng)
+    own_rng = random.Random(rng.getrandbits(64))  # noqa: S311 - a seeded world
+    subscriber = Subscriber("subscriber", TENANT, world.ledger, own_rng)
+    for reader in (third, subscriber):
+        faults = world.faults_for(reader.name)
+        lossy = world.dispatcher_faults
+        faults.loss, faults.duplicate = lossy.loss, lossy.duplicate
+        faults.reorder, faults.delay_max_s = lossy.reorder, lossy.delay_max_s
+        world.third_parties.append(reader)
+        # They read on when faults have stopped.
+        life = asyncio.ensure_future(reader.live(world.broker, faults, lambda: world.is_healed))
+        world.keepers.append(life)
+    world.waits_for.append(lambda: third.has_everything and subscriber.has_everything)

@@ -45,6 +45,7 @@ from edge_runtime.sim.fair_shares import FairShares
 from edge_runtime.sim.hosts import Host, OneLife, SimJournal, SimStore
 from edge_runtime.sim.ledger import Ledger, Seen, Submitted
 from edge_runtime.sim.loop import SimLoop
+from edge_runtime.sim.subscriber import Subscriber
 from edge_runtime.sim.third_party import ThirdParty
 from edge_runtime.sim.web import Network, SimTransport
 from edge_runtime.sim.witness import Witness
@@ -317,7 +318,7 @@ class World:
         self.seed = seed
         self.chosen: frozenset[str] = frozenset()
         """The nemeses that take part; known before anything starts."""
-        self.third_parties: list[ThirdParty] = []
+        self.third_parties: list[ThirdParty | Subscriber] = []
         self.keepers: list[asyncio.Future[None]] = []
         """Who goes on when faults have stopped, as a nemesis does not."""
         self.quarantined: set[str] = set()
