@@ -6,7 +6,7 @@ Invariants
   that was requeued leaves its cursor unused).
 - It leaves and comes back with its cursors; what it then hears live is often far ahead of them.
 
-It is what an application would write against the documents; the client SDK speaks HTTP only.
+It is what an application would write against the documents; `subscriber` does it with the SDK.
 """
 
 import asyncio
