@@ -51,7 +51,7 @@ DEADLINE_BOOST_LEVELS: Final = 3
 """Levels of priority by which a job is lifted when its deadline is near."""
 DEADLINE_BOOST_MS: Final = 60_000
 """A deadline is near with less than this left, or less than a tenth of the job's whole time."""
-ROOMS_PER_TICK_MAX: Final = 16
+ROOMS_PER_TICK_MAX: Final = 4
 """Units that wait on cars and are taken back in one tick for tenants with nothing out."""
 REQUESTS_BURST_DEFAULT_S: Final = 2.0
 """Requests that may come at once where a quota names a rate alone: those of so many seconds."""
