@@ -152,10 +152,10 @@ class Attempt:
     phase: Phase = Phase.OFFERED
     run_id: int | None = None
     run_progress: int = 0
-    is_fetching: bool = False
-    """Whether its inputs that travel by reference have been asked for."""
-    holds_inputs: bool = False
-    """Whether such are here."""
+    fetching_bytes: int = 0
+    """What has been asked for of inputs that travel by reference, until that is answered."""
+    held_bytes: int = 0
+    """What has come of them."""
     next_seq: int = 0
     chunk: OpenChunk = field(default_factory=OpenChunk)
     intent: StopIntent | None = None
@@ -187,16 +187,21 @@ class Attempt:
         )
 
     @property
+    def is_fetching(self) -> bool:
+        """Whether inputs have been asked for, and there is no answer yet."""
+        return self.fetching_bytes > 0
+
+    @property
     def fetched_bytes(self) -> int:
-        """What it has fetched, or is fetching."""
-        return referenced_bytes(self.offer) if self.is_fetching or self.holds_inputs else 0
+        """What it has fetched, and is fetching."""
+        return self.held_bytes + self.fetching_bytes
 
     def hold_input(self, index: int, sha256: str, data: bytes) -> None:
         """The bytes of an item are here; what is of no remaining item is let go."""
         item = self.remaining.get(index)
         if item is not None and item.ref is not None and item.ref.sha256 == sha256:
+            self.held_bytes += item.ref.length
             self.remaining[index] = msgspec.structs.replace(item, data=data, ref=None)
-            self.holds_inputs = True
 
     def move(self, after: Phase) -> None:
         """Change phase. Raises `InvalidTransition`."""

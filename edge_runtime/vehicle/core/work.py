@@ -64,7 +64,6 @@ from edge_runtime.vehicle.core.attempts import (
     failed_item,
     finished_item,
     items_of,
-    referenced_bytes,
     stop_fields,
 )
 from edge_runtime.vehicle.core.commands import (
@@ -398,14 +397,14 @@ class Work:
     def _has_inputs(self, attempt: Attempt) -> bool:
         """Whether all its inputs are here; those that are not are fetched when there is room."""
         missing = attempt.missing
-        if missing and not attempt.is_fetching and self._has_room_to_fetch(attempt):
-            attempt.is_fetching = True
-            self.out.append(FetchInputs(attempt.unit, missing))
+        if missing and not attempt.is_fetching:
+            need_bytes = sum(ref.length for _, ref in missing)
+            fetched_bytes = sum(other.fetched_bytes for other in self.attempts.values())
+            if fetched_bytes + need_bytes <= UNIT_OBJECTS_MAX_BYTES:
+                # An empty object is asked for as well.
+                attempt.fetching_bytes = max(1, need_bytes)
+                self.out.append(FetchInputs(attempt.unit, missing))
         return not missing
-
-    def _has_room_to_fetch(self, attempt: Attempt) -> bool:
-        fetched = sum(other.fetched_bytes for other in self.attempts.values())
-        return fetched + referenced_bytes(attempt.offer) <= UNIT_OBJECTS_MAX_BYTES
 
     def inputs_ended(self, event: InputsFetched | InputsFailed, now: Now) -> None:
         """What waited for its inputs may run, and what is broken of them fails alone.
@@ -415,7 +414,7 @@ class Work:
         attempt = self.attempts.get(event.unit)
         if attempt is None or not attempt.is_fetching:
             return
-        attempt.is_fetching = False
+        attempt.fetching_bytes = 0
         self.may_feed = True
         if isinstance(event, InputsFailed):
             if attempt.phase is Phase.RECORDED:
