@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from edge_runtime.contract.codec import encode
+from edge_runtime.contract.limits import UNIT_OBJECTS_MAX_BYTES
 from edge_runtime.contract.messages import (
     Cancel,
     Cancelled,
@@ -16,6 +17,7 @@ from edge_runtime.contract.messages import (
     Drain,
     Fence,
     Rebirth,
+    Reference,
     Refused,
     StopReport,
     Taken,
@@ -50,6 +52,9 @@ class CarUnderTest(RuleBasedStateMachine):
         self.cancelled: set[Key] = set()
         self.seen = 0
         self.started: dict[int, int] = {}
+        self.said = 0
+        self.fetches: list[c.FetchInputs] = []
+        """Asked for, and not answered by the process that asked."""
 
     # --- the dispatcher ----------------------------------------------------------------------
 
@@ -66,6 +71,57 @@ class CarUnderTest(RuleBasedStateMachine):
         counter = self.fences[unit] = self.fences.get(unit, 0) + 1
         self.car.send(e.UnitsOffered((offer(unit, counter, items=INDEXES),)))
         self.car.commit()
+
+    @rule(unit=UNITS, large=st.booleans())
+    def offers_references(self, unit: int, *, large: bool) -> None:
+        counter = self.fences[unit] = self.fences.get(unit, 0) + 1
+        length = UNIT_OBJECTS_MAX_BYTES // 2 if large else 1_000
+        fresh = offer(unit, counter, items=INDEXES)
+        items = tuple(
+            msgspec.structs.replace(item, data=b"", ref=_reference(item.index, length))
+            if item.index in {1, 3}
+            else item
+            for item in fresh.items
+        )
+        self.car.send(e.UnitsOffered((msgspec.structs.replace(fresh, items=items),)))
+        self.car.commit()
+
+    def _open_fetches(self) -> list[c.FetchInputs]:
+        self.fetches += only(c.FetchInputs, self.car.said[self.said :])
+        self.said = len(self.car.said)
+        return self.fetches
+
+    @precondition(lambda self: self._open_fetches())
+    @rule(came=st.sets(st.sampled_from(INDEXES)), failed=st.booleans())
+    def inputs_come_or_not(self, came: set[int], *, failed: bool) -> None:
+        fetch = self.fetches.pop(0)
+        self._answer_fetch(fetch, came, failed=failed)
+
+    def _answer_fetch(self, fetch: c.FetchInputs, came: set[int], *, failed: bool) -> None:
+        if failed:
+            self.car.send(e.InputsFailed(fetch.unit, "no network"))
+            return
+        self.car.send(
+            e.InputsFetched(
+                fetch.unit,
+                tuple(
+                    e.FetchedInput(index, ref.sha256, b"fetched")
+                    for index, ref in fetch.references
+                    if index in came
+                ),
+                tuple((index, "gone") for index, _ in fetch.references if index not in came),
+            )
+        )
+
+    @invariant()
+    def no_run_has_an_input_that_is_not_here(self) -> None:
+        for run in self.car.engine.runs.values():
+            assert all(item.ref is None and item.data for item in run.items), run
+
+    @invariant()
+    def no_more_is_fetched_than_fits(self) -> None:
+        attempts = self.car.core.work.attempts.values()
+        assert sum(attempt.fetched_bytes for attempt in attempts) <= UNIT_OBJECTS_MAX_BYTES
 
     @precondition(lambda self: self.car.engine.runs and not self.car.engine.is_frozen)
     @rule(items=st.integers(1, 3), age=st.sampled_from([0.0, 0.3]), commits=st.booleans())
@@ -231,6 +287,8 @@ class CarUnderTest(RuleBasedStateMachine):
     def _restart(self) -> None:
         self.answers_do_not_contradict_each_other()
         self.refused.clear()  # refusals are remembered within a boot
+        self._open_fetches()
+        self.fetches.clear()  # the processes that fetched died with the car's
         self.car.crash()
         self.car.core.check(self.car.now)
 
@@ -257,7 +315,10 @@ class CarUnderTest(RuleBasedStateMachine):
     def the_engine_stands_still_while_the_car_must_not_work(self) -> None:
         decision = self.car.core.decision
         if not isinstance(decision, Ready) and decision.stop:
-            assert self.car.engine.is_frozen or not self.car.engine.runs
+            # A run with nothing left computes nothing, and ends by itself.
+            runs = self.car.engine.runs.items()
+            left = [run for run_id, run in runs if self.started.get(run_id, 0) < len(run.items)]
+            assert self.car.engine.is_frozen or not left
 
     def teardown(self) -> None:
         """Everything heals: whatever was taken and is still open ends, and all is forgotten."""
@@ -269,6 +330,8 @@ class CarUnderTest(RuleBasedStateMachine):
             car.sense(**GOOD)
             for digest in (MODEL, OTHER_MODEL):
                 car.send(e.ModelReady(digest))
+            while self._open_fetches():
+                self._answer_fetch(self.fetches.pop(0), set(INDEXES), failed=False)
             self._run_everything()
             car.live(2)
             car.commit()
@@ -297,6 +360,10 @@ class CarUnderTest(RuleBasedStateMachine):
             car.engine.runs.pop(run_id, None)
             stop = StopReport(tier=StopTier.TERMINATE, latency_ms=1.0)
             car.send(e.RunEnded(run_id, e.RunOutcome.COMPLETED, stop))
+
+
+def _reference(index: int, length: int) -> Reference:
+    return Reference(sha256=f"{index:064x}", length=length, url=f"/objects/{index}")
 
 
 CarUnderTest.TestCase.settings = settings(
