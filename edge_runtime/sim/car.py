@@ -8,6 +8,7 @@ Invariants
 """
 
 import contextlib
+import contextvars
 import hashlib
 import random
 from collections import deque
@@ -125,12 +126,15 @@ class SimSensors:
         self.absurd: dict[str, float] = {}
         self._boot_ns = boot_ns
         self._emit: Callable[[SignalsRead], None] | None = None
+        self._context = contextvars.Context()
 
     async def run(self, emit: Callable[[SignalsRead], None]) -> None:
         """Tell every signal once a period, until cancelled."""
         import asyncio  # noqa: PLC0415 - the rest of this module needs no loop of its own
 
         self._emit = emit
+        # Whoever changes the truth tells it; what the car then does is the car's, and dies with it.
+        self._context = contextvars.copy_context()
         while True:
             self.tell()
             await asyncio.sleep(self.period_s)
@@ -143,7 +147,7 @@ class SimSensors:
                 for name, value in self.truth.signals.items()
                 if name not in self.mute
             }
-            self._emit(SignalsRead(values, self._boot_ns()))
+            self._context.run(self._emit, SignalsRead(values, self._boot_ns()))
 
     def note_load(self, *, is_busy: bool) -> None:
         """This car's temperature follows the script."""

@@ -215,7 +215,8 @@ class Car:
         self.truth.note()
         if self.truth.wrong_since_s is not None:
             self.world.loop.call_later(_STOP_BOUND_S, self._must_have_stopped)
-        if tell and self.host.is_up:
+        life = self.host.life
+        if tell and self.host.is_up and life is not None and not life.is_paused:
             self.sensors.tell()
             self._must_stand_still()
 
