@@ -12,6 +12,7 @@ import msgspec
 
 from edge_runtime.contract.http import ItemInput, Problem
 from edge_runtime.dispatcher.api.openai.lines import Line
+from edge_runtime.dispatcher.api.problems import refusal
 from edge_runtime.dispatcher.core.interactive_parts import Failed, Why
 from edge_runtime.dispatcher.core.placement import Requirement
 from edge_runtime.dispatcher.front import Refusal
@@ -33,14 +34,7 @@ class LiveEmbeddings:
         package = self._service.shelf.find(line.model)
         if package is None:
             message = f"no model {line.model[:80]!r}; see GET /v1/models"
-            raise Refusal(
-                Problem(
-                    code="model_not_found",
-                    message=message,
-                    status=int(HTTPStatus.NOT_FOUND),
-                    field="model",
-                )
-            )
+            raise refusal(HTTPStatus.NOT_FOUND, "model_not_found", message, field="model")
         requirement = Requirement(model=package.digest, task=package.spec.task)
 
         async def one(item: ItemInput) -> Any:

@@ -20,9 +20,8 @@ import msgspec
 import structlog
 
 from edge_runtime.contract import limits
-from edge_runtime.contract.http import Problem
 from edge_runtime.dispatcher.accounts_quotas import Load, Quotas
-from edge_runtime.dispatcher.front import Refusal
+from edge_runtime.dispatcher.api.problems import refusal
 from edge_runtime.dispatcher.storage import Record, Store
 
 _log = structlog.get_logger(__name__)
@@ -147,7 +146,7 @@ class FileShelf:
     async def writing(self) -> AsyncIterator[Writing]:
         """A new file; without `keep` nothing of it remains. Raises `Refusal` 503 or 507."""
         if self._writing >= limits.UPLOADS_MAX:
-            raise _refused(
+            raise refusal(
                 HTTPStatus.SERVICE_UNAVAILABLE,
                 "busy",
                 "too many uploads at once; try again",
@@ -155,7 +154,7 @@ class FileShelf:
             )
         if self._store.free_bytes() < limits.STORE_RESERVE_BYTES:
             message = "the disk is nearly full; what is left is kept for results"
-            raise _refused(HTTPStatus.INSUFFICIENT_STORAGE, "store_nearly_full", message)
+            raise refusal(HTTPStatus.INSUFFICIENT_STORAGE, "store_nearly_full", message)
         self._writing += 1
         path = self._folder / f"{secrets.token_hex(_ID_BYTES)}{_UNFINISHED}"
         writing = await asyncio.to_thread(Writing, path)
@@ -163,7 +162,7 @@ class FileShelf:
             yield writing
         except OSError as error:
             _log.error("file_not_written", error=str(error))
-            raise _refused(
+            raise refusal(
                 HTTPStatus.INSUFFICIENT_STORAGE, "store_full", "the file could not be written"
             ) from error
         finally:
@@ -196,7 +195,7 @@ class FileShelf:
         if not is_number or not first <= int(seconds) <= last:
             message = f"expires_after is {first} to {last} s"
             field = "expires_after[seconds]"
-            raise _refused(HTTPStatus.BAD_REQUEST, "invalid_field", message, field=field)
+            raise refusal(HTTPStatus.BAD_REQUEST, "invalid_field", message, field=field)
         return self._now_ms() // 1000 + int(seconds)
 
     async def view(self, tenant: str | None, file_id: str) -> FileView:
@@ -205,7 +204,7 @@ class FileShelf:
         view = None if record is None or tenant not in (None, record.tenant) else _view(record)
         if view is None or self._is_expired(view):
             message = f"No such File object: {file_id[:80]}"
-            raise _refused(HTTPStatus.NOT_FOUND, "not_found", message, field="id")
+            raise refusal(HTTPStatus.NOT_FOUND, "not_found", message, field="id")
         return view
 
     def _is_expired(self, view: FileView) -> bool:
@@ -237,7 +236,7 @@ class FileShelf:
         batch = self._in_use.get(file_id)
         if batch is not None:
             message = f"{file_id} is being read by {batch}; cancel that first, or wait"
-            raise _refused(HTTPStatus.CONFLICT, "file_in_use", message, field="id")
+            raise refusal(HTTPStatus.CONFLICT, "file_in_use", message, field="id")
         await self._remove(file_id)
 
     async def _remove(self, file_id: str) -> None:
@@ -253,16 +252,3 @@ class FileShelf:
 
 def _view(record: Record) -> FileView:
     return FileView(record.id, record.bytes, record.at_ms // 1000, _decode(record.body))
-
-
-def _refused(
-    status: HTTPStatus,
-    code: str,
-    message: str,
-    *,
-    field: str | None = None,
-    limit: str | None = None,
-) -> Refusal:
-    return Refusal(
-        Problem(code=code, message=message, status=int(status), field=field, limit=limit)
-    )

@@ -22,8 +22,10 @@ import msgspec
 import structlog
 
 from edge_runtime.contract import limits
+from edge_runtime.contract.http import Problem
 from edge_runtime.contract.messages import Tokens
 from edge_runtime.contract.reasons import FinishReason, ItemError
+from edge_runtime.dispatcher.api.forms import openai_error
 from edge_runtime.dispatcher.api.oip.app import tenant_in
 from edge_runtime.dispatcher.api.oip.bodies import read_body
 from edge_runtime.dispatcher.api.oip.errors import OipError
@@ -63,10 +65,6 @@ class _Manner(msgspec.Struct, frozen=True):
     stream_options: _StreamOptions | None = None
 
 
-_Outcome = tuple[HTTPStatus, str, str]
-"""(status, error type, code) of a failure."""
-
-
 class Asked(NamedTuple):
     """A request for a text that is understood."""
 
@@ -101,13 +99,12 @@ class LiveTexts:
             status = HTTPStatus.NOT_FOUND if missing else HTTPStatus.BAD_REQUEST
             if bad.code == "method_not_allowed":
                 status = HTTPStatus.METHOD_NOT_ALLOWED
-            await _refuse(send, status, _problem(bad.message, bad.code, param=bad.param))
+            await _refuse(send, _problem(status, bad.code, bad.message, field=bad.param))
         except OipError as error:
-            problem = _problem(error.message, error.status.phrase.lower().replace(" ", "_"))
-            await _refuse(send, error.status, problem)
+            code = error.status.phrase.lower().replace(" ", "_")
+            await _refuse(send, _problem(error.status, code, error.message))
         except InteractiveFailure as failure:
-            status, problem = _failed(failure.failed)
-            await _refuse(send, status, problem, failure.failed.retry_after_ms)
+            await _refuse(send, _failed(failure.failed), failure.failed.retry_after_ms)
 
     # --- the question ---
 
@@ -180,7 +177,7 @@ async def _send_events(asked: Asked, pieces: AsyncIterator[Tokens | Answered], s
         async for piece in pieces:
             finish = await _send_piece(asked, piece, finish, send)
     except InteractiveFailure as failure:
-        await _event(send, _failed(failure.failed)[1])
+        await _event(send, openai_error(_failed(failure.failed)))
     await send({"type": "http.response.body", "body": _DONE})
 
 
@@ -229,29 +226,22 @@ def _chunk(asked: Asked, text: str | None, finish: str | None) -> dict[str, Any]
 # --- errors --------------------------------------------------------------------------------------
 
 
-def _failed(failed: Failed) -> tuple[HTTPStatus, dict[str, Any]]:
-    """A request without a result, in OpenAI's words."""
+def _failed(failed: Failed) -> Problem:
+    """Why a request has no result."""
     match failed.why:
         case Why.DEADLINE:
-            return HTTPStatus.GATEWAY_TIMEOUT, _problem(failed.message, "timeout", kind=_SERVER)
+            return _problem(HTTPStatus.GATEWAY_TIMEOUT, "timeout", failed.message)
         case Why.NO_CAR | Why.OVERLOADED:
-            code = failed.why.value
-            return HTTPStatus.SERVICE_UNAVAILABLE, _problem(failed.message, code, kind=_SERVER)
+            return _problem(HTTPStatus.SERVICE_UNAVAILABLE, failed.why.value, failed.message)
         case Why.ITEM:
             code = failed.code or ItemError.UNKNOWN
-            if code is ItemError.RESULT_TOO_LARGE or not code.is_final:
-                problem = _problem(failed.message, code.value, kind=_SERVER)
-                return HTTPStatus.INTERNAL_SERVER_ERROR, problem
-            return HTTPStatus.BAD_REQUEST, _problem(failed.message, code.value)
+            is_input = code.is_final and code is not ItemError.RESULT_TOO_LARGE
+            status = HTTPStatus.BAD_REQUEST if is_input else HTTPStatus.INTERNAL_SERVER_ERROR
+            return _problem(status, code.value, failed.message)
 
 
-_SERVER: Final = "server_error"
-
-
-def _problem(
-    message: str, code: str, *, kind: str = "invalid_request_error", param: str | None = None
-) -> dict[str, Any]:
-    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+def _problem(status: HTTPStatus, code: str, message: str, *, field: str | None = None) -> Problem:
+    return Problem(code=code, message=message, status=int(status), field=field)
 
 
 def _text(raw: msgspec.Raw | None) -> str:
@@ -280,15 +270,13 @@ async def _event(send: Any, event: Mapping[str, Any]) -> None:
     await send({"type": "http.response.body", "body": body, "more_body": True})
 
 
-async def _refuse(
-    send: Any, status: HTTPStatus, problem: Mapping[str, Any], retry_after_ms: int = 0
-) -> None:
-    body = _encode(problem)
+async def _refuse(send: Any, problem: Problem, retry_after_ms: int = 0) -> None:
+    body = _encode(openai_error(problem))
     more = [_length(body)]
     if retry_after_ms:
         more += [
             (b"retry-after", str(max(1, round(retry_after_ms / 1000))).encode()),
             (b"retry-after-ms", str(retry_after_ms).encode()),
         ]
-    await _start(send, status, _JSON, more)
+    await _start(send, HTTPStatus(problem.status), _JSON, more)
     await send({"type": "http.response.body", "body": body})
