@@ -187,16 +187,7 @@ class Transport:
         if body is not None:
             headers["Content-Type"] = MSGPACK
         data: Any = io.BytesIO(body) if body and len(body) > _BYTES_AS_FILE else body
-        session = self._opened()
-        try:
-            async with session.request(
-                method, self.url + path, params=query, data=data, headers=headers
-            ) as response:
-                content = await response.read()
-        except (aiohttp.ClientError, OSError) as error:
-            raise Interrupted(_words(error)) from None
-        if response.status >= FIRST_ERROR:
-            raise refused(response.status, content)
+        _, content = await self._try(method, path, params=query, data=data, headers=headers)
         return content
 
     async def ask(
@@ -206,17 +197,22 @@ class Transport:
 
         Raises `DispatcherRefused`, or `Interrupted` where another try may do better.
         """
+        response, _ = await self._try(method, path, data=data, headers={**self._whose(), **headers})
+        return response.headers
+
+    async def _try(
+        self, method: str, path: str, **request: Any
+    ) -> tuple[aiohttp.ClientResponse, bytes]:
+        """A good answer and its body. Raises `Interrupted`, `DispatcherRefused`."""
         session = self._opened()
         try:
-            async with session.request(
-                method, self.url + path, data=data, headers={**self._whose(), **headers}
-            ) as response:
+            async with session.request(method, self.url + path, **request) as response:
                 content = await response.read()
         except (aiohttp.ClientError, OSError) as error:
             raise Interrupted(_words(error)) from None
         if response.status >= FIRST_ERROR:
             raise refused(response.status, content)
-        return response.headers
+        return response, content
 
     @asynccontextmanager
     async def stream(
