@@ -28,6 +28,7 @@ from edge_runtime.vehicle.energy.report import read_summary
 from edge_runtime.vehicle.journal import JournalError
 from edge_runtime.vehicle.policy import Consent, OwnerPolicy
 from edge_runtime.vehicle.policy_file import PolicyFile
+from edge_runtime.vehicle.week import Week
 
 REPORT_FORMAT: Final = 1
 
@@ -167,7 +168,7 @@ def _why_stopped(read: OwnerPolicy | HoldReason, file: PolicyFile, now: Now) -> 
         return explain_stopped((), now, also=broken)
     trusted = now.utc_ms >= PLAUSIBLE_UTC_MS
     around = Circumstances(read, Readings(), trusted, 0.0)
-    hours = read.hours_at(now.utc_ms)
+    hours = Week.of(read).hours_at(now.utc_ms)
     found = tuple(
         finding
         for finding in findings(now, read, around, used_signals(read), hours)

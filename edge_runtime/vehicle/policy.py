@@ -12,12 +12,11 @@ owner decides by command, which is in a file of its own (`owner_decisions`).
 """
 
 import datetime as dt
-import functools
 import os
 import stat
 import zoneinfo
 from pathlib import Path
-from typing import Annotated, Final, Literal, NamedTuple
+from typing import Annotated, Final, Literal
 
 import msgspec
 from msgspec import Meta
@@ -38,10 +37,9 @@ ClockTime = Annotated[str, Meta(pattern="^([01][0-9]|2[0-3]):[0-5][0-9]$")]
 Day = Literal["mon", "tue", "wed", "thu", "fri", "sat", "sun"]
 Names = Annotated[tuple[str, ...], Meta(max_length=limits.POLICY_NAMES_MAX)]
 
-_DAYS: Final[tuple[Day, ...]] = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
+DAYS: Final[tuple[Day, ...]] = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 _SIGNAL_NAMES: Final = frozenset(signal.name for signal in SIGNALS)
 _MINUTES_PER_HOUR: Final = 60
-_EPOCH: Final = dt.datetime.fromtimestamp(0, dt.UTC)
 
 CAR_REQUIRES: Final = (
     "charge_percent",
@@ -91,17 +89,7 @@ class Window(_Section, frozen=True):
     days: Annotated[
         tuple[Day, ...],
         Meta(min_length=1, max_length=7, description="The days on which the window starts."),
-    ] = _DAYS
-
-    def holds(self, weekday: int, minute: int) -> bool:
-        """Whether minute `minute` of weekday `weekday` (0 is Monday) lies in the window."""
-        is_today, was_yesterday = _DAYS[weekday] in self.days, _DAYS[weekday - 1] in self.days
-        if not (is_today or was_yesterday):
-            return False
-        start, end = _minutes(self.start), _minutes(self.end)
-        if start < end:
-            return is_today and start <= minute < end
-        return (is_today and minute >= start) or (was_yesterday and minute < end)
+    ] = DAYS
 
 
 class TariffWindow(Window, frozen=True, kw_only=True):
@@ -231,21 +219,6 @@ class Allowed(_Section, frozen=True):
     ] = ()
 
 
-class LocalMinute(NamedTuple):
-    """A minute of the owner's week; weekday 0 is Monday."""
-
-    weekday: int
-    minute: int
-
-
-class Hours(NamedTuple):
-    """What the owner's calendar says of one minute; an unknown price is None."""
-
-    is_in_schedule: bool
-    is_quiet: bool
-    price_per_kwh: float | None
-
-
 class OwnerPolicy(_Section, frozen=True):
     """What the owner allows. Every key may be left out; each has the default that is shown."""
 
@@ -333,26 +306,6 @@ class OwnerPolicy(_Section, frozen=True):
             and self.network.budget_mb_per_month is None
         )
 
-    def local_minute(self, utc_ms: int) -> LocalMinute:
-        """The minute of the week in the owner's time zone."""
-        zone = time_zone(self.time_zone)
-        there = (_EPOCH + dt.timedelta(milliseconds=utc_ms)).astimezone(zone)
-        return LocalMinute(there.weekday(), there.hour * _MINUTES_PER_HOUR + there.minute)
-
-    def hours_at(self, utc_ms: int) -> Hours:
-        """What the owner's calendar says; the same for the whole of a UTC minute."""
-        here = self.local_minute(utc_ms)
-        prices = [window.price_per_kwh for window in self.tariff if window.holds(*here)]
-        return Hours(
-            is_in_schedule=not self.schedule or _any_holds(self.schedule, here),
-            is_quiet=_any_holds(self.quiet_hours, here),
-            price_per_kwh=max(prices) if prices else self.energy.price_per_kwh,
-        )
-
-    def in_schedule(self, utc_ms: int) -> bool:
-        """Whether work is allowed at this hour; always, without a schedule."""
-        return self.hours_at(utc_ms).is_in_schedule
-
 
 def is_withdrawn(policy: OwnerPolicy | HoldReason) -> bool:
     """Whether the owner, having been asked, does not consent; never having been asked is less."""
@@ -426,15 +379,6 @@ def read_small_file(path: Path, max_bytes: int) -> bytes:
 def example_policy() -> str:
     """A complete policy file with every default and what it means; it gives no consent."""
     return _EXAMPLE
-
-
-@functools.lru_cache(maxsize=24 * _MINUTES_PER_HOUR)
-def _minutes(clock_time: str) -> int:
-    return int(clock_time[:2]) * _MINUTES_PER_HOUR + int(clock_time[3:])
-
-
-def _any_holds(windows: tuple[Window, ...], here: LocalMinute) -> bool:
-    return any(window.holds(*here) for window in windows)
 
 
 def _invalid(message: str) -> PolicyError:

@@ -3,7 +3,7 @@
 import os
 import re
 import tomllib
-from datetime import UTC, date, datetime
+from datetime import date
 from pathlib import Path
 from typing import Any, get_args
 
@@ -13,20 +13,12 @@ import pytest
 from edge_runtime.contract.reasons import HoldReason
 from edge_runtime.vehicle.policy import (
     AirTemperature,
-    Energy,
     OwnerPolicy,
     PolicyError,
-    TariffWindow,
-    Window,
     example_policy,
     load_policy,
     parse_policy,
 )
-
-
-def at(day: int, hour: int, minute: int = 0) -> int:
-    """UTC milliseconds in the week that began on Monday 5 January 2026."""
-    return int(datetime(2026, 1, 5 + day, hour, minute, tzinfo=UTC).timestamp() * 1000)
 
 
 def test_the_example_says_the_defaults_and_gives_no_consent() -> None:
@@ -160,53 +152,3 @@ def test_bytes_that_are_not_text_are_an_invalid_policy() -> None:
     with pytest.raises(PolicyError) as raised:
         parse_policy(b"\xff\xfe")
     assert raised.value.hold is HoldReason.POLICY_INVALID
-
-
-@pytest.mark.parametrize(
-    ("when", "inside"),
-    [
-        (at(0, 21, 59), False),
-        (at(0, 22), True),
-        (at(1, 5, 59), True),
-        (at(1, 6), False),
-        (at(1, 23), False),
-        (at(6, 3), False),
-    ],
-)
-def test_a_window_over_midnight_belongs_to_the_day_it_starts_on(when: int, *, inside: bool) -> None:
-    policy = OwnerPolicy(schedule=(Window(start="22:00", end="06:00", days=("mon",)),))
-    assert policy.in_schedule(when) is inside
-
-
-def test_the_schedule_is_read_in_the_owners_time_zone() -> None:
-    policy = OwnerPolicy(schedule=(Window(start="01:00", end="02:00"),), time_zone="Europe/Berlin")
-    assert policy.in_schedule(at(0, 0, 30))
-    assert not policy.in_schedule(at(0, 1, 30))
-
-
-def test_no_schedule_is_every_hour() -> None:
-    assert OwnerPolicy().in_schedule(at(3, 3))
-
-
-def test_where_tariffs_overlap_the_highest_price_counts_and_none_is_unknown() -> None:
-    tariff = (
-        TariffWindow(start="01:00", end="03:00", price_per_kwh=0.2),
-        TariffWindow(start="02:00", end="04:00", price_per_kwh=0.3),
-    )
-    policy = OwnerPolicy(tariff=tariff)
-    assert [policy.hours_at(at(0, hour)).price_per_kwh for hour in (0, 1, 2, 3, 4)] == [
-        None,
-        0.2,
-        0.3,
-        0.3,
-        None,
-    ]
-    always = OwnerPolicy(tariff=tariff, energy=Energy(price_per_kwh=0.5))
-    assert always.hours_at(at(0, 12)).price_per_kwh == 0.5
-
-
-def test_quiet_hours_are_none_unless_they_are_written() -> None:
-    assert not OwnerPolicy().hours_at(at(0, 12, 30)).is_quiet
-    quiet = OwnerPolicy(quiet_hours=(Window(start="12:00", end="13:00", days=("mon",)),))
-    assert quiet.hours_at(at(0, 12, 30)).is_quiet
-    assert not quiet.hours_at(at(1, 12, 30)).is_quiet

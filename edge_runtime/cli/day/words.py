@@ -16,6 +16,7 @@ import msgspec
 from edge_runtime.contract.reasons import Availability, HoldReason
 from edge_runtime.sim.day import DayRecord, Span
 from edge_runtime.vehicle.policy import OwnerPolicy
+from edge_runtime.vehicle.week import Week
 
 WORKED: Final = (Availability.WORKING,)
 _S_PER_MIN: Final = 60
@@ -260,11 +261,12 @@ def cost_of(day: DayRecord) -> float | None:
     policy = day.policy
     if policy.energy.price_per_kwh is None and not policy.tariff:
         return None
+    week = Week.of(policy)
     cost, before_wh = 0.0, 0.0
     for mark in day.marks:
         spent_kwh = (mark.grid_wh - before_wh) / _WH_PER_KWH
         before_wh = mark.grid_wh
-        price = policy.hours_at(round((day.start_utc_s + mark.at_s) * 1000)).price_per_kwh
+        price = week.hours_at(round((day.start_utc_s + mark.at_s) * 1000)).price_per_kwh
         if price is None and spent_kwh > 0:
             return None
         cost += spent_kwh * (price or 0.0)

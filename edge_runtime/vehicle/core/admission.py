@@ -28,7 +28,8 @@ from edge_runtime.vehicle.core.rules import (
     minutes_to_departure,
     used_signals,
 )
-from edge_runtime.vehicle.policy import Hours, OwnerPolicy
+from edge_runtime.vehicle.policy import OwnerPolicy
+from edge_runtime.vehicle.week import Hours, Week
 
 __all__ = (
     "MS_PER_DAY",
@@ -88,6 +89,7 @@ class _Calendar:
     _policy: OwnerPolicy | None = None
     _minute: int = 0
     _used: tuple[tuple[str, str], ...] = ()
+    _week: Week | None = None
     _hours: Hours = _NO_HOURS
 
     def look(self, policy: OwnerPolicy, now: Now) -> tuple[tuple[tuple[str, str], ...], Hours]:
@@ -95,11 +97,12 @@ class _Calendar:
         minute = now.utc_ms // MS_PER_MINUTE
         if policy is not self._policy:
             self._policy, self._used = policy, used_signals(policy)
+            self._week = Week.of(policy) if policy.has_hours else None
             self._minute = minute - 1
         if minute != self._minute:
             self._minute = minute
-            if policy.has_hours:
-                self._hours = policy.hours_at(now.utc_ms)
+            if self._week is not None:
+                self._hours = self._week.hours_at(now.utc_ms)
         return self._used, self._hours
 
 

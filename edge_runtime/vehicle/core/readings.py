@@ -31,10 +31,14 @@ class Quality(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """A value and when it was read; `value` None says that the car has no such reading."""
+    """A value and when it was read; `value` None says that the car has no such reading.
+
+    `is_possible`: of the right type and inside the range of its VSS signal.
+    """
 
     value: float | bool | int | None
     at_ns: int
+    is_possible: bool
 
 
 @dataclass(slots=True)
@@ -52,7 +56,7 @@ class Readings:
                 continue
             held = self._by_name.get(name)
             if held is None or held.at_ns <= at_ns:
-                self._by_name[name] = Reading(value, at_ns)
+                self._by_name[name] = Reading(value, at_ns, _is_possible(_BY_NAME[name], value))
 
     def newest(self, name: str) -> Reading | None:
         """The newest reading, usable or not, for people to look at."""
@@ -70,7 +74,7 @@ class Readings:
             return Quality.ABSENT
         if not 0 <= now.boot_ns - reading.at_ns <= STALE_NS:
             return Quality.STALE
-        return Quality.GOOD if _is_possible(_BY_NAME[name], reading.value) else Quality.INVALID
+        return Quality.GOOD if reading.is_possible else Quality.INVALID
 
     def number(self, name: str, now: Now) -> float | None:
         """The usable value of a numeric signal."""
@@ -82,9 +86,10 @@ class Readings:
         return None if value is None else bool(value)
 
     def _usable(self, name: str, now: Now) -> float | None:
-        if self.quality(name, now) is not Quality.GOOD:
+        reading = self._by_name.get(name)
+        if reading is None or not reading.is_possible:
             return None
-        return self._by_name[name].value
+        return reading.value if 0 <= now.boot_ns - reading.at_ns <= STALE_NS else None
 
     def signals(self, now: Now) -> Signals:
         """The wire form: what is usable and may leave the car, None for the rest."""
@@ -103,7 +108,7 @@ class Readings:
         )
 
 
-def _is_possible(signal: VssSignal, value: float) -> bool:
+def _is_possible(signal: VssSignal, value: float | bool | None) -> bool:
     if signal.datatype == "boolean":
         return isinstance(value, bool)
     if isinstance(value, bool) or not isinstance(value, int | float):

@@ -19,7 +19,8 @@ from edge_runtime.contract import limits
 from edge_runtime.contract.clock import Now
 from edge_runtime.contract.reasons import HoldReason
 from edge_runtime.vehicle.core.readings import Quality, Readings
-from edge_runtime.vehicle.policy import AirTemperature, BatteryTemperature, Hours, OwnerPolicy
+from edge_runtime.vehicle.policy import AirTemperature, BatteryTemperature, OwnerPolicy
+from edge_runtime.vehicle.week import Hours
 
 MS_PER_MINUTE: Final = 60_000
 _MINUTES_PER_HOUR: Final = 60
