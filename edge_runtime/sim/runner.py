@@ -70,13 +70,30 @@ def run_seed(
 
     `nemeses` names those that take part; without it the seed draws them.
     """
-    folder = Path(tempfile.mkdtemp(prefix="edge-sim-", dir=_MEMORY if _MEMORY.is_dir() else None))
-    loop = SimLoop(lambda: 0.001)
-    asyncio.set_event_loop(loop)
     # When garbage is found depends on the process; a generator's end is a step of the loop.
     gc.disable()
     try:
-        world = World(loop, seed, folder, ground, scale or Scale())
+        return _run_in_folder(seed, ground, scale or Scale(), nemeses, keeps_story=keeps_story)
+    finally:
+        gc.enable()
+        gc.collect()
+        gc.collect()  # what finalizers held on to
+        gc.freeze()  # what a world leaves (modules, caches) the next ones have: `make_ground` thaws
+
+
+def _run_in_folder(
+    seed: int,
+    ground: Ground,
+    scale: Scale,
+    nemeses: tuple[str, ...] | None,
+    *,
+    keeps_story: bool,
+) -> Verdict:
+    folder = Path(tempfile.mkdtemp(prefix="edge-sim-", dir=_MEMORY if _MEMORY.is_dir() else None))
+    loop = SimLoop(lambda: 0.001)
+    asyncio.set_event_loop(loop)
+    try:
+        world = World(loop, seed, folder, ground, scale)
         loop.on_time = lambda now_s: setattr(world.ledger, "now_s", now_s)
         chosen = nemeses if nemeses is not None else _draw(world)
         world.chosen = frozenset(chosen)
@@ -94,9 +111,6 @@ def run_seed(
             host.close_files()
         asyncio.set_event_loop(None)
         loop.close()
-        gc.enable()
-        del loop
-        gc.collect()
         shutil.rmtree(folder, ignore_errors=True)
 
 
