@@ -129,7 +129,7 @@ $(STAMPS)/demo: $(VENV)/pyvenv.cfg pyproject.toml
 	@mkdir -p $(STAMPS) && touch $@
 
 $(STAMPS)/dev: $(VENV)/pyvenv.cfg pyproject.toml
-	@$(call say,'Installing edge-runtime and what its developers need (about 240 MB)')
+	@$(call say,'Installing edge-runtime and what its developers need (about 280 MB)')
 	@$(PIP) install --editable '.[dev]' >&2
 	@mkdir -p $(STAMPS) && touch $(STAMPS)/demo $@
 
