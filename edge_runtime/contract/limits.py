@@ -84,8 +84,6 @@ BATCH_RETRY_S: Final = 2.0
 BATCH_WINDOW_MAX_S: Final = 30 * 24 * 3600
 BATCH_ERRORS_KEPT_MAX: Final = 100
 EMBEDDING_INPUTS_MAX: Final = 2_048
-EMBEDDINGS_WAIT_S: Final = 60.0
-"""How long a single embeddings request waits for a car."""
 
 # --- objects: inputs that do not travel inline ---------------------------------------------
 OBJECT_MAX_BYTES: Final = 16 * 1024 * 1024

@@ -14,9 +14,11 @@ from openai import AsyncOpenAI
 from scripted_car import ScriptedCar
 
 from edge_runtime.bus import BusSettings, MemoryBroker, MemoryBus
-from edge_runtime.contract.messages import ItemDone, ItemResult
+from edge_runtime.contract.messages import Chunk, ItemDone, ItemResult, UnitOffer
 from edge_runtime.contract.package import ModelSpec
 from edge_runtime.dispatcher.api import BatchDesk, Door, HttpServer, build_app, open_door, serve
+from edge_runtime.dispatcher.api.openai.embeddings import LiveEmbeddings
+from edge_runtime.dispatcher.api.openai.live import PATHS, LiveTexts
 from edge_runtime.dispatcher.desk import FrontDesk
 from edge_runtime.dispatcher.service import DispatcherService, DispatcherSettings
 from edge_runtime.dispatcher.storage import SqliteStore
@@ -69,6 +71,18 @@ def vector(index: int) -> ItemResult:
     return ItemDone(index=index, output=msgspec.Raw(msgspec.msgpack.encode(output)))
 
 
+class ReadingCar(ScriptedCar):
+    """Tells texts apart by their length, in whatever units they come."""
+
+    def finished(self, unit: UnitOffer) -> Chunk:
+        lengths = [len(item.data or b"") for item in unit.items]
+        results = tuple(
+            msgspec.structs.replace(vector(length), index=item.index)
+            for length, item in zip(lengths, unit.items, strict=True)
+        )
+        return msgspec.structs.replace(super().finished(unit), items=results)
+
+
 @asynccontextmanager
 async def batch_house(
     folder: Path, models: Path, broker: MemoryBroker
@@ -85,7 +99,9 @@ async def batch_house(
         desk = BatchDesk(front, store, folder / "files", door.quotas, now_ms)
         await desk.shelf.open()
         service.spawn(desk.run)
-        server = await serve(build_app(front, door=door, batches=desk), port=0)
+        texts = dict.fromkeys(PATHS, LiveTexts(service))
+        app = build_app(front, door=door, mounts=texts, batches=desk, embed=LiveEmbeddings(service))
+        server = await serve(app, port=0)
         try:
             yield BatchHouse(service, door, server, desk, broker)
         finally:

@@ -12,11 +12,11 @@ import msgspec
 import openai
 import pytest
 from openai import APIStatusError
-from openai_house import BatchHouse, jsonl, request_line, upload
+from openai_house import TASKS, BatchHouse, ReadingCar, jsonl, request_line, upload
 
 from edge_runtime.contract import limits
 from edge_runtime.contract.http import Quota
-from edge_runtime.contract.messages import ItemFailed, ItemResult
+from edge_runtime.contract.messages import ItemDone, ItemFailed, ItemResult, Tokens
 from edge_runtime.contract.reasons import ItemError
 
 BOUNDARY = "b0undary"
@@ -216,23 +216,25 @@ async def test_models_are_listed_as_their_client_reads_them(house: BatchHouse) -
 
 
 async def test_embeddings_in_both_forms(house: BatchHouse) -> None:
-    async with house.openai() as client, house.car():
-        made = await client.embeddings.create(model="vectors", input=["a", "b"])
-        assert [one.embedding for one in made.data] == [[0.0, 0.5, -1.0], [1.0, 0.5, -1.0]]
+    car = ReadingCar(house.broker, "car1", tasks=TASKS)
+    async with house.openai() as client, car:
+        made = await client.embeddings.create(model="vectors", input=["a", "bb"])
+        assert [one.embedding for one in made.data] == [[1.0, 0.5, -1.0], [2.0, 0.5, -1.0]]
         floats = await client.embeddings.create(model="vectors", input="a", encoding_format="float")
-        assert floats.data[0].embedding == [0.0, 0.5, -1.0]
+        assert floats.data[0].embedding == [1.0, 0.5, -1.0]
         raw = await client.embeddings.with_raw_response.create(
             model="vectors", input="a", encoding_format="base64"
         )
         text = msgspec.json.decode(raw.content)["data"][0]["embedding"]
-        assert base64.b64decode(text) == struct.pack("<3f", 0, 0.5, -1)
+        assert base64.b64decode(text) == struct.pack("<3f", 1, 0.5, -1)
+    assert house.service.core.state.jobs == {}, "nothing of it is durable"
 
 
 @pytest.mark.parametrize(
     ("fields", "status", "code"),
     [
         ({"model": "gpt-4o"}, 404, "model_not_found"),
-        ({"model": "talker"}, 400, "model_not_supported"),
+        ({"model": "talker"}, 404, "model_not_supported"),
         ({"input": []}, 400, "invalid_input"),
         ({"input": ""}, 400, "invalid_input"),
         ({"input": [[1, 2]]}, 400, "invalid_input"),
@@ -276,11 +278,12 @@ async def test_a_failure_on_the_car_is_the_callers_to_know(house: BatchHouse) ->
 
 
 async def test_no_car_is_said_in_time(house: BatchHouse, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "EMBEDDINGS_WAIT_S", 0.2)
+    monkeypatch.setattr(limits, "INTERACTIVE_NO_CAR_MS", 50)
     async with house.openai() as client:
         with pytest.raises(APIStatusError) as refused:
             await client.embeddings.create(model="vectors", input="a")
-        assert (refused.value.status_code, refused.value.code) == (504, "deadline_passed")
+        assert (refused.value.status_code, refused.value.code) == (503, "no_car")
+        assert int(refused.value.response.headers["retry-after"]) >= 1
 
 
 async def test_who_leaves_is_not_worked_for(house: BatchHouse) -> None:
@@ -289,6 +292,49 @@ async def test_who_leaves_is_not_worked_for(house: BatchHouse) -> None:
         await car.until(lambda car: bool(car.offers))
         asking.cancel()
         await asyncio.wait([asking])
-        async with asyncio.timeout(20):
-            while house.service.core.state.jobs:  # noqa: ASYNC110 - the core has no event for it
-                await asyncio.sleep(0.01)
+        await car.until(lambda car: bool(car.cancels))
+        assert not house.service.interactive.core.waiting
+
+
+@pytest.mark.parametrize(
+    "output",
+    ["a lie", None, {}, {"datatype": "FP32", "data": 10**12}, {"datatype": "FP32", "data": b"123"}],
+)
+async def test_a_car_that_talks_nonsense_is_a_bad_gateway(house: BatchHouse, output: Any) -> None:
+    def answer(index: int) -> ItemResult:
+        return ItemDone(index=index, output=msgspec.Raw(msgspec.msgpack.encode(output)))
+
+    async with house.openai() as client, house.car(answer=answer):
+        for asking in (
+            client.embeddings.create(model="vectors", input="a"),
+            client.completions.create(model="talker", prompt="a"),
+        ):
+            with pytest.raises(openai.InternalServerError) as refused:
+                await asking
+            assert (refused.value.status_code, refused.value.code) == (502, "invalid_output")
+
+
+async def test_a_stream_whose_end_is_nonsense_ends_with_an_error(house: BatchHouse) -> None:
+    async with house.openai() as client, house.car(works=False) as car:
+        stream = asyncio.create_task(_read_stream(client))
+        await car.until(lambda car: bool(car.offers))
+        (unit,) = car.offers
+        said = Tokens(index=0, offset=0, ids=(5,), text="so ")
+        done = ItemDone(index=0, output=msgspec.Raw(b"\xc3"))
+        chunk = car.finished(unit)
+        car.chunks(msgspec.structs.replace(chunk, items=(), tokens=(said,), ending=None))
+        car.chunks(msgspec.structs.replace(chunk, seq=1, items=(done,)))
+        text, error = await stream
+        assert text == "so "
+        assert error.body["code"] == "invalid_output"
+
+
+async def _read_stream(client: openai.AsyncOpenAI) -> tuple[str, Any]:
+    text = ""
+    stream = await client.completions.create(model="talker", prompt="a", stream=True)
+    try:
+        async for event in stream:
+            text += event.choices[0].text
+    except openai.APIError as error:
+        return text, error
+    return text, None

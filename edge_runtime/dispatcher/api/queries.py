@@ -8,7 +8,7 @@ from litestar.connection import Request
 from edge_runtime.contract import limits
 from edge_runtime.contract.reasons import JobState
 from edge_runtime.contract.topics import ID_PATTERN
-from edge_runtime.dispatcher.api.door import AUTHORIZATION, DEFAULT_TENANT, TENANT_HEADER, caller_in
+from edge_runtime.dispatcher.api.door import AUTHORIZATION, caller_in, tenant_in, tenant_named
 from edge_runtime.dispatcher.api.problems import named_limit, refusal
 from edge_runtime.dispatcher.front import Refusal
 
@@ -25,28 +25,13 @@ def _wrong(field: str, message: str, limit: str | None = None) -> Refusal:
 
 
 def tenant_of(request: _Request) -> str:
-    """The one tenant that a request speaks for; `Refusal` 422 or 403 otherwise.
-
-    With accounts it is the key's; an operator's key may name another one.
-    """
-    caller = caller_in(request.scope)
-    tenant = request.headers.get(TENANT_HEADER)
-    if tenant is None:
-        return DEFAULT_TENANT if caller is None else caller.tenant
-    if not ID_PATTERN.fullmatch(tenant):
-        raise _wrong(TENANT_HEADER, "a tenant is 1 to 64 of A-Z a-z 0-9 _ -")
-    if caller is not None and not caller.is_operator and tenant != caller.tenant:
-        raise _forbidden(f"this key is of tenant {caller.tenant!r}", TENANT_HEADER)
-    return tenant
-
-
-def _forbidden(message: str, field: str) -> Refusal:
-    return refusal(HTTPStatus.FORBIDDEN, "forbidden", message, field=field)
+    """The one tenant that a request speaks for (`door.tenant_in`); `Refusal` otherwise."""
+    return tenant_in(request.scope)
 
 
 def scope_of(request: _Request) -> str | None:
     """The tenant whose jobs a request may touch; None (`X-Tenant: *`) is the operator: all."""
-    if request.headers.get(TENANT_HEADER) == ALL_TENANTS:
+    if tenant_named(request.scope) == ALL_TENANTS:
         require_operator(request)
         return None
     return tenant_of(request)
@@ -55,7 +40,8 @@ def scope_of(request: _Request) -> str | None:
 def operator_scope_of(request: _Request) -> str | None:
     """As `scope_of`, for the operator's routes: without the header, all that the key may see."""
     caller = caller_in(request.scope)
-    if TENANT_HEADER in request.headers or (caller is not None and not caller.is_operator):
+    is_tenant = caller is not None and not caller.is_operator
+    if is_tenant or tenant_named(request.scope) is not None:
         return scope_of(request)
     return None
 
@@ -64,7 +50,8 @@ def require_operator(request: _Request) -> None:
     """`Refusal` 403 for a tenant's key; without accounts everybody is an operator."""
     caller = caller_in(request.scope)
     if caller is not None and not caller.is_operator:
-        raise _forbidden("only an operator's key may do this", AUTHORIZATION)
+        message = "only an operator's key may do this"
+        raise refusal(HTTPStatus.FORBIDDEN, "forbidden", message, field=AUTHORIZATION)
 
 
 def integer(request: _Request, name: str, default: int, most: int = limits.HTTP_COUNT_MAX) -> int:

@@ -26,19 +26,21 @@ import structlog
 from edge_runtime import __version__
 from edge_runtime.contract import limits
 from edge_runtime.contract.package import Package
-from edge_runtime.contract.reasons import ItemError
-from edge_runtime.dispatcher.api.door import DEFAULT_TENANT, TENANT_HEADER, caller_in
+from edge_runtime.dispatcher.api.door import tenant_in
+from edge_runtime.dispatcher.api.failures import problem_of_failed
+from edge_runtime.dispatcher.api.forms import refusal_headers
 from edge_runtime.dispatcher.api.oip.bodies import (
     header,
     length_header,
     packed,
     read_body,
 )
-from edge_runtime.dispatcher.api.oip.errors import OipError, bad
+from edge_runtime.dispatcher.api.oip.errors import OipError, not_allowed, refused
 from edge_runtime.dispatcher.api.oip.infer import BadOutput, Inference
 from edge_runtime.dispatcher.api.oip.models import Model
 from edge_runtime.dispatcher.api.presence import ClientLeft, Receive, while_client_stays
 from edge_runtime.dispatcher.core.interactive_parts import Answered, Failed, Why
+from edge_runtime.dispatcher.front import Refusal
 from edge_runtime.dispatcher.interactive import InteractiveFailure
 from edge_runtime.dispatcher.service import DispatcherService
 
@@ -47,7 +49,6 @@ _BINARY: Final = b"application/octet-stream"
 _HEADER_LENGTH: Final = b"inference-header-content-length"
 _EXTENSIONS: Final = ["binary_tensor_data", "model_configuration", "model_repository", "statistics"]
 _encode = msgspec.json.Encoder().encode
-_TENANT: Final = TENANT_HEADER.lower().encode()
 _US_PER_MS: Final = 1_000
 _LOOK_AGAIN_S: Final = 1.0
 
@@ -69,10 +70,12 @@ class OpenInference:
             await self._answer(scope, receive, send)
         except ClientLeft:
             return
-        except OipError as error:
-            headers = []
-            if error.retry_after_s is not None:
-                headers.append((b"retry-after", str(max(1, round(error.retry_after_s))).encode()))
+        except (OipError, Refusal) as failure:
+            error = failure if isinstance(failure, OipError) else refused(failure.problem)
+            said = refusal_headers(error.problem).items()
+            headers = [(name.lower().encode(), value.encode()) for name, value in said]
+            if error.allow is not None:
+                headers.append((b"allow", error.allow.encode()))
             await _send(send, error.status, _encode({"error": error.message}), _JSON, headers)
         except Exception as error:  # noqa: BLE001 - whatever it was, the client gets an answer
             _log.error("oip_request_failed", path=scope["path"], exc_info=error)
@@ -204,6 +207,7 @@ class OpenInference:
     ) -> None:
         started_ns = time.monotonic_ns()
         headers = scope["headers"]
+        tenant = tenant_in(scope)
         header_length = length_header(headers, _HEADER_LENGTH)
         body = await read_body(headers, receive)
         inference = model.interface.read(body, header_length)
@@ -214,7 +218,7 @@ class OpenInference:
             )
             raise OipError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, text)
         try:
-            answered = await self._ask(model, inference, tenant_in(scope), headers, receive)
+            answered = await self._ask(model, inference, tenant, headers, receive)
         except InteractiveFailure as failure:
             model.statistics.fail.add((time.monotonic_ns() - started_ns) / 1e6)
             raise _refusal(failure.failed) from None
@@ -267,46 +271,23 @@ class OpenInference:
             )
 
 
-def tenant_in(scope: Mapping[str, Any]) -> str:
-    """For whom a request is: as its key says, or its header where that may. Raises `OipError`."""
-    caller = caller_in(scope)
-    named = header(scope["headers"], _TENANT)
-    if caller is not None and not caller.is_operator:
-        return caller.tenant
-    tenant = named or (DEFAULT_TENANT if caller is None else caller.tenant)
-    if not 1 <= len(tenant) <= limits.ID_MAX_CHARS or not tenant.isascii():
-        raise bad(f"{TENANT_HEADER}: no tenant is named {tenant[:80]!r}")
-    return tenant
-
-
 def _refusal(failed: Failed) -> OipError:
-    """A request without a result, as its client is told."""
-    match failed.why:
-        case Why.DEADLINE:
-            return OipError(HTTPStatus.GATEWAY_TIMEOUT, failed.message)
-        case Why.NO_CAR | Why.OVERLOADED:
-            return OipError(
-                HTTPStatus.SERVICE_UNAVAILABLE,
-                failed.message,
-                retry_after_s=failed.retry_after_ms / 1000,
-            )
-        case Why.ITEM:
-            code = failed.code or ItemError.UNKNOWN
-            text = f"{code.value}: {failed.message}"
-            if code is ItemError.RESULT_TOO_LARGE or not code.is_final:
-                return OipError(HTTPStatus.INTERNAL_SERVER_ERROR, text)
-            return bad(text)
+    """A request without a result, as its client is told: of an item, with its code in the text."""
+    problem = problem_of_failed(failed)
+    if failed.why is Why.ITEM:
+        problem = msgspec.structs.replace(problem, message=f"{problem.code}: {problem.message}")
+    return refused(problem)
 
 
 def _not_found(parts: list[str], method: str) -> OipError:
     """404 for a path that is none; 405 for one that takes another method."""
     match parts:
         case ["models", *_, "infer"] if method != "POST":
-            return OipError(HTTPStatus.METHOD_NOT_ALLOWED, "infer takes POST")
+            return not_allowed("infer", "POST")
         case ["health", _] | ["models", *_] | [] if method not in {"GET", "HEAD"}:
-            return OipError(HTTPStatus.METHOD_NOT_ALLOWED, f"this path does not take {method}")
+            return not_allowed("this path", "GET, HEAD")
         case ["repository", *_] if method != "POST":
-            return OipError(HTTPStatus.METHOD_NOT_ALLOWED, "the repository's paths take POST")
+            return not_allowed("this path", "POST")
         case _:
             return OipError(HTTPStatus.NOT_FOUND, f"no path /v2/{'/'.join(parts)[:120]}")
 

@@ -128,7 +128,6 @@ _encode = msgspec.msgpack.Encoder().encode
 _line_json = msgspec.json.Encoder().encode
 _decode_batch = msgspec.msgpack.Decoder(Batch).decode
 _decode_part = msgspec.msgpack.Decoder(Part).decode
-_output = msgspec.msgpack.Decoder().decode
 
 
 class _Live:
@@ -494,7 +493,7 @@ class Batches:
                     code, message = _NOT_RUN["expired"]
                     return None, {"code": code, "message": message}
                 return None, {"code": error.code.value, "message": error.message}
-            outputs.append(_output(entry.output))
+            outputs.append(bytes(entry.output))
         name = secrets.token_hex(_ID_BYTES)
         try:
             body = answer_body(

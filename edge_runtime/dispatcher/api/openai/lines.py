@@ -27,6 +27,7 @@ TASK_OF_URL: Final = {
     CHAT: "text-generation",
     COMPLETIONS: "text-generation",
 }
+_FLOAT_BYTES: Final = 4
 _JSON: Final = "application/json"
 _TEXT: Final = "text/plain"
 
@@ -145,7 +146,8 @@ _decode_id = msgspec.json.Decoder(_OnlyId).decode
 _decode_embeddings = msgspec.json.Decoder(EmbeddingsBody).decode
 _decode_chat = msgspec.json.Decoder(_ChatBody).decode
 _decode_completion = msgspec.json.Decoder(_CompletionBody).decode
-_SYNTAX = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+_decode_output = msgspec.msgpack.Decoder().decode
+_SYNTAX: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 def read_line(raw: bytes, number: int, endpoint: str, tasks: Mapping[str, str]) -> Line | BadLine:
@@ -266,17 +268,18 @@ def _generation(custom_id: str, url: str, model: str, asked: dict[str, Any]) -> 
 
 
 def answer_body(
-    url: str, model: str, outputs: Sequence[Any], made_s: int, name: str, *, is_base64: bool
+    url: str, model: str, outputs: Sequence[bytes], made_s: int, name: str, *, is_base64: bool
 ) -> dict[str, Any]:
-    """The body of the answer to a request, from the decoded outputs of its items.
+    """The body of the answer to a request, from its items' outputs (MessagePack), in order.
 
     Raises `Bad` for an output that is not what the task gives.
     """
     try:
+        decoded = [_decode_output(output) for output in outputs]
         if url == EMBEDDINGS:
-            return _embeddings_answer(model, outputs, is_base64=is_base64)
-        return _generation_answer(url, model, outputs[0], made_s, name)
-    except (KeyError, TypeError, ValueError) as error:
+            return _embeddings_answer(model, decoded, is_base64=is_base64)
+        return _generation_answer(url, model, decoded[0], made_s, name)
+    except (*_SYNTAX, KeyError, TypeError, ValueError, OverflowError) as error:
         message = f"the model's output is not what {url} needs: {type(error).__name__}"
         raise Bad("invalid_output", message) from None
 
@@ -299,9 +302,9 @@ def _embeddings_answer(model: str, outputs: Sequence[Any], *, is_base64: bool) -
 
 def _vector(output: Any, *, is_base64: bool) -> str | list[float]:
     """float32, little-endian in base64 as on the wire."""
-    if output["datatype"] != "FP32":
+    data = output["data"]
+    if output["datatype"] != "FP32" or not isinstance(data, bytes) or len(data) % _FLOAT_BYTES:
         raise ValueError
-    data = bytes(output["data"])
     if is_base64:
         return base64.b64encode(data).decode()
     floats = array.array("f", data)
@@ -316,11 +319,14 @@ def _generation_answer(url: str, model: str, output: Any, made_s: int, name: str
         "prompt_tokens": int(usage["prompt_tokens"]),
         "completion_tokens": int(usage["completion_tokens"]),
     }
-    choice: dict[str, Any] = {"index": 0, "finish_reason": output["finish"], "logprobs": None}
+    finish, text = output["finish"], output["text"]
+    if not isinstance(text, str) or not isinstance(finish, str | None):
+        raise TypeError
+    choice: dict[str, Any] = {"index": 0, "finish_reason": finish, "logprobs": None}
     if url == CHAT:
-        choice["message"] = {"role": "assistant", "content": output["text"]}
+        choice["message"] = {"role": "assistant", "content": text}
     else:
-        choice["text"] = output["text"]
+        choice["text"] = text
     return {
         "id": f"{'chatcmpl' if url == CHAT else 'cmpl'}-{name}",
         "object": "chat.completion" if url == CHAT else "text_completion",

@@ -24,11 +24,10 @@ import structlog
 from edge_runtime.contract import limits
 from edge_runtime.contract.http import Problem
 from edge_runtime.contract.messages import Tokens
-from edge_runtime.contract.reasons import FinishReason, ItemError
-from edge_runtime.dispatcher.api.forms import openai_error
-from edge_runtime.dispatcher.api.oip.app import tenant_in
+from edge_runtime.contract.reasons import FinishReason
+from edge_runtime.dispatcher.api.door import tenant_in
+from edge_runtime.dispatcher.api.forms import openai_error, refusal_headers
 from edge_runtime.dispatcher.api.oip.bodies import read_body
-from edge_runtime.dispatcher.api.oip.errors import OipError
 from edge_runtime.dispatcher.api.openai.lines import (
     CHAT,
     COMPLETIONS,
@@ -37,10 +36,11 @@ from edge_runtime.dispatcher.api.openai.lines import (
     answer_body,
     read_request,
 )
+from edge_runtime.dispatcher.api.openai.refusals import openai_problem
 from edge_runtime.dispatcher.api.presence import ClientLeft, Receive, while_client_stays
-from edge_runtime.dispatcher.core.interactive_parts import Answered, Failed, Resume, Why
+from edge_runtime.dispatcher.api.problems import refusal
+from edge_runtime.dispatcher.core.interactive_parts import Answered, Resume
 from edge_runtime.dispatcher.core.placement import Requirement
-from edge_runtime.dispatcher.interactive import InteractiveFailure
 from edge_runtime.dispatcher.service import DispatcherService
 
 PATHS: Final = (CHAT[1:], COMPLETIONS[1:])
@@ -88,30 +88,20 @@ class LiveTexts:
     async def __call__(self, scope: Mapping[str, Any], receive: Receive, send: Any) -> None:
         """Answer one request."""
         try:
+            _require_post(scope)
             tenant = tenant_in(scope)
             asked = self._read(scope, await read_body(scope["headers"], receive))
             async with while_client_stays(receive):
                 await self._answer(asked, tenant, send)
         except ClientLeft:
             return
-        except Bad as bad:
-            missing = bad.code in {"model_not_found", "model_not_supported"}
-            status = HTTPStatus.NOT_FOUND if missing else HTTPStatus.BAD_REQUEST
-            if bad.code == "method_not_allowed":
-                status = HTTPStatus.METHOD_NOT_ALLOWED
-            await _refuse(send, _problem(status, bad.code, bad.message, field=bad.param))
-        except OipError as error:
-            code = error.status.phrase.lower().replace(" ", "_")
-            await _refuse(send, _problem(error.status, code, error.message))
-        except InteractiveFailure as failure:
-            await _refuse(send, _failed(failure.failed), failure.failed.retry_after_ms)
+        except Exception as error:  # noqa: BLE001 - whatever it was, the client gets an answer
+            await _refuse(send, openai_problem(error, scope["path"]))
 
     # --- the question ---
 
     def _read(self, scope: Mapping[str, Any], body: bytes) -> Asked:
         url = scope["path"]
-        if scope["method"] != "POST":
-            raise Bad("method_not_allowed", f"{url} takes POST")
         try:
             fields = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
             manner = msgspec.json.decode(body, type=_Manner)
@@ -176,8 +166,8 @@ async def _send_events(asked: Asked, pieces: AsyncIterator[Tokens | Answered], s
         finish = await _send_piece(asked, first, None, send)
         async for piece in pieces:
             finish = await _send_piece(asked, piece, finish, send)
-    except InteractiveFailure as failure:
-        await _event(send, openai_error(_failed(failure.failed)))
+    except Exception as error:  # noqa: BLE001 - it has begun: the reader is told in its stream
+        await _event(send, openai_error(openai_problem(error, asked.url)))
     await send({"type": "http.response.body", "body": _DONE})
 
 
@@ -201,8 +191,8 @@ async def _send_piece(
 
 
 def _whole(asked: Asked, answered: Answered) -> dict[str, Any]:
-    output = msgspec.msgpack.decode(answered.output)
-    return answer_body(asked.url, asked.model, [output], asked.made_s, asked.name, is_base64=False)
+    outputs = [answered.output]
+    return answer_body(asked.url, asked.model, outputs, asked.made_s, asked.name, is_base64=False)
 
 
 def _chunk(asked: Asked, text: str | None, finish: str | None) -> dict[str, Any]:
@@ -226,22 +216,10 @@ def _chunk(asked: Asked, text: str | None, finish: str | None) -> dict[str, Any]
 # --- errors --------------------------------------------------------------------------------------
 
 
-def _failed(failed: Failed) -> Problem:
-    """Why a request has no result."""
-    match failed.why:
-        case Why.DEADLINE:
-            return _problem(HTTPStatus.GATEWAY_TIMEOUT, "timeout", failed.message)
-        case Why.NO_CAR | Why.OVERLOADED:
-            return _problem(HTTPStatus.SERVICE_UNAVAILABLE, failed.why.value, failed.message)
-        case Why.ITEM:
-            code = failed.code or ItemError.UNKNOWN
-            is_input = code.is_final and code is not ItemError.RESULT_TOO_LARGE
-            status = HTTPStatus.BAD_REQUEST if is_input else HTTPStatus.INTERNAL_SERVER_ERROR
-            return _problem(status, code.value, failed.message)
-
-
-def _problem(status: HTTPStatus, code: str, message: str, *, field: str | None = None) -> Problem:
-    return Problem(code=code, message=message, status=int(status), field=field)
+def _require_post(scope: Mapping[str, Any]) -> None:
+    if scope["method"] != "POST":
+        message = f"{scope['path']} takes POST"
+        raise refusal(HTTPStatus.METHOD_NOT_ALLOWED, "method_not_allowed", message)
 
 
 def _text(raw: msgspec.Raw | None) -> str:
@@ -270,13 +248,14 @@ async def _event(send: Any, event: Mapping[str, Any]) -> None:
     await send({"type": "http.response.body", "body": body, "more_body": True})
 
 
-async def _refuse(send: Any, problem: Problem, retry_after_ms: int = 0) -> None:
+async def _refuse(send: Any, problem: Problem) -> None:
     body = _encode(openai_error(problem))
-    more = [_length(body)]
-    if retry_after_ms:
-        more += [
-            (b"retry-after", str(max(1, round(retry_after_ms / 1000))).encode()),
-            (b"retry-after-ms", str(retry_after_ms).encode()),
-        ]
+    said = refusal_headers(problem).items()
+    more = [_length(body), *((name.lower().encode(), value.encode()) for name, value in said)]
+    if problem.status == HTTPStatus.METHOD_NOT_ALLOWED:
+        more.append((b"allow", b"POST"))
+    if problem.retry_after_s:
+        # Its clients read this one first.
+        more.append((b"retry-after-ms", str(round(problem.retry_after_s * 1000)).encode()))
     await _start(send, HTTPStatus(problem.status), _JSON, more)
     await send({"type": "http.response.body", "body": body})

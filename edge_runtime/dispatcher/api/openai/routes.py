@@ -1,21 +1,17 @@
 """OpenAI's routes: what their clients send, checked, and answered as they read it.
 
 `/v1/models`, `/v1/embeddings`, `/v1/files…` and `/v1/batches…`. Errors are in that API's form
-(`api.forms`). A single embeddings request goes the interactive way; without one (`embed`) it is
-a short durable job, cancelled when its caller leaves and forgotten soon after its end.
+(`api.forms`). An embeddings request goes the interactive way (`embed`): nothing of it is kept.
 """
 
-import asyncio
 from http import HTTPStatus
 from typing import Any, Final, cast
 
-import msgspec
 from litestar.connection import Request
 from litestar.types import ASGIApp
 
 from edge_runtime.contract import limits
-from edge_runtime.contract.http import JobRequest, ModelView
-from edge_runtime.contract.messages import JobStatus
+from edge_runtime.contract.http import ModelView
 from edge_runtime.dispatcher.api import queries
 from edge_runtime.dispatcher.api.bodies import Body, BodyBudget, TypedBody
 from edge_runtime.dispatcher.api.files import answer_file
@@ -25,10 +21,10 @@ from edge_runtime.dispatcher.api.openai.files import FileShelf, StoredFile
 from edge_runtime.dispatcher.api.openai.lines import (
     EMBEDDINGS,
     Bad,
-    Line,
     answer_body,
     read_request,
 )
+from edge_runtime.dispatcher.api.openai.refusals import openai_problem
 from edge_runtime.dispatcher.api.openai.uploads import Upload
 from edge_runtime.dispatcher.api.presence import ClientLeft, Receive, while_client_stays
 from edge_runtime.dispatcher.api.problems import named_limit, refusal
@@ -38,9 +34,7 @@ from edge_runtime.dispatcher.front import Front, Refusal
 _Request = Request[Any, Any, Any]
 
 _PAGE_DEFAULT: Final = 20
-_EMBEDDINGS_RETENTION_S: Final = 60.0
 _batch_request: Final = TypedBody(BatchRequest)
-_output: Final = msgspec.msgpack.Decoder()
 
 
 OPENAI_ROUTES: Final = (
@@ -61,7 +55,7 @@ OPENAI_ROUTES: Final = (
 
 
 class OpenAiRoutes:
-    """The handlers. Without a desk only models and embeddings are there."""
+    """The handlers. Files and batches need a desk, embeddings `embed`."""
 
     def __init__(
         self,
@@ -71,7 +65,7 @@ class OpenAiRoutes:
         embed: LiveEmbeddings | None = None,
     ) -> None:
         self._front = front
-        self._embed = embed or self._run
+        self._embed = embed
         self._budget = budget
         self._desk = desk
 
@@ -110,6 +104,9 @@ class OpenAiRoutes:
 
     async def embeddings(self, request: _Request) -> ASGIApp:
         """Vectors of one or more texts."""
+        embed = self._embed
+        if embed is None:
+            raise _off("embeddings")
         tenant = queries.tenant_of(request)
         async with self._body(request) as body:
             data = body.data
@@ -121,66 +118,18 @@ class OpenAiRoutes:
         try:
             line = read_request("", EMBEDDINGS, data, tasks)
         except Bad as bad:
-            is_unknown = bad.code == "model_not_found"
-            status = HTTPStatus.NOT_FOUND if is_unknown else HTTPStatus.BAD_REQUEST
-            raise refusal(status, bad.code, bad.message, field=bad.param) from None
+            raise Refusal(openai_problem(bad, EMBEDDINGS)) from None
         try:
             async with while_client_stays(cast("Receive", request.receive)):
-                outputs = await self._embed(tenant, line)
+                outputs = await embed(tenant, line)
         except ClientLeft:
             message = "the caller left"
             raise refusal(HTTPStatus.BAD_REQUEST, "disconnected", message) from None
         try:
             answer = answer_body(EMBEDDINGS, line.model, outputs, 0, "", is_base64=line.is_base64)
         except Bad as bad:
-            raise refusal(HTTPStatus.BAD_GATEWAY, bad.code, bad.message) from None
+            raise Refusal(openai_problem(bad, EMBEDDINGS)) from None
         return _json(answer)
-
-    async def _run(self, tenant: str, line: Line) -> list[Any]:
-        """The outputs of a request's items in order. Raises `Refusal`."""
-        job = ""
-        wanted = JobRequest(
-            model=line.model,
-            items=line.items,
-            deadline_s=limits.EMBEDDINGS_WAIT_S,
-            retention_s=_EMBEDDINGS_RETENTION_S,
-            priority=9,
-            purpose="interactive",
-        )
-        try:
-            (submitted,) = await self._front.submit(tenant, [wanted])
-            if submitted.status is None:
-                assert submitted.problem is not None, submitted  # noqa: S101 - one of the two
-                raise Refusal(submitted.problem)
-            job = submitted.status.job
-            outputs = await self._outputs(tenant, job, len(line.items))
-        except asyncio.CancelledError:
-            if job:
-                # Its caller has left: nobody waits for the answer of this either.
-                await asyncio.shield(self._front.cancel(tenant, job))
-            raise
-        return outputs
-
-    async def _outputs(self, tenant: str, job: str, items: int) -> list[Any]:
-        outputs: list[Any] = [None] * items
-        async for page in self._front.results(tenant, job, cursor=0, follow=True):
-            if isinstance(page, JobStatus):
-                break
-            for entry in page:
-                if entry.error is not None:
-                    code = entry.error.code.value
-                    is_late = code == "deadline_passed"
-                    status = HTTPStatus.GATEWAY_TIMEOUT if is_late else HTTPStatus.BAD_REQUEST
-                    message = (
-                        f"no car answered within {limits.EMBEDDINGS_WAIT_S:g} s"
-                        if is_late
-                        else entry.error.message
-                    )
-                    raise refusal(status, code, message, field="input")
-                outputs[entry.item] = _output.decode(entry.output)
-        if None in outputs:
-            raise refusal(HTTPStatus.SERVICE_UNAVAILABLE, "not_done", "the job did not end; retry")
-        return outputs
 
     # --- files ---
 
@@ -263,7 +212,7 @@ class OpenAiRoutes:
 
 
 def _off(what: str) -> Refusal:
-    return refusal(HTTPStatus.NOT_FOUND, "not_found", f"this dispatcher keeps no {what}")
+    return refusal(HTTPStatus.NOT_FOUND, "not_found", f"this dispatcher has no {what}")
 
 
 def _json(body: Any) -> Answer:
