@@ -29,7 +29,7 @@ say = if [ -t 2 ]; then printf '\033[1m==> %s\033[0m\n' $(1) >&2; else printf '=
 apt_install = { apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
   apt-get install -qq --no-install-recommends $(1) >/dev/null; }
 
-.PHONY: help demo test test-system check bench chaos fuzz planted clean setup models mosquitto chromium \
+.PHONY: help demo test test-system check bench bench-peers chaos fuzz planted clean setup models mosquitto chromium \
   check-style check-types check-layers check-schemas
 
 help:
@@ -38,6 +38,7 @@ help:
 	@echo 'make test-system  the systemd units on a real systemd, in a container (Debian, as root)'
 	@echo 'make check   style, types, layers, generated schemas; `make -k check` shows all faults'
 	@echo 'make bench   measurements, one JSON line each on stdout'
+	@echo 'make bench-peers  this system beside MLServer and LitServe, fetched for it (400 MB)'
 	@echo 'make fuzz    every decoder, with damaged inputs (ARGS="--seconds 600 --processes 2")'
 	@echo 'make chaos   faults on real processes, then a verdict (ARGS="--minutes 3 --seed 7")'
 	@echo 'make planted bugs planted in copies of the package, hunted by the simulation'
@@ -81,6 +82,10 @@ bench: $(STAMPS)/dev $(STAMPS)/models mosquitto chromium
 	  $(BIN)/python "$$file" $(ARGS) || failed="$$failed $$file"; \
 	done; \
 	if [ -n "$$failed" ]; then echo "error: failed:$$failed" >&2; exit 1; fi
+
+# The peers' packages have an environment of their own, .data/peers.
+bench-peers: $(STAMPS)/dev $(STAMPS)/models mosquitto
+	@$(BIN)/python bench/peers.py --compare
 
 # Not a test: minutes to hours of faults. One JSON object on stdout.
 fuzz: $(STAMPS)/fuzz
