@@ -190,6 +190,14 @@ INTERACTIVE_POOL_MS: Final = 250
 OIP_BODY_MAX_BYTES: Final = 1024 * 1024
 """Largest body of an inference request, packed or not; its tensors travel inline, in JSON they may
 be several times as long."""
+OIP_LARGE_BODY_MAX_BYTES: Final = OBJECT_MAX_BYTES + OIP_BODY_MAX_BYTES
+"""Largest body with binary tensors, packed or not: one object, and the JSON before it."""
+OIP_LARGE_BODIES_MAX_BYTES: Final = 128 * 1024 * 1024
+"""Bodies over `OIP_BODY_MAX_BYTES`, from their first byte to their answer; one more is a 503."""
+INTERACTIVE_FETCH_MS: Final = 3_000
+"""A car that has to fetch inputs may be silent for so long more: a process begins, and asks."""
+INTERACTIVE_FETCH_BYTES_PER_MS: Final = 1_024
+"""And for as long as they take at this speed."""
 OIP_BODY_MAX_S: Final = 20.0
 OIP_LENGTH_DIGITS_MAX: Final = 12
 INTERACTIVE_ENDED_MAX: Final = 4_096

@@ -18,7 +18,14 @@ from edge_runtime.bus import Message
 from edge_runtime.contract import codec, limits
 from edge_runtime.contract.clock import Now
 from edge_runtime.contract.errors import EdgeError
-from edge_runtime.contract.messages import Cancel, ChunkAnswer, Control, Tokens, WorkOffer
+from edge_runtime.contract.messages import (
+    Cancel,
+    ChunkAnswer,
+    Control,
+    Reference,
+    Tokens,
+    WorkOffer,
+)
 from edge_runtime.contract.reasons import CancelReason, ChunkVerdict
 from edge_runtime.contract.topics import Down, Topics
 from edge_runtime.dispatcher.core.events import ChunkReceived, Event, VerdictReceived
@@ -112,11 +119,13 @@ class InteractiveDesk:
         rows_max: int = limits.INTERACTIVE_BATCH_ROWS_MAX,
         timeout_ms: int = limits.INTERACTIVE_TIMEOUT_DEFAULT_MS,
         traceparent: str | None = None,
+        ref: Reference | None = None,
     ) -> Answered:
         """The answer of some car. Cancel the call when nobody waits any more.
 
         `parameters` and the output are MessagePack; `reference_ms` is one row's time on a reference
-        core. Raises `InteractiveFailure`.
+        core. `ref` leads to an input that does not travel inline, while `item` is empty. Raises
+        `InteractiveFailure`.
         """
         ask = Ask(
             number=self._number(),
@@ -131,6 +140,7 @@ class InteractiveDesk:
             deadline_ms=self._clock().boot_ms + timeout_ms,
             reference_ms=reference_ms,
             traceparent=traceparent,
+            ref=ref,
         )
         future = self._ask(ask)
         try:

@@ -12,9 +12,11 @@ from edge_runtime.contract.messages import (
     Birth,
     Chunk,
     Ending,
+    Item,
     ItemDone,
     ItemFailed,
     Offline,
+    Reference,
     Refused,
     Tokens,
     UnitOffer,
@@ -42,6 +44,22 @@ TASK = "tensor"
 NEED = Requirement(model=MODEL, task=TASK)
 MINUTE_MS = 60_000
 T = TypeVar("T")
+
+
+def lent(number: int, length: int = 200_000) -> dict[str, Any]:
+    """What an `Ask` of an input by reference has of its own."""
+    url = f"/objects/for-cars/anna/t/{number}"
+    return {
+        "requirement": NEED._replace(by_reference=True),
+        "item": b"",
+        "ref": Reference(sha256="b" * 64, length=length, url=url),
+    }
+
+
+def _lent(item: Item) -> bytes:
+    """The input that a car finds at its reference."""
+    assert item.ref is not None
+    return f"item {item.ref.url.rpartition('/')[2]}".encode()
 
 
 @dataclass
@@ -98,6 +116,7 @@ class Rig:
         boot: int = 1,
         connection: int = 1,
         task: str = TASK,
+        takes_references: bool = True,
     ) -> str:
         resident = (MODEL,) if is_warm else ()
         self.state.fleet.born(
@@ -112,6 +131,7 @@ class Rig:
                 tasks=(task,),
                 resident=resident,
                 limits=VehicleLimits(),
+                takes_references=takes_references,
             )
         )
         self.says(vehicle, boot=boot)
@@ -174,7 +194,7 @@ class Rig:
         """The car has these items, or all; the output of each is the item itself."""
         _, offer = self.out[unit]
         wanted = indexes or tuple(item.index for item in offer.items)
-        data = {item.index: item.data for item in offer.items}
+        data = {item.index: item.data or _lent(item) for item in offer.items}
         items = tuple(
             ItemDone(index=index, output=msgspec.Raw(msgspec.msgpack.encode(data[index])))
             for index in wanted

@@ -1,7 +1,7 @@
 """Requests are put together, given to cars, taken back and given to others, and end once."""
 
 import pytest
-from interactive_rig import MODEL, NEED, Rig, only
+from interactive_rig import MODEL, NEED, Rig, lent, only
 
 from edge_runtime.contract import limits
 from edge_runtime.contract.messages import Cancelled, Tokens
@@ -30,6 +30,62 @@ def resume(ids: tuple[int, ...]) -> bytes:
 
 def stream(r: Rig) -> int:
     return r.ask(resume=resume, item=resume(()))
+
+
+# --- inputs by reference ---------------------------------------------------------------------
+
+
+def test_an_input_by_reference_goes_to_a_car_that_fetches_and_nowhere_inline() -> None:
+    r = Rig()
+    r.car("old", takes_references=False)
+    number = r.ask(**lent(1))
+    assert not r.units
+    r.car("car-1")
+    (unit,) = r.units
+    vehicle, offer = r.out[unit]
+    (item,) = offer.items
+    assert (vehicle, item.data, item.ref) == ("car-1", b"", lent(1)["ref"])
+    r.answer(unit)
+    assert isinstance(r.ended[number], p.Answered)
+
+
+def test_no_unit_has_more_to_fetch_than_a_car_takes() -> None:
+    r = rig()
+    numbers = [r.ask(**lent(n + 1, limits.OBJECT_MAX_BYTES // 3)) for n in range(9)]
+    sizes = []
+    while r.units:
+        _, offer = r.out[r.units[0]]
+        sizes.append(sum(item.ref.length for item in offer.items if item.ref is not None))
+        r.answer(r.units[0])
+    assert sorted(r.ended) == numbers
+    assert max(sizes) <= limits.UNIT_OBJECTS_MAX_BYTES
+    assert max(sizes) > limits.OBJECT_MAX_BYTES // 3, "they travel together as far as they fit"
+
+
+def test_a_car_is_given_time_to_fetch_before_another_is_asked() -> None:
+    r = rig("car-1", "car-2")
+    length = limits.OBJECT_MAX_BYTES
+    r.ask(**lent(1, length))
+    fetch_ms = limits.INTERACTIVE_FETCH_MS + length // limits.INTERACTIVE_FETCH_BYTES_PER_MS
+    for car in ("car-1", "car-2"):
+        r.says(car)
+    r.wait(fetch_ms)
+    for car in ("car-1", "car-2"):
+        r.says(car)
+    assert len(r.units) == 1
+    r.wait(2 * limits.INTERACTIVE_SILENCE_MS)
+    assert len(r.units) == 2
+
+
+def test_what_is_lent_counts_in_the_memory_of_what_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "INTERACTIVE_BYTES_MAX", 500_000)
+    r = Rig()
+    first, second, third = (r.ask(**lent(n, 200_000)) for n in (1, 2, 3))
+    assert {first, second}.isdisjoint(r.ended)
+    assert r.ended[third].why is p.Why.OVERLOADED
+    r.leave(first)
+    fourth = r.ask(**lent(4, 200_000))
+    assert fourth not in r.ended
 
 
 # --- one request, one car -----------------------------------------------------------------------

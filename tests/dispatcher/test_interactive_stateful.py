@@ -3,7 +3,7 @@
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
-from interactive_rig import Rig
+from interactive_rig import Rig, lent
 
 from edge_runtime.contract import limits
 from edge_runtime.contract.messages import Tokens
@@ -32,6 +32,11 @@ class Interactive(RuleBasedStateMachine):
     @rule(tenant=st.sampled_from("ab"), rows=st.integers(1, 9), ms=st.integers(1, 9_000))
     def ask(self, tenant: str, rows: int, ms: int) -> None:
         number = self.rig.ask(tenant, rows, deadline_ms=self.rig.boot_ms + ms)
+        self.asked[number] = f"item {number}".encode()
+
+    @rule(length=st.integers(1, limits.OBJECT_MAX_BYTES))
+    def ask_by_reference(self, length: int) -> None:
+        number = self.rig.ask(**lent(len(self.asked) + len(self.streams) + 1, length))
         self.asked[number] = f"item {number}".encode()
 
     @rule()

@@ -183,10 +183,10 @@ def unfinished_in_bucket(url: str) -> int:
 
 @dataclass
 class Narrows:
-    """A way to a port that lets through so many bytes, and then none until it is opened."""
+    """A way to a port: so many bytes go through, both ways, and then none until it is opened."""
 
     target_port: int
-    bytes_max: int
+    bytes_left: int
     port: int = 0
     is_blocked: asyncio.Event = field(default_factory=asyncio.Event)
     _open: asyncio.Event = field(default_factory=asyncio.Event)
@@ -194,6 +194,11 @@ class Narrows:
 
     def open(self) -> None:
         self._open.set()
+
+    def narrow(self, bytes_left: int) -> None:
+        self.bytes_left = bytes_left
+        self._open.clear()
+        self.is_blocked.clear()
 
     def cut(self) -> None:
         """Break what is connected, and let everything through from now on."""
@@ -208,8 +213,8 @@ class Narrows:
             sides.append(up_writer)
             self._writers += sides
             tasks = [
-                asyncio.create_task(self._up(reader, up_writer)),
-                asyncio.create_task(_copy(up_reader, writer)),
+                asyncio.create_task(self._copy(reader, up_writer)),
+                asyncio.create_task(self._copy(up_reader, writer)),
             ]
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             for task in tasks:
@@ -218,30 +223,24 @@ class Narrows:
         for side in sides:
             side.close()
 
-    async def _up(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _copy(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while data := await reader.read(65_536):
             if not self._open.is_set():
-                now, data = data[: self.bytes_max], data[self.bytes_max :]
-                self.bytes_max -= len(now)
+                now, data = data[: self.bytes_left], data[self.bytes_left :]
+                self.bytes_left -= len(now)
                 writer.write(now)
                 await writer.drain()
-                if self.bytes_max == 0:
+                if self.bytes_left == 0:
                     self.is_blocked.set()
                     await self._open.wait()
             writer.write(data)
             await writer.drain()
 
 
-async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    while data := await reader.read(65_536):
-        writer.write(data)
-        await writer.drain()
-
-
 @asynccontextmanager
-async def narrows(target_port: int, bytes_max: int) -> AsyncIterator[Narrows]:
+async def narrows(target_port: int, bytes_left: int) -> AsyncIterator[Narrows]:
     """A running one; leave it after its clients."""
-    way = Narrows(target_port, bytes_max)
+    way = Narrows(target_port, bytes_left)
     connections: set[asyncio.Task[None]] = set()
 
     def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -20,8 +20,10 @@ from edge_runtime.contract import limits
 from edge_runtime.contract.clock import Now
 from edge_runtime.dispatcher.api import HttpServer, build_app, open_door, serve
 from edge_runtime.dispatcher.api.objects import ObjectRoutes
+from edge_runtime.dispatcher.api.oip import OpenInference
 from edge_runtime.dispatcher.chores import Chores
 from edge_runtime.dispatcher.desk import FrontDesk
+from edge_runtime.dispatcher.lending import Lender
 from edge_runtime.dispatcher.objects import Objects
 from edge_runtime.dispatcher.objects_kept import KeptObjects, kept_in_folder
 from edge_runtime.dispatcher.service import DispatcherService, DispatcherSettings, system_clock
@@ -59,6 +61,7 @@ class ObjectsHouse:
     folder: Path
     service: DispatcherService
     objects: Objects
+    lender: Lender
     server: HttpServer
     clock: Ahead
     session: aiohttp.ClientSession
@@ -150,13 +153,15 @@ async def open_house(
         )
         await objects.open()
         desk = FrontDesk(service, quotas=door.quotas, objects=objects)
-        app = build_app(desk, door=door, mounts={"objects": ObjectRoutes(objects)})
+        lender = Lender(door.quotas, service.counters)
+        mounts = {"objects": ObjectRoutes(objects, lender), "v2": OpenInference(service, lender)}
+        app = build_app(desk, door=door, mounts=mounts)
         server = await serve(app, port=port)
         service.announce(server.url)
         Chores(service).start()
         try:
             async with aiohttp.ClientSession() as session:
-                yield ObjectsHouse(folder, service, objects, server, clock, session)
+                yield ObjectsHouse(folder, service, objects, lender, server, clock, session)
         finally:
             await server.close()
 

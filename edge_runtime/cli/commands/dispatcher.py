@@ -171,6 +171,7 @@ async def _serve(
     from edge_runtime.dispatcher.api.openai.live import PATHS, LiveTexts
     from edge_runtime.dispatcher.dashboard import mount_dashboard
     from edge_runtime.dispatcher.desk import FrontDesk
+    from edge_runtime.dispatcher.lending import Lender
 
     door = await open_door(service)
     beside = store.with_name(f"{store.name}-objects")
@@ -180,15 +181,16 @@ async def _serve(
     batches = BatchDesk(desk, service.store, files, door.quotas, lambda: service.clock().utc_ms)
     await batches.shelf.open()
     service.spawn(batches.run)
+    lender = Lender(door.quotas, service.counters)
     app = build_app(
         desk,
         backup_dir=kept.backups,
         door=door,
-        mounts={"v2": OpenInference(service), **dict.fromkeys(PATHS, LiveTexts(service))},
+        mounts={"v2": OpenInference(service, lender), **dict.fromkeys(PATHS, LiveTexts(service))},
         batches=batches,
         embed=LiveEmbeddings(service),
     )
-    app.mount("objects", ObjectRoutes(objects))
+    app.mount("objects", ObjectRoutes(objects, lender))
     mount_dashboard(app, service, desk)
     return await serve(app, *address, allow_remote=allow_remote or door.accounts.in_force)
 

@@ -47,7 +47,12 @@ _OTHERS: Final = 2
 class BodyBudget:
     """The bytes of request bodies that may be in memory at once."""
 
-    def __init__(self, bytes_max: int = limits.HTTP_BODIES_MAX_BYTES) -> None:
+    def __init__(
+        self,
+        bytes_max: int = limits.HTTP_BODIES_MAX_BYTES,
+        limit_name: str = "HTTP_BODIES_MAX_BYTES",
+    ) -> None:
+        self._limit = named_limit(limit_name, bytes_max)
         self._free_bytes = bytes_max
 
     def reserve(self, count: int) -> None:
@@ -57,7 +62,7 @@ class BodyBudget:
                 HTTPStatus.SERVICE_UNAVAILABLE,
                 "busy",
                 "too many large requests at once; try again",
-                limit=named_limit("HTTP_BODIES_MAX_BYTES", limits.HTTP_BODIES_MAX_BYTES),
+                limit=self._limit,
             )
         self._free_bytes -= count
 

@@ -16,8 +16,9 @@ import asyncio
 import base64
 import binascii
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from email.utils import formatdate
+from functools import partial
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Final
@@ -33,6 +34,7 @@ from edge_runtime.dispatcher.api.forms import refuse
 from edge_runtime.dispatcher.api.problems import problem_of, refusal
 from edge_runtime.dispatcher.api.queries import tenant_of
 from edge_runtime.dispatcher.front import Refusal
+from edge_runtime.dispatcher.lending import Lender, Loan
 from edge_runtime.dispatcher.objects import CARS_PATH, Objects, StoredObject, Upload
 from edge_runtime.dispatcher.objects_kept import ObjectsUnavailable, kept_at, kept_in_folder
 from edge_runtime.dispatcher.service import DispatcherService
@@ -73,8 +75,9 @@ async def open_objects(
 class ObjectRoutes:
     """The ASGI application under `/objects`."""
 
-    def __init__(self, objects: Objects) -> None:
+    def __init__(self, objects: Objects, lender: Lender | None = None) -> None:
         self._objects = objects
+        self._lender = lender
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Serve one request."""
@@ -111,7 +114,8 @@ class ObjectRoutes:
         elif not _SHA256.fullmatch(sha256):
             raise refusal(HTTPStatus.NOT_FOUND, "not_found", "no such path", field="sha256")
         elif method == "GET":
-            await self._read(request, self._objects.find_whole(tenant, sha256), send)
+            stored = self._objects.find_whole(tenant, sha256)
+            await self._read(request, stored, partial(self._objects.read, stored), send)
         elif method in {"HEAD", "PATCH", "DELETE"}:
             _require_tus(request)
             await self._tus(request, tenant, sha256, send)
@@ -125,7 +129,12 @@ class ObjectRoutes:
         is_name = ID_PATTERN.fullmatch(tenant) and _SHA256.fullmatch(sha256)
         if request.method != "GET" or not is_name or not _TICKET.fullmatch(ticket):
             raise refusal(HTTPStatus.NOT_FOUND, "not_found", "no such path")
-        await self._read(request, self._objects.find_for_car(tenant, ticket, sha256), send)
+        loan = None if self._lender is None else self._lender.find(tenant, ticket, sha256)
+        if loan is not None:
+            await self._read(request, loan, loan.read, send)
+            return
+        stored = self._objects.find_for_car(tenant, ticket, sha256)
+        await self._read(request, stored, partial(self._objects.read, stored), send)
 
     # --- uploading ------------------------------------------------------------------------------
 
@@ -165,7 +174,13 @@ class ObjectRoutes:
 
     # --- reading --------------------------------------------------------------------------------
 
-    async def _read(self, request: _Request, stored: StoredObject, send: Any) -> None:
+    async def _read(
+        self,
+        request: _Request,
+        stored: StoredObject | Loan,
+        read: Callable[[range], AsyncIterator[bytes]],
+        send: Any,
+    ) -> None:
         tag = f'"{stored.sha256}"'
         has_changed = request.headers.get("if-range", tag) != tag
         asked = "" if has_changed else request.headers.get("range", "")
@@ -183,7 +198,7 @@ class ObjectRoutes:
         else:
             headers["content-range"] = f"bytes {span.start}-{span.stop - 1}/{stored.length}"
         headers["content-length"] = str(len(span))
-        pieces = self._objects.read(stored, span)
+        pieces = read(span)
         # The first bytes are there before the status is said: a store that is away is a 503.
         first = await anext(pieces, b"")
         await _start(send, status, headers)

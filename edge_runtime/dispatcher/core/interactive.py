@@ -158,7 +158,7 @@ class InteractiveCore:
         request = Request(ask, key, now.boot_ms, now.boot_ms)
         self._requests[ask.number] = request
         self._by_tenant[ask.tenant] += 1
-        self._bytes += len(ask.item)
+        self._bytes += _held_bytes(ask)
         heapq.heappush(self._deadlines, (ask.deadline_ms, ask.number))
         self.counters["interactive_requests"] += 1
         self._enqueue(request, now)
@@ -168,7 +168,7 @@ class InteractiveCore:
             return f"{limits.INTERACTIVE_REQUESTS_MAX} requests wait already"
         if self._by_tenant[ask.tenant] >= limits.INTERACTIVE_TENANT_REQUESTS_MAX:
             return f"{limits.INTERACTIVE_TENANT_REQUESTS_MAX} requests of this tenant wait already"
-        if self._bytes + len(ask.item) > limits.INTERACTIVE_BYTES_MAX:
+        if self._bytes + _held_bytes(ask) > limits.INTERACTIVE_BYTES_MAX:
             return f"requests that wait already hold {self._bytes} bytes"
         return None
 
@@ -190,7 +190,7 @@ class InteractiveCore:
         self._by_tenant[ask.tenant] -= 1
         if not self._by_tenant[ask.tenant]:
             del self._by_tenant[ask.tenant]
-        self._bytes -= len(ask.item)
+        self._bytes -= _held_bytes(ask)
         if request.is_queued:
             self._queues[request.key].remove(request)
         for unit in request.units:
@@ -273,11 +273,16 @@ class InteractiveCore:
         item_ms = self._state.pace.expect_ms(ask.requirement.model, ask.reference_ms, row)
         most = max(1, min(int(limits.INTERACTIVE_BATCH_MS / item_ms), ask.rows_max))
         batch: list[Request] = []
-        rows = size = 0
+        rows = size = object_bytes = 0
         for request in queue:
             rows += request.ask.rows
             size += request.size_bytes
-            does_not_fit = rows > most or size > limits.UNIT_MAX_BYTES
+            object_bytes += request.ask.object_bytes
+            does_not_fit = (
+                rows > most
+                or size > limits.UNIT_MAX_BYTES
+                or object_bytes > limits.UNIT_OBJECTS_MAX_BYTES
+            )
             if batch and (does_not_fit or request.avoided(now.boot_ms) != avoid):
                 break
             batch.append(request)
@@ -300,6 +305,9 @@ class InteractiveCore:
         patience_ms += int(_PATIENCE_PER_EXPECTED * item_ms * sum(r.ask.rows for r in batch))
         if not fleet.is_resident(row, requirement.model):
             patience_ms += limits.INTERACTIVE_COLD_MS
+        if object_bytes := sum(request.ask.object_bytes for request in batch):
+            patience_ms += limits.INTERACTIVE_FETCH_MS
+            patience_ms += object_bytes // limits.INTERACTIVE_FETCH_BYTES_PER_MS
         unit = Unit(
             number=number,
             fence=state.new_fence(),
@@ -718,14 +726,19 @@ class InteractiveCore:
             assert all(unit.number in self._units for unit in request.units)
             if request.is_queued:
                 assert request in queued
-        assert self._bytes == sum(len(r.ask.item) for r in self._requests.values())
+        assert self._bytes == sum(_held_bytes(r.ask) for r in self._requests.values())
         assert self._by_tenant == Counter(r.ask.tenant for r in self._requests.values())
 
 
 def _item(index: int, request: Request) -> Item:
     ask = request.ask
     data = ask.item if ask.resume is None else ask.resume(tuple(request.ids))
-    return Item(index=index, media_type=ask.media_type, data=data)
+    return Item(index=index, media_type=ask.media_type, data=data, ref=ask.ref)
+
+
+def _held_bytes(ask: Ask) -> int:
+    """What of its input is in memory while it waits, here or lent to cars."""
+    return len(ask.item) + ask.object_bytes
 
 
 def _too_late(request: Request) -> Failed:

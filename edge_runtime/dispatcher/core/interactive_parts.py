@@ -13,7 +13,7 @@ from typing import NamedTuple
 import msgspec
 
 from edge_runtime.contract import limits
-from edge_runtime.contract.messages import Fence, Tokens, UnitOffer
+from edge_runtime.contract.messages import Fence, Reference, Tokens, UnitOffer
 from edge_runtime.contract.reasons import ItemError
 from edge_runtime.dispatcher.core.events import ChunkReceived, VerdictReceived
 from edge_runtime.dispatcher.core.placement import Requirement
@@ -34,7 +34,8 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True):
 
     Requests may travel in one unit when requirement, tenant, purpose and parameters are equal and
     together they have at most `rows_max` rows. `resume` is there for one that streams tokens:
-    it then never shares a unit.
+    it then never shares a unit. `ref` is there for an input that does not travel inline: `item` is
+    then empty, and the requirement's cars can fetch.
     """
 
     number: int
@@ -50,6 +51,12 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True):
     reference_ms: float
     resume: Resume | None = None
     traceparent: str | None = None
+    ref: Reference | None = None
+
+    @property
+    def object_bytes(self) -> int:
+        """What a car fetches for it."""
+        return 0 if self.ref is None else self.ref.length
 
 
 class Asked(_Record, frozen=True, kw_only=True):
@@ -184,7 +191,9 @@ class Request:
     @property
     def size_bytes(self) -> int:
         """What it takes in a unit."""
-        return len(self.ask.item) + len(self.ask.media_type) + _ITEM_OVERHEAD_BYTES
+        ref = self.ask.ref
+        ref_bytes = 0 if ref is None else len(ref.url) + _REFERENCE_OVERHEAD_BYTES
+        return len(self.ask.item) + len(self.ask.media_type) + _ITEM_OVERHEAD_BYTES + ref_bytes
 
     def avoided(self, now_ms: int) -> frozenset[str]:
         """The cars that it is not to be given to now: they have it, or had it a moment ago."""
@@ -237,4 +246,5 @@ class Pool:
 
 
 _ITEM_OVERHEAD_BYTES = 64
+_REFERENCE_OVERHEAD_BYTES = 96
 _NOBODY: frozenset[str] = frozenset()

@@ -14,10 +14,11 @@ asked for, and let go what is not.
 """
 
 import asyncio
+import contextlib
 import time
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from http import HTTPStatus
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 from urllib.parse import unquote
 
 import msgspec
@@ -25,11 +26,14 @@ import structlog
 
 from edge_runtime import __version__
 from edge_runtime.contract import limits
+from edge_runtime.contract.messages import Reference
 from edge_runtime.contract.package import Package
+from edge_runtime.dispatcher.api.bodies import BodyBudget
 from edge_runtime.dispatcher.api.door import tenant_in
 from edge_runtime.dispatcher.api.failures import problem_of_failed
 from edge_runtime.dispatcher.api.forms import refusal_headers
 from edge_runtime.dispatcher.api.oip.bodies import (
+    LargeBody,
     header,
     length_header,
     packed,
@@ -40,8 +44,10 @@ from edge_runtime.dispatcher.api.oip.infer import BadOutput, Inference
 from edge_runtime.dispatcher.api.oip.models import Model
 from edge_runtime.dispatcher.api.presence import ClientLeft, Receive, while_client_stays
 from edge_runtime.dispatcher.core.interactive_parts import Answered, Failed, Why
+from edge_runtime.dispatcher.core.placement import Requirement
 from edge_runtime.dispatcher.front import Refusal
 from edge_runtime.dispatcher.interactive import InteractiveFailure
+from edge_runtime.dispatcher.lending import Lender
 from edge_runtime.dispatcher.service import DispatcherService
 
 _JSON: Final = b"application/json"
@@ -50,16 +56,27 @@ _HEADER_LENGTH: Final = b"inference-header-content-length"
 _EXTENSIONS: Final = ["binary_tensor_data", "model_configuration", "model_repository", "statistics"]
 _encode = msgspec.json.Encoder().encode
 _US_PER_MS: Final = 1_000
+_LARGE: Final = (limits.OIP_LARGE_BODIES_MAX_BYTES, "OIP_LARGE_BODIES_MAX_BYTES")
 _LOOK_AGAIN_S: Final = 1.0
 
 _log = structlog.get_logger(__name__)
 
 
-class OpenInference:
-    """`/v2` over one running dispatcher."""
+class _Sent(NamedTuple):
+    """What of a request travels: its input, or where that is, and which cars can have it so."""
 
-    def __init__(self, service: DispatcherService) -> None:
+    requirement: Requirement
+    item: bytes
+    ref: Reference | None = None
+
+
+class OpenInference:
+    """`/v2` over one running dispatcher; without a lender, inputs travel inline only."""
+
+    def __init__(self, service: DispatcherService, lender: Lender | None = None) -> None:
         self._service = service
+        self._lender = lender
+        self._large = None if lender is None else BodyBudget(*_LARGE)
         self._shelf = service.shelf
         self._models: dict[str, Model] = {}
         self._looked_s = -_LOOK_AGAIN_S
@@ -208,20 +225,14 @@ class OpenInference:
         started_ns = time.monotonic_ns()
         headers = scope["headers"]
         tenant = tenant_in(scope)
-        header_length = length_header(headers, _HEADER_LENGTH)
-        body = await read_body(headers, receive)
-        inference = model.interface.read(body, header_length)
-        if len(inference.item) > limits.ITEM_MAX_BYTES:
-            text = (
-                f"the inputs have {len(inference.item)} bytes; at most {limits.ITEM_MAX_BYTES} "
-                "travel inline (ITEM_MAX_BYTES)"
-            )
-            raise OipError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, text)
-        try:
-            answered = await self._ask(model, inference, tenant, headers, receive)
-        except InteractiveFailure as failure:
-            model.statistics.fail.add((time.monotonic_ns() - started_ns) / 1e6)
-            raise _refusal(failure.failed) from None
+        # Held to the end: the input of a large body waits in memory for as long as its requester.
+        with LargeBody(self._large) as large:
+            inference = await self._read(model, headers, receive, large)
+            try:
+                answered = await self._ask(model, inference, tenant, headers, receive)
+            except InteractiveFailure as failure:
+                model.statistics.fail.add((time.monotonic_ns() - started_ns) / 1e6)
+                raise _refusal(failure.failed) from None
         try:
             answer, json_length = model.interface.answer(
                 inference, answered.output, model.name, model.version
@@ -245,6 +256,23 @@ class OpenInference:
             batch=answered.batch,
         )
 
+    async def _read(
+        self,
+        model: Model,
+        headers: list[tuple[bytes, bytes]],
+        receive: Receive,
+        large: LargeBody,
+    ) -> Inference:
+        """The request, understood. Raises as `read_body`, and `OipError`."""
+        header_length = length_header(headers, _HEADER_LENGTH)
+        if header_length is None:
+            # Its tensors are JSON, which is no way for large ones.
+            return model.interface.read(await read_body(headers, receive), None)
+        body = await read_body(headers, receive, large)
+        if len(body) <= limits.OIP_BODY_MAX_BYTES:
+            return model.interface.read(body, header_length)
+        return await asyncio.to_thread(model.interface.read, body, header_length)
+
     async def _ask(
         self,
         model: Model,
@@ -257,11 +285,12 @@ class OpenInference:
         timeout_ms = limits.INTERACTIVE_TIMEOUT_DEFAULT_MS
         if inference.timeout_us:
             timeout_ms = min(timeout_ms, max(1, inference.timeout_us // _US_PER_MS))
-        async with while_client_stays(receive):
+        async with while_client_stays(receive), self._sent(model, inference, tenant) as sent:
             return await self._service.interactive.infer(
                 tenant=tenant,
-                requirement=model.requirement,
-                item=inference.item,
+                requirement=sent.requirement,
+                item=sent.item,
+                ref=sent.ref,
                 media_type="application/x-msgpack",
                 reference_ms=model.reference_ms,
                 parameters=inference.parameters,
@@ -269,6 +298,22 @@ class OpenInference:
                 timeout_ms=timeout_ms,
                 traceparent=header(headers, b"traceparent"),
             )
+
+    @contextlib.asynccontextmanager
+    async def _sent(self, model: Model, inference: Inference, tenant: str) -> AsyncIterator[_Sent]:
+        """How the input goes to a car: inline, or lent to it for as long as its client waits."""
+        size = len(inference.item)
+        if size <= limits.ITEM_MAX_BYTES:
+            yield _Sent(model.requirement, inference.item)
+        elif self._lender is None:
+            text = (
+                f"the inputs have {size} bytes; at most {limits.ITEM_MAX_BYTES} "
+                "travel inline (ITEM_MAX_BYTES)"
+            )
+            raise OipError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, text)
+        else:
+            async with self._lender.lend(tenant, inference.item) as ref:
+                yield _Sent(model.requirement._replace(by_reference=True), b"", ref)
 
 
 def _refusal(failed: Failed) -> OipError:

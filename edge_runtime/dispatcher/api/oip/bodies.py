@@ -2,7 +2,8 @@
 
 Invariants
 - No more than `OIP_BODY_MAX_BYTES` of a body are held, as it came or as it is unpacked: what a
-  small body unpacks to is counted while it is unpacked.
+  small body unpacks to is counted while it is unpacked. One with binary tensors may be larger,
+  `OIP_LARGE_BODY_MAX_BYTES`; what all such bodies hold is bounded, and counted as they grow.
 - A body that comes slower than its time ends with 408 and its connection.
 - Of two headers that say the same thing, neither is believed.
 """
@@ -10,11 +11,12 @@ Invariants
 import asyncio
 import gzip
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from http import HTTPStatus
-from typing import Any, Final
+from typing import Any, Final, Self
 
 from edge_runtime.contract import limits
+from edge_runtime.dispatcher.api.bodies import BodyBudget
 from edge_runtime.dispatcher.api.oip.errors import OipError, bad
 from edge_runtime.dispatcher.api.presence import ClientLeft, Receive
 
@@ -47,21 +49,51 @@ def length_header(headers: Headers, name: bytes) -> int | None:
     return int(text)
 
 
-async def read_body(headers: Headers, receive: Receive) -> bytes:
-    """The whole body, unpacked. Raises `OipError` or `ClientLeft`."""
+class LargeBody:
+    """What one request holds of the memory for large bodies, until its end.
+
+    A context manager. Without a budget no body is large.
+    """
+
+    def __init__(self, budget: BodyBudget | None) -> None:
+        self._budget = budget
+        self._held_bytes = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self._budget is not None:
+            self._budget.release(self._held_bytes)
+
+    def require(self, size: int) -> None:
+        """Room for so many bytes. Raises `OipError` 413, or `Refusal` 503 for want of memory."""
+        if size <= limits.OIP_BODY_MAX_BYTES or size <= self._held_bytes:
+            return
+        if self._budget is None or size > limits.OIP_LARGE_BODY_MAX_BYTES:
+            raise _too_large(is_large=self._budget is not None)
+        self._budget.reserve(size - self._held_bytes)
+        self._held_bytes = size
+
+
+async def read_body(headers: Headers, receive: Receive, large: LargeBody | None = None) -> bytes:
+    """The whole body, unpacked; `large` where it may be. Raises `OipError` or `ClientLeft`.
+
+    And `Refusal` 503 where too many large ones are in memory.
+    """
+    room = large or LargeBody(None)
     declared = length_header(headers, b"content-length")
-    if declared is not None and declared > limits.OIP_BODY_MAX_BYTES:
-        raise _too_large()
+    if declared is not None:
+        room.require(declared)
     message = await _next(receive)
     body: bytes = message.get("body", b"")
     if message.get("more_body", False):
-        body = await _rest(body, receive)
-    if len(body) > limits.OIP_BODY_MAX_BYTES:
-        raise _too_large()
+        body = await _rest(body, receive, room)
+    room.require(len(body))
     encoding = header(headers, b"content-encoding")
     if encoding is None or encoding in {"", "identity"}:
         return body
-    return unpacked(body, encoding)
+    return await _unpacked(body, encoding, room)
 
 
 async def _next(receive: Receive) -> dict[str, Any]:
@@ -71,7 +103,7 @@ async def _next(receive: Receive) -> dict[str, Any]:
     return message
 
 
-async def _rest(first: bytes, receive: Receive) -> bytes:
+async def _rest(first: bytes, receive: Receive, room: LargeBody) -> bytes:
     parts, size = [first], len(first)
     try:
         async with asyncio.timeout(limits.OIP_BODY_MAX_S):
@@ -80,8 +112,7 @@ async def _rest(first: bytes, receive: Receive) -> bytes:
                 part = message.get("body", b"")
                 parts.append(part)
                 size += len(part)
-                if size > limits.OIP_BODY_MAX_BYTES:
-                    raise _too_large()
+                room.require(size)
                 if not message.get("more_body", False):
                     return b"".join(parts)
     except TimeoutError:
@@ -90,26 +121,51 @@ async def _rest(first: bytes, receive: Receive) -> bytes:
 
 
 def unpacked(body: bytes, encoding: str) -> bytes:
-    """A body without its encoding. Raises `OipError`."""
+    """A body that may not be large, without its encoding. Raises `OipError`."""
+    pieces: list[bytes] = []
+    for piece in _steps(body, encoding):
+        pieces.append(piece)
+        LargeBody(None).require(sum(map(len, pieces)))
+    return b"".join(pieces)
+
+
+async def _unpacked(body: bytes, encoding: str, room: LargeBody) -> bytes:
+    """The same with room for more; what is more than a little is done beside the event loop."""
+    steps = _steps(body, encoding)
+    pieces = [next(steps)]
+    size = len(pieces[0])
+    room.require(size)
+    while piece := await asyncio.to_thread(next, steps, b""):
+        pieces.append(piece)
+        size += len(piece)
+        room.require(size)
+    return b"".join(pieces)
+
+
+def _steps(body: bytes, encoding: str) -> Iterator[bytes]:
+    """What a body unpacks to, a little at a time: a bomb is noticed before it is held."""
     bits = _WINDOW_BITS.get(encoding)
     if bits is None:
         known = ", ".join(_WINDOW_BITS)
         text = f"content-encoding {encoding[:40]!r} is not one of {known}"
         raise OipError(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, text)
     unpacker = zlib.decompressobj(bits)
+    left = body
     try:
-        data = unpacker.decompress(body, limits.OIP_BODY_MAX_BYTES + 1)
+        while True:
+            yield unpacker.decompress(left, limits.OIP_BODY_MAX_BYTES + 1)
+            left = unpacker.unconsumed_tail
+            if unpacker.eof or not left:
+                break
     except zlib.error as error:
         raise bad(f"the body is not {encoding}: {error}") from None
-    if len(data) > limits.OIP_BODY_MAX_BYTES:
-        raise _too_large()
     if not unpacker.eof or unpacker.unused_data:
         raise bad(f"the body is not one whole {encoding} stream")
-    return data
 
 
-def _too_large() -> OipError:
-    text = f"the body is over {limits.OIP_BODY_MAX_BYTES} bytes (OIP_BODY_MAX_BYTES)"
+def _too_large(*, is_large: bool) -> OipError:
+    name = "OIP_LARGE_BODY_MAX_BYTES" if is_large else "OIP_BODY_MAX_BYTES"
+    text = f"the body is over {getattr(limits, name)} bytes ({name})"
     return OipError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, text)
 
 

@@ -13,6 +13,7 @@ The rules are those of the protocol and of its binary data extension; what its c
 import base64
 import struct
 from collections.abc import Sequence
+from http import HTTPStatus
 from typing import Annotated, Any, Final
 
 import msgspec
@@ -23,7 +24,7 @@ from edge_runtime.contract import limits
 from edge_runtime.contract.errors import RemoteError
 from edge_runtime.contract.package import ModelSpec, TensorSpec
 from edge_runtime.contract.tensors import BadTensor, Tensor, check_tensor, element_count
-from edge_runtime.dispatcher.api.oip.errors import bad
+from edge_runtime.dispatcher.api.oip.errors import OipError, bad
 
 _NUMPY_NAMES: Final = {
     "BOOL": "?", "UINT8": "u1", "UINT16": "<u2", "UINT32": "<u4", "UINT64": "<u8", "INT8": "i1",
@@ -136,6 +137,8 @@ class Interface:
         """
         if header_length == 0:
             return self._read_raw(body)
+        if header_length is not None and header_length > limits.OIP_BODY_MAX_BYTES:
+            raise _json_too_large(header_length)
         if header_length is not None and header_length > len(body):
             raise bad(
                 f"Inference-Header-Content-Length is {header_length}; the body has {len(body)}"
@@ -217,6 +220,7 @@ class Interface:
         for tensor in tensors:
             spec = self._by_name[tensor.name]
             if self.is_tensor:
+                _no_large_strings(tensor)
                 _check(tensor, spec)
             else:
                 _check_item(tensor)
@@ -305,6 +309,21 @@ def _readable(value: Any) -> Any:
             return value
         case _:
             return str(value)
+
+
+def _no_large_strings(tensor: Tensor) -> None:
+    """413 for strings that do not travel inline: each would be looked at, by us and by the car."""
+    if tensor.datatype == "BYTES" and len(tensor.data) > limits.ITEM_MAX_BYTES:
+        raise OipError(
+            HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+            f"input {tensor.name!r} has {len(tensor.data)} bytes of strings; at most "
+            f"{limits.ITEM_MAX_BYTES} (ITEM_MAX_BYTES)",
+        )
+
+
+def _json_too_large(size: int) -> OipError:
+    text = f"the JSON is over {limits.OIP_BODY_MAX_BYTES} bytes (OIP_BODY_MAX_BYTES): {size}"
+    return OipError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, text)
 
 
 def _no_shared_memory(name: str, parameters: _Parameters | None) -> None:
