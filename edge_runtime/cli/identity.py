@@ -1,20 +1,29 @@
 """Settings of who we are to the broker, shared by every command that speaks MQTT."""
 
+import os
+import secrets
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 from urllib.parse import urlsplit
 
+import structlog
 from cyclopts import Parameter
 
 from edge_runtime.bus.port import TlsSettings
 from edge_runtime.cli.options import readable_file, readable_folder
 from edge_runtime.contract.errors import ConfigError
+from edge_runtime.contract.topics import require_id
+from edge_runtime.pki.files import PUBLIC_MODE, PkiError, read_file, write_file
 
 if TYPE_CHECKING:
     from edge_runtime.pki.signing import MessageSigner
     from edge_runtime.vehicle.identity import Identity
+
+_ID_FILE: Final = "vehicle-id"
+_ID_BYTES: Final = 8
+_log = structlog.get_logger(__name__)
 
 
 @Parameter(name="*")
@@ -87,16 +96,32 @@ class CarIdentityOptions(TlsOptions):
         Parameter(help="Command that renews --identity: see `pki renew --help`, --hook."),
     ] = None
 
-    def name(self, told: str) -> str:
-        """The vehicle's id: as told, or as the identity says. Raises `ConfigError`."""
+    def name(self, told: str, state_dir: Path) -> str:
+        """The vehicle's id: as told, as the identity says, or as drawn. Raises `ConfigError`."""
         if told:
             return told
         if self.identity is None:
-            raise ConfigError("say who this car is: --id, or --identity")
+            return _drawn_id(state_dir / _ID_FILE)
         from edge_runtime.pki.naming import name_in
 
         readable_file("--identity", self.identity / "identity.pem")
         return name_in(self.identity / "identity.pem")
+
+    def draw_name(self, told: str, state_dir: Path) -> None:
+        """Have an id for a car of which nobody said one: random, kept with its state.
+
+        Raises `ConfigError` where it cannot be kept.
+        """
+        path = state_dir / _ID_FILE
+        if told or self.identity is not None or os.path.lexists(path):
+            return
+        drawn = f"car-{secrets.token_hex(_ID_BYTES)}"
+        try:
+            state_dir.mkdir(parents=True, exist_ok=True)
+            write_file(path, f"{drawn}\n".encode(), mode=PUBLIC_MODE)
+        except OSError as error:
+            raise ConfigError(f"--state-dir {state_dir}: {error.strerror}") from None
+        _log.info("vehicle_id_drawn", vehicle=drawn, kept_in=str(path))
 
     def compose(self, tls: TlsSettings) -> "Identity":
         """What the agent needs. Raises `ConfigError`, or `PkiError` for keys of no use."""
@@ -134,3 +159,13 @@ class CarIdentityOptions(TlsOptions):
         else:
             how = ["--hook", self.renew_hook or ""]
         return [*command, "--if-due", *how]
+
+
+def _drawn_id(path: Path) -> str:
+    """The id in a file that `draw_name` wrote. Raises `ConfigError`."""
+    if not os.path.lexists(path):
+        raise ConfigError("say who this car is: --id, or --identity")
+    try:
+        return require_id(str(path), read_file(path).decode("ascii", "replace").strip())
+    except PkiError as error:
+        raise ConfigError(str(error)) from None

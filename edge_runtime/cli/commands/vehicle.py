@@ -50,7 +50,10 @@ class VehicleOptions:
 
     vehicle_id: Annotated[
         str,
-        Parameter(name="--id", help="Opaque random id, never the VIN; none: that of --identity."),
+        Parameter(
+            name="--id",
+            help="Opaque random id, never the VIN; none: that of --identity, else one is drawn.",
+        ),
     ] = ""
     broker: BrokerUrl = DEFAULT_BROKER
     state_dir: Annotated[Path, Parameter(help="Folder of the journal and the model packages.")] = (
@@ -114,8 +117,8 @@ class VehicleOptions:
 
     @property
     def name(self) -> str:
-        """The id of this car, as told or as its certificate says."""
-        return self.who.name(self.vehicle_id)
+        """The id of this car: as told, as its certificate says, or as once drawn."""
+        return self.who.name(self.vehicle_id, self.state_dir)
 
     def check(self) -> None:
         """Raise `ConfigError` for the first setting that is out of its bounds."""
@@ -147,6 +150,7 @@ _DEFAULTS: Final = VehicleOptions()
 
 def vehicle(options: VehicleOptions = _DEFAULTS, sensing: SensorOptions = _SENSING) -> int:
     """Run one car's runtime until SIGTERM or SIGINT; leaving gives all work back."""
+    options.who.draw_name(options.vehicle_id, options.state_dir)
     options.check()
     sensors = make_sensors(sensing)
 
