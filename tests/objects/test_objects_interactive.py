@@ -18,7 +18,7 @@ from edge_runtime.bus import MemoryBroker
 from edge_runtime.contract import limits
 from edge_runtime.contract.http import Quota
 from edge_runtime.dispatcher.api.bodies import BodyBudget
-from edge_runtime.dispatcher.api.oip.bodies import LargeBody, unpacked
+from edge_runtime.dispatcher.api.oip.bodies import LargeBody, read_body, unpacked
 from edge_runtime.dispatcher.api.oip.errors import OipError
 from edge_runtime.dispatcher.front import Refusal
 from edge_runtime.dispatcher.lending import Lender
@@ -311,6 +311,23 @@ def test_large_bodies_share_a_bound_and_give_back_what_they_held() -> None:
         small.require(limits.OIP_BODY_MAX_BYTES + 1)
     with pytest.raises(OipError, match="OIP_BODY_MAX_BYTES"):
         unpacked(gzip.compress(bytes(limits.OIP_BODY_MAX_BYTES + 1)), "gzip")
+
+
+@pytest.mark.parametrize("size", [0, 1, limits.OIP_BODY_MAX_BYTES + 1])
+async def test_a_packed_body_that_is_cut_or_goes_on_is_refused_at_every_size(size: int) -> None:
+    whole = gzip.compress(bytes(size))
+
+    async def read(body: bytes) -> bytes:
+        async def receive() -> dict[str, Any]:
+            return {"type": "http.request", "body": body}
+
+        with LargeBody(BodyBudget(limits.OIP_LARGE_BODY_MAX_BYTES)) as large:
+            return await read_body([(b"content-encoding", b"gzip")], receive, large)
+
+    assert await read(whole) == bytes(size)
+    for spoilt in (whole[:-1], whole[:-8], whole + b"more"):
+        with pytest.raises(OipError, match="one whole gzip stream"):
+            await read(spoilt)
 
 
 async def test_a_bomb_is_refused_when_it_is_as_large_as_a_body_may_be(house: ObjectsHouse) -> None:

@@ -135,7 +135,7 @@ async def _unpacked(body: bytes, encoding: str, room: LargeBody) -> bytes:
     pieces = [next(steps)]
     size = len(pieces[0])
     room.require(size)
-    while piece := await asyncio.to_thread(next, steps, b""):
+    while (piece := await asyncio.to_thread(next, steps, None)) is not None:
         pieces.append(piece)
         size += len(piece)
         room.require(size)
