@@ -50,6 +50,7 @@ from edge_runtime.contract.messages import (
     Taken,
     Tokens,
     UnitOffer,
+    Usage,
     VehicleLimits,
     VehicleState,
     WorkOffer,
@@ -58,6 +59,7 @@ from edge_runtime.contract.reasons import (
     Availability,
     CancelReason,
     ChunkVerdict,
+    EnergyMethod,
     FinishReason,
     HoldReason,
     ItemError,
@@ -67,6 +69,7 @@ from edge_runtime.contract.reasons import (
     ReleaseReason,
     RequestRefusal,
     StopTier,
+    WearMethod,
 )
 from edge_runtime.contract.signals import Signals
 
@@ -369,6 +372,32 @@ _RESULTS: Final = (
             ),
         ),
         "Tokens of two items of an interactive unit, one of which has its last.",
+    ),
+    Golden(
+        "results-usage",
+        "vehicleResult",
+        Results(
+            vehicle=_CAR,
+            boot=_BOOT,
+            chunks=(
+                Chunk(
+                    job=_JOB,
+                    unit=41,
+                    fence=_FENCE,
+                    model=_MODEL,
+                    seq=2,
+                    items=(ItemDone(index=5, output=_raw(None), busy_ms=250.0),),
+                    energy_j=3.5,
+                    busy_ms=250.0,
+                    usage=Usage(
+                        energy_method=EnergyMethod.CALIBRATED_MODEL,
+                        wear_percent=0.000001,
+                        wear_method=WearMethod.WORST_CELL_TABLE,
+                    ),
+                ),
+            ),
+        ),
+        "What an item took from its car, and how the car knows.",
     ),
     Golden(
         "results-released",
@@ -675,6 +704,34 @@ _PUBLIC: Final = (
             finished_ms=_NOW_MS + 999,
         ),
         "Ended: last_cursor is the last there will be.",
+    ),
+    Golden(
+        "job-status-traced",
+        "jobStatus",
+        JobStatus(
+            job=_JOB,
+            tenant="acme",
+            model=_MODEL,
+            state=JobState.RUNNING,
+            items=120,
+            done=61,
+            failed=1,
+            last_cursor=62,
+            submitted_ms=_NOW_MS,
+            deadline_ms=_NOW_MS + 86_400_000,
+            traceparent=_TRACE,
+        ),
+        "Half way; the request that made the job was traced.",
+    ),
+    Golden(
+        "job-results-traced",
+        "jobResults",
+        JobResults(
+            job=_JOB,
+            results=(ResultEntry(cursor=1, item=4, at_ms=_NOW_MS, output=_raw(None)),),
+            traceparent=_TRACE,
+        ),
+        "The request that made the job was traced.",
     ),
     Golden(
         "fetch-since",

@@ -32,6 +32,9 @@ COUNT_MAX: Final = 2**62
 SMALL_COUNT_MAX: Final = 65_535
 AMOUNT_MAX: Final = 1e12
 """Largest energy or duration a car may report; NaN and infinity are refused with it."""
+CHUNK_WEAR_MAX_PERCENT: Final = 0.1
+"""Largest wear that a car may report of one chunk, percent of its pack's capacity; a whole cycle of
+the worst cells known takes a quarter of it."""
 NEWER_CONTENT_LOOK_MAX_BYTES: Final = 16 * 1024
 """Messages up to this size are searched for a newer peer's fields and reasons to count them."""
 TEXT_MAX_CHARS: Final = 512
@@ -583,6 +586,14 @@ METRICS_MODELS_MAX: Final = 100
 METRICS_REGIONS_MAX: Final = 100
 METRICS_EVENTS_MAX: Final = 512
 """Named counters that are exposed, in the order of their names."""
+TOTALS_TENANTS_MAX: Final = 1_000
+"""Tenants whose totals are kept in memory; those of all are in the store."""
+TOTALS_WAITING_MAX: Final = 50_000
+"""Work of interactive requests, by tenant and car, that waits to be written."""
+TOTALS_WRITE_S: Final = 5.0
+"""Totals of interactive work are written this often: so much is lost with the process."""
+DASHBOARD_TENANTS_MAX: Final = 20
+METRICS_TENANTS_MAX: Final = 100
 DASHBOARD_STREAMS_MAX: Final = 64
 """Open dashboards; one more is refused with 503."""
 DASHBOARD_PERIOD_S: Final = 1.0

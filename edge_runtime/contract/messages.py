@@ -19,6 +19,7 @@ from edge_runtime.contract.reasons import (
     Availability,
     CancelReason,
     ChunkVerdict,
+    EnergyMethod,
     FinishReason,
     HoldReason,
     ItemError,
@@ -28,6 +29,7 @@ from edge_runtime.contract.reasons import (
     ReleaseReason,
     RequestRefusal,
     StopTier,
+    WearMethod,
 )
 from edge_runtime.contract.signals import Signals
 
@@ -214,11 +216,23 @@ class Tokens(_Wire, frozen=True, kw_only=True):
     finish: FinishReason | None = None
 
 
+class Usage(_Wire, frozen=True, kw_only=True):
+    """What a chunk's finished items took from their car, by its own ledger; nobody proves it.
+
+    `energy_method` is how the car knew `Chunk.energy_j`. `wear_percent` is of its traction pack's
+    capacity, and says nothing where `wear_method` is unknown.
+    """
+
+    energy_method: EnergyMethod = EnergyMethod.UNKNOWN
+    wear_percent: Annotated[float, Meta(ge=0, le=limits.CHUNK_WEAR_MAX_PERCENT)] = 0.0
+    wear_method: WearMethod = WearMethod.UNKNOWN
+
+
 class Chunk(_Wire, frozen=True, kw_only=True, tag="chunk"):
     """Finished items of one attempt, numbered from 0. `ending` is set on the last chunk.
 
     `tokens` are of items that are not finished. A chunk of an interactive attempt is sent once,
-    and not answered.
+    and not answered. `energy_j`, `busy_ms` and `usage` are of the items that have an output.
     """
 
     job: Id
@@ -232,6 +246,7 @@ class Chunk(_Wire, frozen=True, kw_only=True, tag="chunk"):
     load_ms: Amount = 0.0
     ending: Ending | None = None
     tokens: Annotated[tuple[Tokens, ...], Meta(max_length=limits.ITEMS_PER_CHUNK_MAX)] = ()
+    usage: Usage | None = None
 
 
 class Results(_Wire, frozen=True, kw_only=True, tag="results"):
@@ -394,6 +409,7 @@ class JobStatus(_Public, frozen=True, kw_only=True, tag="status", omit_defaults=
     """A job's state and progress (`…/jobs/{job}/status`, retained).
 
     `last_cursor` is the cursor of its newest result; with a terminal state it is the last.
+    `traceparent` (W3C) is that of the request that made the job, where it was traced.
     """
 
     job: str
@@ -407,6 +423,7 @@ class JobStatus(_Public, frozen=True, kw_only=True, tag="status", omit_defaults=
     submitted_ms: int
     deadline_ms: int
     finished_ms: int | None = None
+    traceparent: str | None = None
 
 
 class JobResults(_Public, frozen=True, kw_only=True, tag="results"):
@@ -415,13 +432,14 @@ class JobResults(_Public, frozen=True, kw_only=True, tag="results"):
     In an answer to FetchSince `since` is the cursor that was asked for: the results are those that
     follow it, with nothing left out between them (a failure that is run again leaves its cursor
     unused). `status` is the job's just before: where there are no results, there is nothing to
-    come that it does not tell of.
+    come that it does not tell of. `traceparent` is the job's, as in its status.
     """
 
     job: str
     results: tuple[ResultEntry, ...]
     since: int | None = None
     status: JobStatus | None = None
+    traceparent: str | None = None
 
 
 class FetchSince(_Public, frozen=True, kw_only=True, tag="fetch_since"):

@@ -77,10 +77,38 @@ class Totals(_Shown, frozen=True, kw_only=True):
     busy_s: float
 
 
+class WorkDone(_Shown, frozen=True, kw_only=True):
+    """What finished items came to since `since_ms` (None: there is none), over restarts.
+
+    An item counts once, at its canonical end. `credits` are the dispatcher's price, a second of the
+    reference core each; energy and wear are what cars tell, by how they know: `unknown` is energy
+    of cars that do not say how, `wear_unknown_items` have no figure. Wear is in percent of one
+    pack's capacity, summed over cars; what is known by `worst_cell_table` is at most that.
+    """
+
+    items: int
+    interactive_items: int
+    credits: float
+    energy_wh: float
+    energy_wh_by_method: dict[str, float]
+    wear_percent: float
+    wear_percent_by_method: dict[str, float]
+    wear_unknown_items: int
+    since_ms: int | None = None
+
+
+class TenantRow(_Shown, frozen=True, kw_only=True):
+    """A tenant's work."""
+
+    tenant: str
+    work: WorkDone
+
+
 class Overview(_Shown, frozen=True, kw_only=True):
     """Everything at a glance. `cells` has one entry for each of the 256 shards, in order.
 
-    `jobs` are open ones, `ended` the last that ended since `started_ms`, newest first.
+    `jobs` are open ones, `ended` the last that ended since `started_ms`, newest first. `tenants`
+    are those with the most credits; `work` is everybody's.
     """
 
     at_ms: int
@@ -104,14 +132,17 @@ class Overview(_Shown, frozen=True, kw_only=True):
     totals: Totals
     history: tuple[Moment, ...]
     ended: tuple[JobRow, ...] = ()
+    work: WorkDone | None = None
+    tenants: tuple[TenantRow, ...] = ()
 
 
 class CarDetail(_Shown, frozen=True, kw_only=True):
-    """One car, and in words why it gets no work now (`why` is empty: it may be offered some)."""
+    """One car, in words why it gets no work now (empty: it may be offered some), and its work."""
 
     car: CarView
     cell: str
     why: tuple[str, ...]
+    work: WorkDone | None = None
 
 
 class CarList(_Shown, frozen=True, kw_only=True):

@@ -224,3 +224,25 @@ class JobState(WireEnum):
 
 
 _TERMINAL_JOB_STATES = frozenset({JobState.DONE, JobState.CANCELLED, JobState.EXPIRED})
+
+
+class EnergyMethod(WireEnum):
+    """How a car knew the power of its computer (docs/explanation/wear.md)."""
+
+    STATED_POWER = "stated_power"
+    CALIBRATED_MODEL = "calibrated_model"
+    VEHICLE_SIGNAL = "vehicle_signal"
+    RAPL = "rapl"
+    POWER_SUPPLY = "power_supply"
+    INA = "ina"
+    UNKNOWN = "unknown"
+
+
+class WearMethod(WireEnum):
+    """How a car knew what work wears its pack."""
+
+    CELL_TABLE = "cell_table"
+    """The published ageing of its kind of cell."""
+    WORST_CELL_TABLE = "worst_cell_table"
+    """Its cells are not known: the worst of all tables, so at most this."""
+    UNKNOWN = "unknown"

@@ -1,4 +1,4 @@
-"""What the dispatcher does beside its ticks: retention, retained topics, aggregates, requests."""
+"""What the dispatcher does beside its ticks: retention, retained topics, sums, requests."""
 
 import asyncio
 
@@ -28,6 +28,7 @@ class Chores:
             self._sweep_forever,
             self._announce_forever,
             self._aggregate_forever,
+            self._write_totals_forever,
             self._service.requests.serve,
         ):
             self._service.spawn(work)
@@ -63,6 +64,13 @@ class Chores:
         through = ended[-1].finished_ms if len(ended) == limits.SWEEP_JOBS else until
         if through is not None and through > after:
             await store.set_meta(_CLEARED_THROUGH, through)
+
+    # --- totals ---
+
+    async def _write_totals_forever(self) -> None:
+        while True:
+            await asyncio.sleep(limits.TOTALS_WRITE_S)
+            await self._service.write_totals()
 
     # --- aggregates ---
 

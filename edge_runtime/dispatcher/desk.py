@@ -538,6 +538,7 @@ def _accepted(spec: JobSpec) -> JobStatus:
         last_cursor=0,
         submitted_ms=spec.submitted_ms,
         deadline_ms=spec.deadline_ms,
+        traceparent=spec.traceparent,
     )
 
 

@@ -28,6 +28,7 @@ from edge_runtime.contract.messages import (
 )
 from edge_runtime.contract.reasons import CancelReason, ChunkVerdict
 from edge_runtime.contract.topics import Down, Topics
+from edge_runtime.dispatcher.core.commands import BookWork
 from edge_runtime.dispatcher.core.events import ChunkReceived, Event, VerdictReceived
 from edge_runtime.dispatcher.core.interactive import InteractiveCore
 from edge_runtime.dispatcher.core.interactive_parts import (
@@ -49,6 +50,7 @@ from edge_runtime.dispatcher.core.interactive_parts import (
 )
 from edge_runtime.dispatcher.core.placement import Requirement
 from edge_runtime.dispatcher.core.state import State
+from edge_runtime.dispatcher.tracing import current_traceparent
 
 _MSGPACK = "application/x-msgpack"
 
@@ -102,6 +104,8 @@ class InteractiveDesk:
         """Set while no request waits."""
         self.quiet.set()
         self.watchers: list[Watcher] = []
+        self.on_work: Callable[[BookWork], object] = lambda _: None
+        """Told of what cars have finished."""
 
     # --- for requesters ---
 
@@ -118,7 +122,6 @@ class InteractiveDesk:
         rows: int = 1,
         rows_max: int = limits.INTERACTIVE_BATCH_ROWS_MAX,
         timeout_ms: int = limits.INTERACTIVE_TIMEOUT_DEFAULT_MS,
-        traceparent: str | None = None,
         ref: Reference | None = None,
     ) -> Answered:
         """The answer of some car. Cancel the call when nobody waits any more.
@@ -139,7 +142,7 @@ class InteractiveDesk:
             rows_max=rows_max,
             deadline_ms=self._clock().boot_ms + timeout_ms,
             reference_ms=reference_ms,
-            traceparent=traceparent,
+            traceparent=current_traceparent(),
             ref=ref,
         )
         future = self._ask(ask)
@@ -159,7 +162,6 @@ class InteractiveDesk:
         parameters: bytes = b"\x80",
         purpose: str = "default",
         timeout_ms: int = limits.INTERACTIVE_TIMEOUT_DEFAULT_MS,
-        traceparent: str | None = None,
     ) -> AsyncGenerator[Tokens | Answered, None]:
         """The tokens of a generation, each once and in order, then the answer.
 
@@ -181,7 +183,7 @@ class InteractiveDesk:
             deadline_ms=self._clock().boot_ms + timeout_ms,
             reference_ms=reference_ms,
             resume=resume,
-            traceparent=traceparent,
+            traceparent=current_traceparent(),
         )
         stream = self._streams[number] = Stream()
         future = self._ask(ask)
@@ -282,7 +284,8 @@ class InteractiveDesk:
         for command in commands:
             match command:
                 case OfferUnit(vehicle=vehicle, unit=unit):
-                    self._send(vehicle, Down.WORK, WorkOffer(vehicle=vehicle, units=(unit,)))
+                    work = WorkOffer(vehicle=vehicle, units=(unit,))
+                    self._send(vehicle, Down.WORK, work, unit.traceparent)
                 case Answered(number=number):
                     future = self._waiting.get(number)
                     if future is not None and not future.done():
@@ -296,6 +299,8 @@ class InteractiveDesk:
                     future = self._waiting.get(number)
                     if future is not None and not future.done():
                         future.set_exception(InteractiveFailure(command))
+                case BookWork():
+                    self.on_work(command)
                 case CancelUnit(vehicle=vehicle, unit=number, fence=fence):
                     reason = CancelReason.NOT_AWAITED
                     order = Cancel(unit=number, fence=fence, reason=reason)
@@ -312,13 +317,16 @@ class InteractiveDesk:
                 case _:
                     assert_never(command)
 
-    def _send(self, vehicle: str, kind: Down, body: WorkOffer | Control) -> None:
+    def _send(
+        self, vehicle: str, kind: Down, body: WorkOffer | Control, traceparent: str | None = None
+    ) -> None:
         self._publish(
             Message(
                 topic=self._topics.down(vehicle, kind),
                 payload=codec.encode_signed(body, self._signer),
                 expiry_s=max(1, limits.OFFER_TIMEOUT_MS // 1000),
                 content_type=_MSGPACK,
+                traceparent=traceparent,
             )
         )
 

@@ -6,7 +6,8 @@ the registry, the jobs and the process's counters are read as they are then.
 Invariants
 - A committed command is counted once; nothing is counted that was not committed.
 - Every label has a bound (`METRICS_MODELS_MAX`, closed lists of reasons, `METRICS_REGIONS_MAX`,
-  `METRICS_EVENTS_MAX`); what comes after is "(others)". No label names a car, a job or a tenant.
+  `METRICS_TENANTS_MAX`, `METRICS_EVENTS_MAX`); what comes after is "(others)". No label names a car
+  or a job, and a tenant only where the name says so (`edge_runtime_tenant_…`).
 - `TABLE` names every family; the page `docs/reference/metrics.md` is made from it.
 - Names of Triton (`nv_inference_*`) are used where they mean the same and written as Triton writes
   them: counters without `_total`, hence of no declared type.
@@ -36,11 +37,12 @@ from edge_runtime import __version__
 from edge_runtime.contract import limits
 from edge_runtime.contract.http import AttemptEnd
 from edge_runtime.contract.messages import JobStatus
-from edge_runtime.contract.reasons import JobState
+from edge_runtime.contract.reasons import JobState, WearMethod
 from edge_runtime.dispatcher.core.commands import (
     AddJob,
     AddResult,
     BeginAttempt,
+    BookWork,
     Command,
     EndAttempt,
     FailRemaining,
@@ -159,7 +161,45 @@ TABLE: Final[tuple[Family, ...]] = (
         ("reason",),
         "Attempts that cars gave back, by their hold where there is one, else by the reason.",
     ),
-    Family("edge_runtime_energy_joules_total", "counter", (), "Energy that cars report for work."),
+    Family(
+        "edge_runtime_energy_joules_total",
+        "counter",
+        ("method",),
+        "Energy of finished items as cars tell it, by how they know it (docs/explanation/wear.md); "
+        "`unknown` where they do not say how.",
+    ),
+    Family(
+        "edge_runtime_wear_percent_total",
+        "counter",
+        ("method",),
+        "Wear by finished items as cars tell it: percent of one pack's capacity, summed over cars. "
+        "`worst_cell_table` is at most that.",
+    ),
+    Family(
+        "edge_runtime_wear_unknown_items_total",
+        "counter",
+        (),
+        "Finished items of cars that do not tell their wear.",
+    ),
+    Family(
+        "edge_runtime_credits_total",
+        "counter",
+        (),
+        "Price of finished items: a second of the reference core, as the model's package states it "
+        "for an item, is one credit.",
+    ),
+    Family(
+        "edge_runtime_tenant_credits_total",
+        "counter",
+        ("tenant",),
+        "The same by tenant.",
+    ),
+    Family(
+        "edge_runtime_tenant_energy_joules_total",
+        "counter",
+        ("tenant",),
+        "Energy of finished items by tenant.",
+    ),
     Family("edge_runtime_busy_seconds_total", "counter", (), "Time that cars computed."),
     # --- interactive requests
     Family(
@@ -259,7 +299,13 @@ class Meter:
         self._unit_seconds = histogram("edge_runtime_unit_seconds", _SECONDS, "end")
         self._stop_seconds = histogram("edge_runtime_stop_seconds", _STOP_SECONDS, "tier")
         self._released = counter("edge_runtime_released_total", "reason")
-        self._energy = counter("edge_runtime_energy_joules_total")
+        self._energy = counter("edge_runtime_energy_joules_total", "method")
+        self._wear = counter("edge_runtime_wear_percent_total", "method")
+        self._wear_unknown = counter("edge_runtime_wear_unknown_items_total")
+        self._credits = counter("edge_runtime_credits_total")
+        self._tenants: set[str] = set()
+        self._tenant_credits = counter("edge_runtime_tenant_credits_total", "tenant")
+        self._tenant_energy = counter("edge_runtime_tenant_energy_joules_total", "tenant")
         self._busy = counter("edge_runtime_busy_seconds_total")
         self._requests = counter("edge_runtime_interactive_requests_total", "end")
         self._request_seconds = histogram("edge_runtime_interactive_seconds", _HTTP_SECONDS)
@@ -317,6 +363,9 @@ class Meter:
                     self._began(command)
                 case EndAttempt():
                     seen.ended.append(self._ended(command))
+                case BookWork():
+                    self._booked(command)
+                    seen.energy_j += command.energy_j
                 case AddJob(spec=spec):
                     self._accepted.inc()
                     self._remember_job(spec.id, spec.requirement.model)
@@ -357,7 +406,6 @@ class Meter:
     def _ended(self, command: EndAttempt) -> "Ended":
         end = command.end.value
         self._attempts_ended.labels(end).inc()
-        self._energy.inc(command.energy_j)
         self._busy.inc(command.busy_ms / 1000)
         offered_ms, model = self._units.pop(command.unit, (None, None))
         model = model or self.model_of_job(command.job)
@@ -375,6 +423,19 @@ class Meter:
             why = command.hold or command.release_reason
             self._released.labels(why.value if why else "unknown").inc()
         return Ended(command, model, took_ms)
+
+    def _booked(self, work: BookWork) -> None:
+        if work.tenant not in self._tenants and len(self._tenants) < limits.METRICS_TENANTS_MAX:
+            self._tenants.add(work.tenant)
+        tenant = work.tenant if work.tenant in self._tenants else OTHERS
+        self._energy.labels(work.energy_method.value).inc(work.energy_j)
+        self._credits.inc(work.credits)
+        self._tenant_credits.labels(tenant).inc(work.credits)
+        self._tenant_energy.labels(tenant).inc(work.energy_j)
+        if work.wear_method is WearMethod.UNKNOWN:
+            self._wear_unknown.inc(work.items)
+        else:
+            self._wear.labels(work.wear_method.value).inc(work.wear_percent)
 
     def request_ended(
         self, ask: Ask, took_ms: int, future: "asyncio.Future[Answered]"
@@ -468,12 +529,13 @@ class Meter:
 
 
 class Seen:
-    """What one tick brought: items done and failed, attempts and jobs that ended."""
+    """What one tick brought: items done and failed, their energy, attempts and jobs that ended."""
 
-    __slots__ = ("done", "ended", "failed", "jobs")
+    __slots__ = ("done", "ended", "energy_j", "failed", "jobs")
 
     def __init__(self) -> None:
         self.done = self.failed = 0
+        self.energy_j = 0.0
         self.ended: list[Ended] = []
         self.jobs: list[JobStatus] = []
 

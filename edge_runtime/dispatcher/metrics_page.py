@@ -27,10 +27,13 @@ scrape_configs:
 Where the dispatcher has accounts, the scraper sends an operator's key
 (`authorization: {{credentials_file: …}}`).
 
-Counts begin with the process. What is counted has been committed before. No label names a car, a
-job or a tenant; every label is bounded: at most {limits.METRICS_MODELS_MAX} models and
-{limits.METRICS_REGIONS_MAX} regions have series of their own, what comes after them is counted as
-`{OTHERS}`; at most {limits.METRICS_EVENTS_MAX} events are exposed.
+Counts begin with the process (totals that outlive it are on the dashboard). What is counted has
+been committed before. No label names a car or a job, and a tenant only in `edge_runtime_tenant_…`;
+every label is bounded: at most {limits.METRICS_MODELS_MAX} models, {limits.METRICS_REGIONS_MAX}
+regions and {limits.METRICS_TENANTS_MAX} tenants have series of their own, what comes after them is
+counted as `{OTHERS}`; at most {limits.METRICS_EVENTS_MAX} events are exposed. Energy, wear and
+credits of interactive requests are counted when they are written, every
+{limits.TOTALS_WRITE_S:g} s.
 
 The names of Triton are used where they mean the same, written as Triton writes them (counters
 without `_total`, so they carry no type), and so existing dashboards show them. Not there, because

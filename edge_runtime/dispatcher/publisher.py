@@ -36,6 +36,7 @@ _RETRY_S = 0.5
 class _Batch(msgspec.Struct):
     tenant: str
     job: str
+    traceparent: str | None
     entries: list[ResultEntry]
     size: int
 
@@ -79,7 +80,7 @@ class Publisher:
                 or batch.job != command.job
                 or batch.size + size > limits.UNIT_MAX_BYTES
             ):
-                batch = _Batch(command.tenant, command.job, [], 0)
+                batch = _Batch(command.tenant, command.job, command.traceparent, [], 0)
                 self._queue.append(batch)
             batch.entries.append(entry)
             batch.size += size
@@ -199,11 +200,7 @@ class Publisher:
 
     async def _publish_batches(self, batches: Sequence[_Batch]) -> None:
         messages = [
-            Message(
-                topic=self._topics.job_results(batch.tenant, batch.job),
-                payload=codec.encode(JobResults(job=batch.job, results=tuple(batch.entries))),
-                content_type=_MSGPACK,
-            )
+            self._results_message(batch.tenant, batch.job, batch.entries, batch.traceparent)
             for batch in batches
         ]
         done = await self._publish_all(messages)
@@ -222,16 +219,25 @@ class Publisher:
         if not entries:
             del self._behind[job]
             return
+        status = await self._store.job(job)
+        traceparent = None if status is None else status.traceparent
         for page in pages(entries):
-            message = Message(
-                topic=self._topics.job_results(tenant, job),
-                payload=codec.encode(JobResults(job=job, results=tuple(page))),
-                content_type=_MSGPACK,
-            )
+            message = self._results_message(tenant, job, page, traceparent)
             (done,) = await self._publish_all([message])
             if not done:
                 return
             self._published_through(job, page[-1].cursor)
+
+    def _results_message(
+        self, tenant: str, job: str, entries: Sequence[ResultEntry], traceparent: str | None
+    ) -> Message:
+        results = JobResults(job=job, results=tuple(entries), traceparent=traceparent)
+        return Message(
+            topic=self._topics.job_results(tenant, job),
+            payload=codec.encode(results),
+            content_type=_MSGPACK,
+            traceparent=traceparent,
+        )
 
     async def _publish_statuses(self) -> None:
         jobs = list(self._statuses)[: limits.PUBLISH_IN_FLIGHT_MAX]
@@ -242,6 +248,7 @@ class Publisher:
                 payload=b"" if status is None else codec.encode(status),
                 retain=True,
                 content_type=None if status is None else _MSGPACK,
+                traceparent=None if status is None else status.traceparent,
             )
             for job, tenant, status in waiting
         ]

@@ -176,7 +176,13 @@ class TenantRequests:
             self._refuse(asked, RequestRefusal.UNKNOWN_JOB, 0)
             return
         results = await self._page(job, cursor)
-        answer = JobResults(job=job, results=tuple(results), since=cursor, status=status)
+        answer = JobResults(
+            job=job,
+            results=tuple(results),
+            since=cursor,
+            status=status,
+            traceparent=status.traceparent,
+        )
         self._tell(asked.respond_to, answer, asked.correlation)
 
     async def _page(self, job: str, cursor: int) -> list[ResultEntry]:

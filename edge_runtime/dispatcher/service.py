@@ -65,6 +65,7 @@ from edge_runtime.dispatcher.publisher import Publisher
 from edge_runtime.dispatcher.requests import TenantRequests
 from edge_runtime.dispatcher.shelf import Shelf
 from edge_runtime.dispatcher.storage import Recovered, Store, StoreDamaged, StoreError
+from edge_runtime.dispatcher.totals import WorkTotals
 
 _log = structlog.get_logger(__name__)
 _MSGPACK = "application/x-msgpack"
@@ -158,6 +159,7 @@ class DispatcherService:
         self._is_closing = False
         self._open_bus = open_bus
         self.core: DispatcherCore
+        self.totals: WorkTotals
         self.interactive: InteractiveDesk
         self.bus: Bus
         self.publisher: Publisher
@@ -204,6 +206,7 @@ class DispatcherService:
                 tick.done.cancel()
         with contextlib.suppress(StoreError):
             await self.publisher.flush()
+        await self.write_totals()
         if self.bus.is_connected:
             with contextlib.suppress(BusError, BusOverflow, TimeoutError):
                 async with asyncio.timeout(limits.BUS_CLOSE_TIMEOUT_S):
@@ -252,9 +255,12 @@ class DispatcherService:
         for attempt in recovered.attempts:
             core.restore_attempt(attempt, now)
         self.core = core
+        self.totals = WorkTotals(recovered)
+        self.watchers.append(self.totals.watch)
         self.interactive = InteractiveDesk(
             core.state, self.topics, self.clock, self.publish, self.settings.signer
         )
+        self.interactive.on_work = self.totals.wait
         self._wake.set()
 
     # --- the bus ---
@@ -391,6 +397,21 @@ class DispatcherService:
         self.watchers.remove(look)
         _log.info("dispatcher_drained", units_left=len(self.core.state.units), units=in_hand)
 
+    async def write_totals(self) -> None:
+        """Write the sums of interactive work; where the store fails they wait on."""
+        works = self.totals.take_waiting()
+        if not works:
+            return
+        try:
+            await self.store.commit(works)
+        except StoreError as error:
+            _log.warning("totals_not_stored", error=str(error))
+            for work in works:
+                self.totals.wait(work)
+            return
+        for watch in self.watchers:
+            watch(works)
+
     async def take_up(self, job: str) -> None:
         """Bring an open job that waits in the store into memory, out of its turn."""
         event = await self.store.failed_items(job, (), 0, 0)
@@ -409,6 +430,7 @@ class DispatcherService:
         counters = self.counters + self.core.state.counters + self.interactive.core.counters
         for reason, count in self.bus.counters.dropped.items():
             counters[f"bus_dropped_{reason.value}"] = count
+        counters["totals_dropped_items"] = self.totals.dropped
         counters["bus_received"] = self.bus.counters.received
         counters["bus_published"] = self.bus.counters.published
         counters["bus_reconnects"] = self.bus.counters.reconnects

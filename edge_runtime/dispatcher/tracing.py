@@ -6,13 +6,15 @@ parent. Only the API of OpenTelemetry is used: an operator who wants spans bring
 exporter (`opentelemetry-instrument edge-runtime dispatcher …`). Without one nothing is recorded,
 and a caller's `traceparent` still reaches the cars.
 
-Deliberately absent: spans for each item or chunk; a trace that outlives the dispatcher's process
-(the store does not keep it: attempts of a later life have no parent and are not traced).
+The store keeps it with the job: attempts after a restart have the same parent, and one that was
+out meanwhile is recorded by the life that saw its end.
+
+Deliberately absent: spans for each item or chunk.
 """
 
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from opentelemetry import trace
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
@@ -81,12 +83,22 @@ def _noting_status(span: trace.Span, send: Any) -> Any:
     return noting
 
 
+class _Begun(NamedTuple):
+    """What of an attempt's beginning its span tells. `offered_ms` is UTC."""
+
+    traceparent: str
+    offered_ms: int
+    items: int
+
+
 class AttemptSpans:
     """A span for each attempt, from its offer to its end: a watcher of the service."""
 
     def __init__(self, state: State) -> None:
         self._state = state
-        self._begun: OrderedDict[int, tuple[str, BeginAttempt]] = OrderedDict()
+        self._begun: OrderedDict[int, _Begun] = OrderedDict()
+        for unit in state.units.values():
+            self._begin(unit.id, unit.job.spec.traceparent, unit.offered_ms, len(unit.issued))
 
     def watch(self, commands: Sequence[Command]) -> None:
         """Record the attempts that a tick has begun and ended."""
@@ -94,22 +106,27 @@ class AttemptSpans:
             return
         for command in commands:
             match command:
-                case BeginAttempt(unit=unit, job_no=number):
+                case BeginAttempt(unit=unit, job_no=number, issued=issued, offered_ms=offered_ms):
                     job = self._state.job_by_no.get(number)
-                    if job is not None and job.spec.traceparent is not None:
-                        self._begun[unit] = (job.spec.traceparent, command)
-                        if len(self._begun) > limits.ACTIVITY_KNOWN_MAX:
-                            self._begun.popitem(last=False)
+                    if job is not None:
+                        self._begin(unit, job.spec.traceparent, offered_ms, len(issued))
                 case EndAttempt(unit=unit) if unit in self._begun:
-                    _record(*self._begun.pop(unit), command)
+                    _record(self._begun.pop(unit), command)
                 case _:
                     pass
 
+    def _begin(self, unit: int, traceparent: str | None, offered_ms: int, items: int) -> None:
+        if traceparent is None or not is_recording():
+            return
+        self._begun[unit] = _Begun(traceparent, offered_ms, items)
+        if len(self._begun) > limits.ACTIVITY_KNOWN_MAX:
+            self._begun.popitem(last=False)
 
-def _record(traceparent: str, begun: BeginAttempt, ended: EndAttempt) -> None:
+
+def _record(begun: _Begun, ended: EndAttempt) -> None:
     span = trace.get_tracer(_NAME).start_span(
         "attempt",
-        context=_W3C.extract({"traceparent": traceparent}),
+        context=_W3C.extract({"traceparent": begun.traceparent}),
         kind=trace.SpanKind.PRODUCER,
         start_time=begun.offered_ms * _NS_PER_MS,
         attributes={
@@ -117,7 +134,7 @@ def _record(traceparent: str, begun: BeginAttempt, ended: EndAttempt) -> None:
             "edge_runtime.unit": ended.unit,
             "edge_runtime.fence": f"{ended.fence.epoch}.{ended.fence.counter}",
             "edge_runtime.car": ended.vehicle,
-            "edge_runtime.items": len(begun.issued),
+            "edge_runtime.items": begun.items,
             "edge_runtime.items_done": ended.items_done,
             "edge_runtime.end": ended.end.value,
         },

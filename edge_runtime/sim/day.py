@@ -42,8 +42,8 @@ from edge_runtime.vehicle.core.energy_rows import PeriodSummary
 from edge_runtime.vehicle.core.events import SignalsRead
 from edge_runtime.vehicle.core.explain import Explanation
 from edge_runtime.vehicle.core.stops import StopSummary
+from edge_runtime.vehicle.core.wear import UNKNOWN_CELL
 from edge_runtime.vehicle.energy.report import read_summary
-from edge_runtime.vehicle.energy.tables import UNKNOWN_CELL
 from edge_runtime.vehicle.owner import WorkDone
 from edge_runtime.vehicle.owner_decisions import give_consent
 from edge_runtime.vehicle.policy import OwnerPolicy, example_policy, load_policy

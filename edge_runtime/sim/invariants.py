@@ -19,6 +19,7 @@ from edge_runtime.contract.limits import (
 )
 from edge_runtime.contract.messages import Fence, Item, ResultError
 from edge_runtime.contract.reasons import ItemError, JobState
+from edge_runtime.dispatcher.core.events import JobSpec
 from edge_runtime.dispatcher.storage import StoreDamaged
 from edge_runtime.dispatcher.storage.schema import ITEM_BITS
 from edge_runtime.sim.car import answer
@@ -35,6 +36,8 @@ _JOB_NO: Final = {
     "attempt": "job_no",
     "strike": "job_no",
 }
+_ROUNDING: Final = 1e-6
+_spec: Final = msgspec.msgpack.Decoder(JobSpec)
 _error: Final = msgspec.msgpack.Decoder(ResultError)
 _issued: Final = msgspec.msgpack.Decoder(tuple[int, ...])
 
@@ -108,6 +111,40 @@ def s14_usage(world: World, db: sqlite3.Connection) -> None:
     for tenant, *counted in db.execute("SELECT tenant, jobs, items, bytes FROM usage"):
         if counted != opened.get(tenant, [0, 0, 0]):
             world.ledger.violated("S14", f"{tenant} has {opened.get(tenant)}, counted {counted}")
+
+
+def s17_work_is_booked_once(world: World, db: sqlite3.Connection) -> None:
+    """S17. A car is credited the price of each result that it gave, each once."""
+    gave: dict[str, tuple[int, float]] = {}
+    for vehicle, spec, items in db.execute(
+        "SELECT r.vehicle, j.spec, count(*) FROM result r JOIN job j ON j.no=r.job_no"
+        " WHERE r.error IS NULL GROUP BY r.vehicle, j.no"
+    ):
+        known, earned = gave.get(vehicle, (0, 0.0))
+        price = _spec.decode(spec).reference_ms / 1000
+        gave[vehicle] = known + items, earned + items * price
+    is_whole = not world.ledger.deleting  # what is deleted stays booked
+    rows = db.execute(
+        "SELECT name, sum(items), sum(credits) FROM total"
+        " WHERE kind='vehicle' AND NOT is_interactive GROUP BY name"
+    )
+    booked = {vehicle: (items, earned) for vehicle, items, earned in rows}
+    for vehicle in sorted(gave.keys() | booked.keys()):
+        items, earned = gave.get(vehicle, (0, 0.0))
+        booked_items, booked_credits = booked.get(vehicle, (0, 0.0))
+        is_right = booked_items == items and abs(booked_credits - earned) < _ROUNDING
+        if not is_right and (is_whole or booked_items < items):
+            world.ledger.violated(
+                "S17",
+                f"{vehicle} gave {items} results worth {earned}, booked are {booked_items}"
+                f" worth {booked_credits}",
+            )
+    (fleet,), (tenants,) = (
+        db.execute("SELECT sum(items) FROM total WHERE kind=?", (kind,)).fetchone()
+        for kind in ("fleet", "tenant")
+    )
+    if fleet != tenants:
+        world.ledger.violated("S17", f"the fleet finished {fleet} items, its tenants {tenants}")
 
 
 def s2_failures_have_causes(world: World, db: sqlite3.Connection) -> None:
@@ -463,5 +500,6 @@ CHECKS: Final[tuple[Callable[[World, sqlite3.Connection], None], ...]] = (
     s12_chunks_wait_for_answers,
     s13_interactive_leaves_no_trace,
     s14_usage,
+    s17_work_is_booked_once,
     l4_who_waits_is_answered,
 )

@@ -62,8 +62,9 @@ from edge_runtime.vehicle.core.events import (
 from edge_runtime.vehicle.core.machine import VehicleCore
 from edge_runtime.vehicle.core.snapshot import CarFacts
 from edge_runtime.vehicle.core.stops import StopSummary
+from edge_runtime.vehicle.core.wear import UNKNOWN_CELL
 from edge_runtime.vehicle.energy.counters import PowerMeter
-from edge_runtime.vehicle.energy.tables import UNKNOWN_CELL, wear_table
+from edge_runtime.vehicle.energy.tables import wear_table
 from edge_runtime.vehicle.engine_room import EngineRoom
 from edge_runtime.vehicle.identity import NOBODY, Identity
 from edge_runtime.vehicle.intake import Hosts, Intake

@@ -42,6 +42,10 @@ def is_same_or_older(seen: Any, expected: Any) -> bool:
     if isinstance(seen, list) and isinstance(expected, list):
         pairs = zip(seen, expected, strict=False)
         return len(seen) <= len(expected) and all(is_same_or_older(*pair) for pair in pairs)
+    if isinstance(seen, dict) and isinstance(expected, dict):
+        missing = [expected[key] for key in expected.keys() - seen.keys()]
+        is_older = seen.keys() <= expected.keys() and not any(missing)
+        return is_older and all(is_same_or_older(seen[key], expected[key]) for key in seen)
     return bool(seen == expected)
 
 

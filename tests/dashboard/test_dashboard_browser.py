@@ -124,12 +124,36 @@ async def test_everything_is_reached_by_keyboard(watched: Watched, browser: Brow
         assert await page.evaluate("document.activeElement.dataset.name") == shard_of("boat")
 
 
+async def test_energy_wear_and_credits_are_everybodys_a_tenants_and_a_cars(
+    watched: Watched, browser: Browser
+) -> None:
+    watched.put_car("busy")
+    watched.put_car("idle")
+    await watched.finish(anna=40, bert=2)
+    async with opened(browser, watched.server.url) as page:
+        work = page.locator("#work-list")
+        await expect(work).to_contain_text("42")
+        await expect(work).to_contain_text("rapl")
+        await expect(page.locator("#tenant-rows tr")).to_have_count(2)
+        anna = page.locator("#tenant-rows tr").first
+        await expect(anna).to_contain_text("anna")
+        await expect(anna).to_contain_text("at most")
+        await expect(page.locator("#tenant-rows tr").last).to_contain_text("not known")
+        await page.fill("#find-name", "busy")
+        await page.press("#find-name", "Enter")
+        await expect(page.locator("#dialog")).to_contain_text("Its finished work")
+        await expect(page.locator("#dialog")).to_contain_text("Credits")
+        await page.goto(f"{watched.server.url}/dashboard/#car=idle")
+        await expect(page.locator("#dialog")).to_contain_text("Items finished0")
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [390, 1280])
 async def test_the_accessibility_checker_finds_nothing(
     watched: Watched, browser: Browser, scheme: Any, width: int
 ) -> None:
     fill(watched, 300)
+    await watched.finish(anna=40, bert=2)
     job = await watched.submit(3)
     async with opened(browser, watched.server.url, width=width, scheme=scheme) as page:
         assert await violations(page) == []

@@ -67,6 +67,23 @@ async def test_every_family_is_in_the_table_and_the_other_way_round(watched: Wat
     assert ours == {family.name for family in TABLE}
 
 
+async def test_energy_wear_and_credits_are_counted_by_how_they_are_known(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "METRICS_TENANTS_MAX", 1)
+    await watched.finish(anna=40, bert=2)
+    found = await scraped(watched)
+    assert found["edge_runtime_energy_joules_total", (("method", "rapl"),)] == 1_440
+    assert found["edge_runtime_energy_joules_total", (("method", "unknown"),)] == 72
+    wear = found["edge_runtime_wear_percent_total", (("method", "worst_cell_table"),)]
+    assert wear == pytest.approx(0.00004)
+    assert found["edge_runtime_wear_unknown_items_total", ()] == 2
+    assert found["edge_runtime_credits_total", ()] == 10.5
+    assert found["edge_runtime_tenant_credits_total", (("tenant", "anna"),)] == 10
+    assert found["edge_runtime_tenant_credits_total", (("tenant", OTHERS),)] == 0.5
+    assert found["edge_runtime_tenant_energy_joules_total", (("tenant", OTHERS),)] == 72
+
+
 async def test_regions_are_bounded(watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "METRICS_REGIONS_MAX", 3)
     for number in range(10):

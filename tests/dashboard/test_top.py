@@ -41,6 +41,18 @@ async def test_one_picture_without_a_terminal(watched: Watched) -> None:
     assert "\x1b" not in out
 
 
+async def test_finished_work_is_everybodys_and_each_tenants(watched: Watched) -> None:
+    await watched.finish(anna=40, bert=2)
+    code, out, err = await finished("--once", f"--url={watched.server.url}")
+    assert (code, err) == (0, "")
+    lines = {line.split()[0]: line for line in out.splitlines() if line.strip()}
+    assert "10.5" in lines["everybody's"]
+    assert "at most 4e-05 %, 2 not known" in lines["everybody's"]
+    assert "rapl" in lines["anna"]
+    assert "0.02 Wh" in lines["bert"]
+    assert lines["bert"].rstrip().endswith("not known")
+
+
 async def test_json_is_one_line_of_everything(watched: Watched) -> None:
     watched.put_car("one")
     code, out, _ = await finished("--once", "--json", f"--url={watched.server.url}")

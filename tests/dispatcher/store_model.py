@@ -82,6 +82,7 @@ class AttemptRow:
     vehicle: str
     issued: tuple[int, ...]
     alone: bool
+    offered_ms: int = 0
     end: AttemptEnd | None = None
     items_done: int = 0
     energy_j: float = 0.0
@@ -105,6 +106,8 @@ class DictStore:
         self.last_job = 0
         self.last_unit = 0
         self.commits = 0
+        self.booked: list[str] = []
+        """The cars of the items that this commit has booked."""
         self._touched: set[int] = set()
 
     def job(self, job_id: str) -> JobRow:
@@ -118,6 +121,9 @@ class DictStore:
         self._touched.clear()
         for command in commands:
             self._apply(command)
+        gave = (x.vehicle for x in commands if isinstance(x, c.AddResult) and x.output is not None)
+        assert sorted(gave) == sorted(self.booked), "each output is booked once, to its car"
+        self.booked.clear()
         for no in self._touched:
             self._check(self.jobs[no])
         return before
@@ -147,6 +153,8 @@ class DictStore:
                 attempt.end = command.end
                 attempt.items_done = command.items_done
                 attempt.energy_j = command.energy_j
+            case c.BookWork():
+                self.booked += [command.vehicle] * command.items
             case c.PutVehicle():
                 self.births[command.birth.vehicle] = command.birth
             case c.PutQuarantine():
@@ -240,6 +248,7 @@ class DictStore:
             command.vehicle,
             command.issued,
             command.alone,
+            command.offered_ms,
         )
         self.attempts[command.unit, command.fence] = attempt
         self.live[command.unit, command.fence] = attempt
@@ -395,4 +404,5 @@ class DictStore:
             items=tuple(job.items[index] for index in row.issued if index not in job.results),
             issued=row.issued,
             alone=row.alone,
+            offered_ms=row.offered_ms,
         )

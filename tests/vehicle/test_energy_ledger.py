@@ -14,7 +14,13 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from edge_runtime.contract import limits
 from edge_runtime.contract.clock import Now, utc_month
 from edge_runtime.contract.messages import Refused
-from edge_runtime.contract.reasons import Availability, HoldReason, RefusalReason
+from edge_runtime.contract.reasons import (
+    Availability,
+    EnergyMethod,
+    HoldReason,
+    RefusalReason,
+    WearMethod,
+)
 from edge_runtime.vehicle.core import commands as c
 from edge_runtime.vehicle.core import events as e
 from edge_runtime.vehicle.core.energy import Budgets, EnergyFacts, EnergyLedger
@@ -27,7 +33,7 @@ from edge_runtime.vehicle.core.energy_rows import (
     summarise,
 )
 from edge_runtime.vehicle.core.readings import Readings
-from edge_runtime.vehicle.core.wear import WearTable
+from edge_runtime.vehicle.core.wear import UNKNOWN_CELL, WearTable
 from edge_runtime.vehicle.energy.tables import wear_table
 from edge_runtime.vehicle.policy import Energy, Network, OwnerPolicy, Wear
 
@@ -53,6 +59,7 @@ class Car:
     signals: dict[str, Any] = field(default_factory=lambda: GOOD | {"is_plugged": False})
     rows: dict[int, DayEnergy] = field(default_factory=dict)
     models: dict[str, ModelEnergy] = field(default_factory=dict)
+    told_wear_percent: float = 0.0
 
     def __post_init__(self) -> None:
         self.ledger = EnergyLedger(self.facts, 40.0)
@@ -92,7 +99,9 @@ class Car:
 
     def item(self, busy_s: float, digest: str = MODEL) -> float:
         self.ledger.advance(self.now)
-        return self.ledger.item(digest, busy_s * 1000, self.now)
+        cost = self.ledger.item(digest, busy_s * 1000, self.now)
+        self.told_wear_percent += cost.wear_percent
+        return cost.joules
 
     def measured(
         self, joules: float, seconds: float, method: PowerMethod = PowerMethod.RAPL
@@ -173,6 +182,43 @@ def test_items_take_their_part_and_the_rest_is_overhead() -> None:
     assert today.items == 2
 
 
+def test_items_take_their_part_of_the_wear_and_are_told_how_it_is_known() -> None:
+    car = Car()
+    car.wait(1)
+    car.sense(is_plugged=False)
+    car.compute()
+    car.wait(100)
+    car.ledger.advance(car.now)
+    wear = car.total.cycle_wear_percent + car.total.warmth_wear_percent
+    assert wear > 0
+    first = car.ledger.item(MODEL, 25_000, car.now)
+    second = car.ledger.item(MODEL, 75_000, car.now)
+    third = car.ledger.item(MODEL, 0.0, car.now)
+    assert first.wear_percent == pytest.approx(wear / 4)
+    assert second.wear_percent == pytest.approx(wear * 3 / 4)
+    assert third.wear_percent == 0
+    usage = car.ledger.usage(first.wear_percent)
+    assert usage.energy_method is EnergyMethod.STATED_POWER
+    assert usage.wear_percent == first.wear_percent
+    assert car.ledger.usage(1e9).wear_percent == limits.CHUNK_WEAR_MAX_PERCENT
+    table = car.ledger.facts.wear
+    assert table is not None
+    for name, method in (
+        (UNKNOWN_CELL, WearMethod.WORST_CELL_TABLE),
+        ("lfp", WearMethod.CELL_TABLE),
+    ):
+        car.ledger.facts = msgspec.structs.replace(
+            car.ledger.facts, wear=msgspec.structs.replace(table, name=name)
+        )
+        assert car.ledger.usage(0.0).wear_method is method
+    car.ledger.facts = msgspec.structs.replace(car.ledger.facts, wear=None)
+    assert car.ledger.usage(0.0).wear_method is WearMethod.UNKNOWN
+
+
+def test_every_way_of_knowing_power_is_one_that_travels() -> None:
+    assert {how.value for how in PowerMethod} == {how.value for how in EnergyMethod} - {"unknown"}
+
+
 def test_an_item_that_is_told_before_its_time_was_booked_is_not_booked_twice() -> None:
     car = Car()
     car.compute()
@@ -218,7 +264,7 @@ def test_absurd_times_of_items_do_not_spoil_the_books(busy_ms: float) -> None:
     car = Car()
     car.compute()
     car.wait(1)
-    joules = car.ledger.item(MODEL, busy_ms, car.now)
+    joules = car.ledger.item(MODEL, busy_ms, car.now).joules
     assert 0 <= joules <= 40 * limits.ITEM_TIME_MAX_MS / 1000
     assert not list(car.ledger.problems())
 
@@ -756,6 +802,11 @@ class AnyLife(RuleBasedStateMachine):
     def crash(self) -> None:
         """What was not written is gone; what was written is there once."""
         written = sum_of(self.car.rows.values())
+        # What was booked and not written is lost with the process; what was told of it is not.
+        kept = sum_of(self.car.rows.values())
+        self.car.told_wear_percent = min(
+            self.car.told_wear_percent, kept.cycle_wear_percent + kept.warmth_wear_percent
+        )
         self.car.start()
         assert self.car.total == written
         self.seen = {}
@@ -767,6 +818,8 @@ class AnyLife(RuleBasedStateMachine):
         assert not list(ledger.problems())
         total = self.car.total
         assert total.total_j <= self.drawn_max_j * (1 + 1e-9) + 1e-6
+        wear_percent = total.cycle_wear_percent + total.warmth_wear_percent
+        assert self.car.told_wear_percent <= wear_percent * (1 + 1e-9) + 1e-12
         summary = ledger.summary(self.car.now)
         life = summary.lifetime
         assert life.grid_wh + life.pack_wh == pytest.approx(life.total_wh)

@@ -19,9 +19,9 @@ from edge_runtime.contract.messages import Fence
 from edge_runtime.vehicle.core import commands as c
 from edge_runtime.vehicle.core.energy_rows import ROW_FIELDS, DayEnergy
 from edge_runtime.vehicle.core.events import WritesCommitted, WritesFailed
-from edge_runtime.vehicle.core.wear import WearTable, worst_of
+from edge_runtime.vehicle.core.wear import UNKNOWN_CELL, WearTable, worst_of
 from edge_runtime.vehicle.energy.report import read_summary
-from edge_runtime.vehicle.energy.tables import UNKNOWN_CELL, wear_table, wear_tables
+from edge_runtime.vehicle.energy.tables import wear_table, wear_tables
 from edge_runtime.vehicle.journal import Journal, JournalError
 
 DAY_MS = 86_400_000

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from edge_runtime.client import EdgeClient
-    from edge_runtime.contract.overview import Overview
+    from edge_runtime.contract.overview import Overview, WorkDone
 
 _COLOURS: Final = {
     "ready": "green",
@@ -36,6 +36,7 @@ _BAR_CELLS: Final = 24
 _SPARK_CELLS: Final = 40
 _HOLDS_SHOWN: Final = 8
 _JOBS_SHOWN: Final = 10
+_TENANTS_SHOWN: Final = 5
 _RECENT: Final = 6
 _PLAIN_COLUMNS: Final = 110
 _MS_PER_S: Final = 1_000
@@ -126,6 +127,7 @@ def picture(overview: "Overview", trouble: str = "") -> "RenderableType":
         Text(""),
         _jobs(overview),
         Text(""),
+        *_work(overview),
         _totals(overview),
     ]
     return Group(*lines)
@@ -231,6 +233,42 @@ def _jobs(overview: "Overview") -> "Table":
     if more > 0:
         table.add_row(f"and {more} more", *[""] * 7)
     return table
+
+
+def _work(overview: "Overview") -> list[Any]:
+    """Energy, wear and credits of finished items, over restarts."""
+    from rich.text import Text
+
+    if overview.work is None or not overview.work.items:
+        return []
+    table = _table(
+        "finished work", "items", "credits", "energy", "energy known by", "wear of a pack"
+    )
+    table.add_row("everybody's", *_work_cells(overview.work))
+    for row in overview.tenants[:_TENANTS_SHOWN]:
+        table.add_row(row.tenant, *_work_cells(row.work))
+    return [table, Text("")]
+
+
+def _work_cells(work: "WorkDone") -> list[str]:
+    by_size = sorted(work.energy_wh_by_method.items(), key=lambda entry: -entry[1])
+    known_by = ", ".join(how.replace("_", " ") for how, wh in by_size if wh > 0)
+    return [
+        str(work.items),
+        f"{work.credits:.6g}",
+        f"{work.energy_wh:.2f} Wh",
+        known_by or "-",
+        _wear(work),
+    ]
+
+
+def _wear(work: "WorkDone") -> str:
+    """What no car has told is not a figure."""
+    if work.wear_unknown_items >= work.items:
+        return "not known"
+    at_most = "at most " if work.wear_percent_by_method.get("worst_cell_table") else ""
+    without = work.wear_unknown_items
+    return f"{at_most}{work.wear_percent:.3g} %" + (f", {without} not known" if without else "")
 
 
 def _totals(overview: "Overview") -> "RenderableType":

@@ -122,7 +122,7 @@ class Attempts:
             vehicle=stored.vehicle,
             row=row,
             offered_boot_ms=now.boot_ms,
-            offered_ms=now.utc_ms,
+            offered_ms=stored.offered_ms,
         )
         for item in stored.items:
             index = item.index

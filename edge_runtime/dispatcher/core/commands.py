@@ -17,7 +17,15 @@ from edge_runtime.contract.messages import (
     ResultError,
     UnitOffer,
 )
-from edge_runtime.contract.reasons import HoldReason, JobState, Outcome, ReleaseReason, StopTier
+from edge_runtime.contract.reasons import (
+    EnergyMethod,
+    HoldReason,
+    JobState,
+    Outcome,
+    ReleaseReason,
+    StopTier,
+    WearMethod,
+)
 from edge_runtime.dispatcher.core.events import JobSpec
 
 
@@ -60,6 +68,7 @@ class AddResult(_Command, frozen=True, kw_only=True):
     vehicle: str
     output: bytes | None
     error: ResultError | None
+    traceparent: str | None = None
 
 
 class FailRemaining(_Command, frozen=True, kw_only=True):
@@ -120,6 +129,25 @@ class EndAttempt(_Command, frozen=True, kw_only=True):
     stop_latency_ms: float | None
 
 
+class BookWork(_Command, frozen=True, kw_only=True):
+    """Items that a car has finished, each at its one canonical end, for the totals.
+
+    `credits` are the price that the dispatcher has set, `price_of` so many items; energy and wear
+    are what the car tells of them. Durable items are booked with their results, in one commit.
+    """
+
+    tenant: str
+    vehicle: str
+    at_ms: int
+    items: int
+    credits: float
+    energy_j: float
+    energy_method: EnergyMethod
+    wear_percent: float
+    wear_method: WearMethod
+    is_interactive: bool = False
+
+
 class PutVehicle(_Command, frozen=True, kw_only=True):
     """A car's newest Birth."""
 
@@ -142,6 +170,7 @@ StoreCommand = (
     | AddStrike
     | BeginAttempt
     | EndAttempt
+    | BookWork
     | PutVehicle
     | PutQuarantine
 )

@@ -84,6 +84,7 @@ class StoredAttempt(msgspec.Struct, frozen=True, kw_only=True):
     items: tuple[Item, ...]
     issued: tuple[int, ...]
     alone: bool
+    offered_ms: int
 
 
 class JobsLoaded(_Event, frozen=True, kw_only=True):

@@ -43,6 +43,7 @@ from edge_runtime.contract.messages import (
 )
 from edge_runtime.contract.reasons import ItemError, RefusalReason
 from edge_runtime.dispatcher.core.attempts import NOT_THIS_JOB
+from edge_runtime.dispatcher.core.booking import price_of, work_done
 from edge_runtime.dispatcher.core.events import ChunkReceived, VerdictReceived
 from edge_runtime.dispatcher.core.fleet import ONLINE
 from edge_runtime.dispatcher.core.interactive_parts import (
@@ -411,10 +412,15 @@ class InteractiveCore:
             self._tokens(unit, tokens, now)
         if unit.number not in self._units:
             return
+        answered: list[Request] = []
         for result in chunk.items:
             request = unit.open.get(result.index)
             if request is not None:
+                if isinstance(result, ItemDone):
+                    answered.append(request)
                 self._result(unit, request, result, now)
+        if answered:
+            self._book(vehicle, chunk, answered, now)
         if chunk.items and unit.row < len(self._state.fleet):
             done = sum(isinstance(result, ItemDone) for result in chunk.items)
             self._state.fleet.worked(unit.row, done)
@@ -428,6 +434,22 @@ class InteractiveCore:
             self._give_back(unit, limits.INTERACTIVE_AVOID_MS, now)
         elif not unit.open:
             self._cancel(unit, now)
+
+    def _book(self, vehicle: str, chunk: Chunk, done: list[Request], now: Now) -> None:
+        """Requests of one unit, so of one tenant, were answered by a car."""
+        waited_ms = now.boot_ms - min(request.asked_ms for request in done)
+        self._out.append(
+            work_done(
+                chunk,
+                tenant=done[0].ask.tenant,
+                vehicle=vehicle,
+                items=len(done),
+                credits_=sum(price_of(r.ask.rows, r.ask.reference_ms) for r in done),
+                asked_ms=now.utc_ms - waited_ms,
+                now_ms=now.utc_ms,
+                is_interactive=True,
+            )
+        )
 
     def _orphan(self, vehicle: str, chunk: Chunk) -> None:
         """Nobody waits for this; the car stops, or forgets what an older one keeps."""

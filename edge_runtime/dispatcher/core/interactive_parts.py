@@ -15,6 +15,7 @@ import msgspec
 from edge_runtime.contract import limits
 from edge_runtime.contract.messages import Fence, Reference, Tokens, UnitOffer
 from edge_runtime.contract.reasons import ItemError
+from edge_runtime.dispatcher.core.commands import BookWork
 from edge_runtime.dispatcher.core.events import ChunkReceived, VerdictReceived
 from edge_runtime.dispatcher.core.placement import Requirement
 
@@ -154,7 +155,7 @@ class Failed(_Record, frozen=True, kw_only=True):
     retry_after_ms: int = 1_000
 
 
-InteractiveCommand = OfferUnit | CancelUnit | DisownChunk | Answered | Streamed | Failed
+InteractiveCommand = OfferUnit | CancelUnit | DisownChunk | Answered | Streamed | Failed | BookWork
 
 
 # --- memory ------------------------------------------------------------------------------------

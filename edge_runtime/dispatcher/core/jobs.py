@@ -168,6 +168,7 @@ class Job:
             submitted_ms=spec.submitted_ms,
             deadline_ms=spec.deadline_ms,
             finished_ms=finished_ms,
+            traceparent=spec.traceparent,
         )
 
 

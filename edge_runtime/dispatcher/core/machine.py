@@ -30,6 +30,7 @@ from edge_runtime.contract.messages import (
 )
 from edge_runtime.contract.reasons import CancelReason, ChunkVerdict, JobState, Outcome
 from edge_runtime.dispatcher.core.attempts import Attempts
+from edge_runtime.dispatcher.core.booking import price_of, work_done
 from edge_runtime.dispatcher.core.commands import (
     AddJob,
     Command,
@@ -483,6 +484,7 @@ class DispatcherCore:
             state.fleet.worked(unit.row, done)
             model = job.spec.requirement.model
             state.pace.measured(model, unit.row, len(chunk.items), chunk.busy_ms)
+        self._book(job, unit.vehicle, chunk, done, now)
         is_news = len(unit.open) < open_before
         verdict = ChunkVerdict.STORED if is_news else ChunkVerdict.ALREADY_HAVE
         self._answer(unit.vehicle, chunk, verdict)
@@ -513,11 +515,28 @@ class DispatcherCore:
             return
         state.counters["late_chunks"] += 1
         is_news = False
+        done = 0
         for result in chunk.items:
             if result.index in issued and self._settling.take_late(job, result, vehicle, now):
                 is_news = True
+                done += isinstance(result, ItemDone)
+        self._book(job, vehicle, chunk, done, now)
         verdict = ChunkVerdict.STORED if is_news else ChunkVerdict.ALREADY_HAVE
         self._answer(vehicle, chunk, verdict)
+
+    def _book(self, job: Job, vehicle: str, chunk: Chunk, items: int, now: Now) -> None:
+        if items:
+            self._state.emit(
+                work_done(
+                    chunk,
+                    tenant=job.spec.tenant,
+                    vehicle=vehicle,
+                    items=items,
+                    credits_=price_of(items, job.spec.reference_ms),
+                    asked_ms=job.spec.submitted_ms,
+                    now_ms=now.utc_ms,
+                )
+            )
 
     def _attempt_found(self, event: AttemptFound, now: Now) -> None:
         chunk = event.chunk

@@ -130,6 +130,7 @@ class Settling:
                 vehicle=vehicle,
                 output=output,
                 error=error,
+                traceparent=job.spec.traceparent,
             )
         )
         if job.open_count:

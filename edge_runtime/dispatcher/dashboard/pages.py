@@ -147,7 +147,7 @@ class Pages:
             case "cars", "":
                 return _json(_encode(self._cars(query)))
             case "cars", _ if ID_PATTERN.fullmatch(name):
-                car = self._picture.car(name)
+                car = await self._picture.car(name)
                 if car is None:
                     raise refusal(
                         HTTPStatus.NOT_FOUND,

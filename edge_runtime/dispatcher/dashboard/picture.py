@@ -49,6 +49,8 @@ from edge_runtime.dispatcher.dashboard.words import HOLD_WORDS
 from edge_runtime.dispatcher.front import Front
 from edge_runtime.dispatcher.metrics import Meter, bounded_regions
 from edge_runtime.dispatcher.service import DispatcherService
+from edge_runtime.dispatcher.storage import Whose
+from edge_runtime.dispatcher.totals import tally_of
 
 SHARDS: Final = 256
 _READY, _WORKING, _HELD, _OFFLINE = range(4)
@@ -97,12 +99,12 @@ class Picture:
         seen = self._meter.watch(commands)
         self._done += seen.done
         self._failed += seen.failed
+        self._energy_j += seen.energy_j
         self._ended_jobs.extend(self._ended_row(status) for status in seen.jobs)
         units_ms: list[int] = []
         for ended in seen.ended:
             command = ended.command
             self._ended[command.end.value] = self._ended.get(command.end.value, 0) + 1
-            self._energy_j += command.energy_j
             self._busy_ms += command.busy_ms
             if ended.took_ms is not None and command.end is AttemptEnd.COMPLETED:
                 units_ms.append(ended.took_ms)
@@ -165,6 +167,8 @@ class Picture:
             totals=self._totals(),
             history=self._activity.history(now_ms),
             ended=tuple(reversed(self._ended_jobs)),
+            work=service.totals.fleet.shown(),
+            tenants=service.totals.shown_tenants(),
         )
 
     def _totals(self) -> Totals:
@@ -261,14 +265,18 @@ class Picture:
             attempts_skipped=shown_from,
         )
 
-    def car(self, vehicle: str) -> CarDetail | None:
-        """One car, None where it has never connected."""
+    async def car(self, vehicle: str) -> CarDetail | None:
+        """One car, None where it has never connected. Raises `StoreError`."""
         fleet, now_ms = self._service.core.fleet, self._service.clock().boot_ms
         row = fleet.row_of.get(vehicle)
         if row is None:
             return None
+        totals = await self._service.store.totals(Whose.VEHICLE, vehicle)
         return CarDetail(
-            car=fleet.view(row, now_ms), cell=shard_of(vehicle), why=_why(fleet, row, now_ms)
+            car=fleet.view(row, now_ms),
+            cell=shard_of(vehicle),
+            why=_why(fleet, row, now_ms),
+            work=tally_of(totals),
         )
 
     def cars(

@@ -11,6 +11,8 @@ from edge_runtime.dispatcher.storage.port import (
     StoreDamaged,
     StoreError,
     StoreFull,
+    Whose,
+    WorkTotal,
 )
 from edge_runtime.dispatcher.storage.sqlite import SqliteStore
 
@@ -26,4 +28,6 @@ __all__ = [
     "StoreDamaged",
     "StoreError",
     "StoreFull",
+    "Whose",
+    "WorkTotal",
 ]

@@ -7,12 +7,14 @@ Invariants
 """
 
 from collections.abc import Sequence
+from enum import Enum
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from edge_runtime.contract.errors import LocalError
 from edge_runtime.contract.http import AttemptView, DeadLetter, FeedEntry
 from edge_runtime.contract.messages import Birth, JobStatus, ResultEntry
+from edge_runtime.contract.reasons import EnergyMethod, WearMethod
 from edge_runtime.dispatcher.core.commands import LoadCommand, StoreCommand
 from edge_runtime.dispatcher.core.events import (
     AttemptFound,
@@ -40,6 +42,32 @@ class StoreDamaged(StoreError):  # noqa: N818 - named for the state it reports
     """The file is not a store of this version, or its contents are inconsistent."""
 
 
+class Whose(Enum):
+    """Whom a total is of."""
+
+    FLEET = "fleet"
+    TENANT = "tenant"
+    VEHICLE = "vehicle"
+
+
+class WorkTotal(NamedTuple):
+    """What booked items of one kind came to; a name (empty: the fleet's) has one for each kind.
+
+    `energy_j` and `wear_percent` (of a pack's capacity, summed over cars) are known by the methods
+    named. `since_ms` is when the first was booked.
+    """
+
+    name: str
+    is_interactive: bool
+    energy_method: EnergyMethod
+    wear_method: WearMethod
+    items: int
+    credits: float
+    energy_j: float
+    wear_percent: float
+    since_ms: int
+
+
 class Recovered(NamedTuple):
     """What a dispatcher starts from."""
 
@@ -51,6 +79,9 @@ class Recovered(NamedTuple):
     jobs: Sequence[StoredJob]
     attempts: Sequence[StoredAttempt]
     tenants_with_more: Sequence[str]
+    fleet_total: Sequence[WorkTotal] = ()
+    tenant_totals: Sequence[WorkTotal] = ()
+    """Of the `TOTALS_TENANTS_MAX` tenants with the most credits."""
 
 
 class KnownKey(NamedTuple):
@@ -222,6 +253,10 @@ class Store(RecordStore, Protocol):
 
     async def set_meta(self, key: str, value: int) -> None:
         """Remember a number."""
+        ...
+
+    async def totals(self, whose: Whose, name: str) -> list[WorkTotal]:
+        """What the finished items of a tenant, a car or (by an empty name) the fleet came to."""
         ...
 
     def free_bytes(self) -> int:

@@ -11,7 +11,8 @@ import msgspec
 from edge_runtime.contract import limits
 from edge_runtime.contract.messages import Birth, Fence
 from edge_runtime.dispatcher.core.events import StoredAttempt, StoredJob
-from edge_runtime.dispatcher.storage.port import Recovered
+from edge_runtime.dispatcher.storage import totals
+from edge_runtime.dispatcher.storage.port import Recovered, Whose
 from edge_runtime.dispatcher.storage.rows import (
     issued_decoder,
     open_items,
@@ -69,6 +70,8 @@ def recover(db: sqlite3.Connection, now_utc_s: int) -> Recovered:
         jobs=jobs,
         attempts=attempts,
         tenants_with_more=more,
+        fleet_total=totals.of_name(db, Whose.FLEET, ""),
+        tenant_totals=totals.of_tenants(db, limits.TOTALS_TENANTS_MAX),
     )
 
 
@@ -90,12 +93,13 @@ def _open_jobs(db: sqlite3.Connection) -> tuple[list[StoredJob], list[str]]:
 
 def _live_attempts(db: sqlite3.Connection) -> list[StoredAttempt]:
     rows = db.execute(
-        "SELECT a.job_no, a.unit, a.epoch, a.counter, a.vehicle, a.issued, a.alone"
+        "SELECT a.job_no, a.unit, a.epoch, a.counter, a.vehicle, a.issued, a.alone,"
+        " a.offered_ms"
         " FROM attempt a INDEXED BY attempt_open JOIN job j ON j.no = a.job_no"
         " WHERE a.ended_ms IS NULL AND j.finished_ms IS NULL ORDER BY a.no"
     ).fetchall()
     attempts = []
-    for job_no, unit, epoch, counter, vehicle, issued_blob, alone in rows:
+    for job_no, unit, epoch, counter, vehicle, issued_blob, alone, offered_ms in rows:
         issued = issued_decoder.decode(issued_blob)
         attempts.append(
             StoredAttempt(
@@ -106,6 +110,7 @@ def _live_attempts(db: sqlite3.Connection) -> list[StoredAttempt]:
                 items=open_items(db, job_no, issued),
                 issued=issued,
                 alone=bool(alone),
+                offered_ms=offered_ms,
             )
         )
     return attempts

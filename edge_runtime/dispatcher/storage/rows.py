@@ -45,6 +45,7 @@ def job_status(row: Sequence[Any]) -> JobStatus:
         submitted_ms=spec.submitted_ms,
         deadline_ms=deadline_ms,
         finished_ms=finished_ms,
+        traceparent=spec.traceparent,
     )
 
 

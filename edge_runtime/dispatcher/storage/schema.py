@@ -134,7 +134,30 @@ _VERSION_5 = """
 ALTER TABLE item ADD COLUMN reference BLOB;
 """
 
-MIGRATIONS: tuple[str, ...] = (_VERSION_1, _VERSION_2, _VERSION_3, _VERSION_4, _VERSION_5)
+_VERSION_6 = """
+CREATE TABLE total(
+  kind TEXT NOT NULL,
+  name TEXT NOT NULL,
+  is_interactive INTEGER NOT NULL,
+  energy_method TEXT NOT NULL,
+  wear_method TEXT NOT NULL,
+  items INTEGER NOT NULL,
+  credits REAL NOT NULL,
+  energy_j REAL NOT NULL,
+  wear_percent REAL NOT NULL,
+  since_ms INTEGER NOT NULL,
+  PRIMARY KEY(kind, name, is_interactive, energy_method, wear_method)
+) WITHOUT ROWID;
+"""
+
+MIGRATIONS: tuple[str, ...] = (
+    _VERSION_1,
+    _VERSION_2,
+    _VERSION_3,
+    _VERSION_4,
+    _VERSION_5,
+    _VERSION_6,
+)
 VERSION = len(MIGRATIONS)
 
 

@@ -33,8 +33,17 @@ from edge_runtime.dispatcher.core.events import (
     JobsLoaded,
 )
 from edge_runtime.dispatcher.storage import records as documents
+from edge_runtime.dispatcher.storage import totals as work_totals
 from edge_runtime.dispatcher.storage.files import backup, connect, take_lock, translated
-from edge_runtime.dispatcher.storage.port import KnownKey, OpenWork, Record, Recovered, StoreError
+from edge_runtime.dispatcher.storage.port import (
+    KnownKey,
+    OpenWork,
+    Record,
+    Recovered,
+    StoreError,
+    Whose,
+    WorkTotal,
+)
 from edge_runtime.dispatcher.storage.recent import RecentResults
 from edge_runtime.dispatcher.storage.recovery import keep_newest, newest, recover
 from edge_runtime.dispatcher.storage.rows import (
@@ -533,6 +542,10 @@ class SqliteStore:
     async def results_by_item(self, job: str, after: int, limit: int) -> list[ResultEntry]:
         """A page of a job's results in order of item."""
         return await self._run(lambda: documents.results_by_item(self._db, job, after, limit))
+
+    async def totals(self, whose: Whose, name: str) -> list[WorkTotal]:
+        """What the finished items of a tenant, a car or (by an empty name) the fleet came to."""
+        return await self._run(lambda: work_totals.of_name(self._db, whose, name))
 
     def free_bytes(self) -> int:
         """Room left on the disk of the store's folder, for an unprivileged writer."""

@@ -12,6 +12,7 @@ from edge_runtime.dispatcher.core.commands import (
     AddResult,
     AddStrike,
     BeginAttempt,
+    BookWork,
     EndAttempt,
     FailRemaining,
     PutQuarantine,
@@ -23,6 +24,7 @@ from edge_runtime.dispatcher.core.commands import (
 from edge_runtime.dispatcher.storage.recovery import keep_newest
 from edge_runtime.dispatcher.storage.rows import ITEM_SPAN, enum_value
 from edge_runtime.dispatcher.storage.schema import ITEM_BITS
+from edge_runtime.dispatcher.storage.totals import book
 
 _pack = msgspec.msgpack.Encoder().encode
 
@@ -222,6 +224,7 @@ _BEFORE_RESULTS: dict[type[Any], _Writer] = {
 }
 _AFTER_RESULTS: dict[type[Any], _Writer] = {
     EndAttempt: _end,
+    BookWork: book,
     UpdateJob: _update_jobs,
     PutVehicle: _put_vehicles,
     PutQuarantine: _put_quarantine,

@@ -32,8 +32,10 @@ from edge_runtime.contract.messages import (
     StopReport,
     Tokens,
     UnitOffer,
+    Usage,
 )
 from edge_runtime.contract.reasons import ItemError
+from edge_runtime.vehicle.core.energy import ItemCost
 
 
 class Phase(Enum):
@@ -114,6 +116,7 @@ class OpenChunk:
     since_ns: int = 0
     busy_ms: float = 0.0
     energy_j: float = 0.0
+    wear_percent: float = 0.0
     load_ms: float = 0.0
 
     @property
@@ -246,7 +249,7 @@ class Attempt:
             not self.chunk.is_full and self.chunk.encoded_bytes + size <= limits.UNIT_MAX_BYTES
         )
 
-    def report(self, result: ItemResult, energy_j: float, now: Now) -> None:
+    def report(self, result: ItemResult, cost: ItemCost, now: Now) -> None:
         """Move one item from `remaining` to the open chunk. The item must remain."""
         del self.remaining[result.index]
         chunk = self.chunk
@@ -258,8 +261,9 @@ class Attempt:
             self.totals.done += 1
             chunk.busy_ms += result.busy_ms
             self.totals.busy_ms += result.busy_ms
-            chunk.energy_j += energy_j
-            self.totals.energy_j += energy_j
+            chunk.energy_j += cost.joules
+            chunk.wear_percent += cost.wear_percent
+            self.totals.energy_j += cost.joules
         else:
             self.totals.failed += 1
 
@@ -268,7 +272,7 @@ class Attempt:
         self.chunk.load_ms += load_ms
         self.totals.load_ms += load_ms
 
-    def close_chunk(self, ending: Ending | None) -> Chunk:
+    def close_chunk(self, ending: Ending | None, usage: Usage | None = None) -> Chunk:
         """Return the open chunk, numbered, and begin the next."""
         chunk, self.chunk = self.chunk, OpenChunk()
         seq, self.next_seq = self.next_seq, self.next_seq + 1
@@ -284,6 +288,7 @@ class Attempt:
             load_ms=_amount(chunk.load_ms),
             ending=ending,
             tokens=tuple(chunk.tokens),
+            usage=usage,
         )
 
     def chunk_due_ns(self) -> int | None:

@@ -17,13 +17,14 @@ Deliberately absent: clocks, counters and files, which the shell reads (`vehicle
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from math import isfinite
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 
 from edge_runtime.contract import limits
 from edge_runtime.contract.clock import NS_PER_MS, Now, utc_month
-from edge_runtime.contract.reasons import HoldReason
+from edge_runtime.contract.messages import Usage
+from edge_runtime.contract.reasons import EnergyMethod, HoldReason, WearMethod
 from edge_runtime.vehicle.core.commands import WriteEnergy, WriteModelEnergy
 from edge_runtime.vehicle.core.energy_rows import (
     ARCHIVE_DAY,
@@ -39,7 +40,7 @@ from edge_runtime.vehicle.core.energy_rows import (
 )
 from edge_runtime.vehicle.core.events import BytesMoved, EnergyMeasured
 from edge_runtime.vehicle.core.readings import Readings
-from edge_runtime.vehicle.core.wear import WearTable
+from edge_runtime.vehicle.core.wear import UNKNOWN_CELL, WearTable
 from edge_runtime.vehicle.policy import OwnerPolicy
 
 _NS_PER_S: Final = 1_000_000_000
@@ -80,6 +81,16 @@ class Conditions:
     charge_percent: float | None = None
     is_battery_hot: bool = False
     is_compute_hot: bool = False
+
+
+class ItemCost(NamedTuple):
+    """What a finished item took: energy, and wear in percent of the pack's capacity."""
+
+    joules: float = 0.0
+    wear_percent: float = 0.0
+
+
+NO_COST: Final = ItemCost()
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +143,8 @@ class EnergyLedger:
     _written_ns: int = 0
     _free_j: dict[int, float] = field(default_factory=dict)
     """By day: booked since there is work, and taken by no item yet."""
+    _free_wear_percent: float = 0.0
+    """The wear of what no item has taken yet."""
     _estimated_j: float = 0.0
     """Booked, or to be paid, since the last measurement."""
     _owed_j: float = 0.0
@@ -177,6 +190,7 @@ class EnergyLedger:
         if conditions.is_compute_hot:
             row.compute_hot_s += seconds
         row.warmth_wear_percent += self._warmth_percent_per_s * seconds
+        self._free_wear_percent += self._warmth_percent_per_s * seconds
         joules = self._power.watts * seconds
         self._estimated_j += joules
         self._book(joules, row)
@@ -185,6 +199,7 @@ class EnergyLedger:
         """From now on the computer computes, or does not: it is frozen, or has no work."""
         if not has_work:
             self._free_j.clear()
+            self._free_wear_percent = 0.0
         if is_computing is self.is_computing:
             return
         self.is_computing = is_computing
@@ -283,22 +298,26 @@ class EnergyLedger:
         self._read = _Power(joules / seconds, event.method, now.boot_ns)
         self._choose_power(now)
 
-    def item(self, digest: str, busy_ms: float, now: Now) -> float:
-        """An item of this model was finished: the joules that it took."""
-        joules = self._take(busy_ms, now, is_of_items=True)
+    def item(self, digest: str, busy_ms: float, now: Now) -> ItemCost:
+        """An item of this model was finished: what it took."""
+        cost = self._take(busy_ms, now, is_of_items=True)
         self._today(now).items += 1
-        self._learn(digest, joules)
-        return joules
+        self._learn(digest, cost.joules)
+        return cost
 
     def wasted(self, busy_ms: float, now: Now) -> float:
         """An item came to nothing after so much time: the joules that it took are overhead."""
-        return self._take(busy_ms, now, is_of_items=False)
+        return self._take(busy_ms, now, is_of_items=False).joules
 
-    def _take(self, busy_ms: float, now: Now, *, is_of_items: bool) -> float:
-        """A part of what was booked, oldest day first; what was not booked yet is booked early."""
+    def _take(self, busy_ms: float, now: Now, *, is_of_items: bool) -> ItemCost:
+        """A part of what was booked, oldest day first; what was not booked yet is booked early.
+
+        Its wear is that part of the wear of what no item has taken.
+        """
         known_ms = busy_ms if isfinite(busy_ms) else 0.0
         busy_s = min(max(known_ms, 0.0), limits.ITEM_TIME_MAX_MS) / 1000
         row, joules = self._today(now), self._power.watts * busy_s
+        all_j = sum(self._free_j.values())
         missing = joules
         for day in list(self._free_j):
             taken = min(missing, self._free_j[day])
@@ -313,10 +332,13 @@ class EnergyLedger:
         if missing > 0:
             self._add(missing, row)
             self._owed_j += missing
+            all_j += missing
             if is_of_items:
                 row.units_j += missing
         self._dirty_days.add(row.day)
-        return joules
+        wear_percent = self._free_wear_percent * min(1.0, joules / all_j) if all_j > 0 else 0.0
+        self._free_wear_percent -= wear_percent
+        return ItemCost(joules, wear_percent)
 
     def unit_done(self, now: Now) -> None:
         """A unit was computed to its end."""
@@ -371,6 +393,7 @@ class EnergyLedger:
         row.pack_j += joules
         row.efc += self._cycles(joules)
         row.cycle_wear_percent += joules * self._cycle_percent_per_j
+        self._free_wear_percent += joules * self._cycle_percent_per_j
 
     def _cycles(self, joules: float) -> float:
         facts = self.facts
@@ -450,6 +473,21 @@ class EnergyLedger:
     def method(self) -> PowerMethod:
         """How power is known now."""
         return self._power.method
+
+    def usage(self, wear_percent: float) -> Usage:
+        """What the dispatcher is told of finished items beside their energy, as it is known now."""
+        wear = self.facts.wear
+        if wear is None:
+            method = WearMethod.UNKNOWN
+        elif wear.name == UNKNOWN_CELL:
+            method = WearMethod.WORST_CELL_TABLE
+        else:
+            method = WearMethod.CELL_TABLE
+        return Usage(
+            energy_method=EnergyMethod(self.method.value),
+            wear_percent=min(max(wear_percent, 0.0), limits.CHUNK_WEAR_MAX_PERCENT),
+            wear_method=method,
+        )
 
     # --- the journal -----------------------------------------------------------------------------
 

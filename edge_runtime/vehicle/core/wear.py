@@ -10,13 +10,15 @@ The tables, what is in them and what is not: `docs/explanation/wear.md`.
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
-from typing import Annotated
+from typing import Annotated, Final
 
 import msgspec
 from msgspec import Meta
 
 from edge_runtime.contract.errors import ConfigError
 
+UNKNOWN_CELL: Final = "unknown"
+"""Names the table of a cell that is not known: the worst of all."""
 Axis = Annotated[tuple[float, ...], Meta(min_length=2, max_length=32)]
 Rate = Annotated[float, Meta(ge=0, le=100)]
 Grid = tuple[tuple[Rate, ...], ...]
@@ -109,7 +111,7 @@ def worst_of(tables: Iterable[WearTable]) -> WearTable:
         for same in zip(*grids, strict=True)
     )
     return WearTable(
-        name="unknown",
+        name=UNKNOWN_CELL,
         temperatures_c=first.temperatures_c,
         charges_percent=first.charges_percent,
         cycle_percent_per_efc=cycle,

@@ -81,7 +81,7 @@ from edge_runtime.vehicle.core.commands import (
     WriteFence,
     WriteStarted,
 )
-from edge_runtime.vehicle.core.energy import EnergyLedger
+from edge_runtime.vehicle.core.energy import NO_COST, EnergyLedger, ItemCost
 from edge_runtime.vehicle.core.energy_rows import J_PER_WH
 from edge_runtime.vehicle.core.events import (
     EngineDied,
@@ -425,7 +425,7 @@ class Work:
         for index, message in event.broken:
             if index in attempt.remaining and attempt.phase is Phase.RECORDED:
                 failed = failed_item(index, ItemError.INPUT_UNAVAILABLE, message)
-                self._report(attempt, failed, 0.0, now)
+                self._report(attempt, failed, NO_COST, now)
 
     # --- the engine -------------------------------------------------------------------------
 
@@ -475,10 +475,10 @@ class Work:
         attempt.run_progress += 1
         if event.index in attempt.remaining:
             result = finished_item(event.index, event.output, event.busy_ms)
-            energy_j = 0.0
+            cost = NO_COST
             if isinstance(result, ItemDone):
-                energy_j = self.energy.item(attempt.offer.model, result.busy_ms, now)
-            self._report(attempt, result, energy_j, now)
+                cost = self.energy.item(attempt.offer.model, result.busy_ms, now)
+            self._report(attempt, result, cost, now)
 
     def broke(self, event: ItemBroke, now: Now) -> None:
         """An item failed; the engine lives on."""
@@ -489,7 +489,9 @@ class Work:
         attempt.run_progress += 1
         if event.index in attempt.remaining:
             self._count_waste(attempt, now)
-            self._report(attempt, failed_item(event.index, event.code, event.message), 0.0, now)
+            self._report(
+                attempt, failed_item(event.index, event.code, event.message), ItemCost(), now
+            )
 
     def interrupted(self, event: ItemInterrupted) -> None:
         """An item was in hand when the engine was stopped: what comes next says what of it."""
@@ -522,7 +524,7 @@ class Work:
             # A run that ends without a word about its items would be submitted for ever.
             for index in list(attempt.remaining):
                 failed = failed_item(index, ItemError.MODEL_ERROR, event.message or "not computed")
-                self._report(attempt, failed, 0.0, now)
+                self._report(attempt, failed, NO_COST, now)
 
     def _tally(self, attempt: Attempt, stop: StopReport | None) -> None:
         """A run was stopped on its own; one that only waited is not worth counting."""
@@ -543,7 +545,9 @@ class Work:
             return
         if event.index is not None and event.index in victim.remaining:
             self._count_waste(victim, now)
-            self._report(victim, failed_item(event.index, event.code, event.message), 0.0, now)
+            self._report(
+                victim, failed_item(event.index, event.code, event.message), ItemCost(), now
+            )
 
     def _forget_run(self, attempt: Attempt) -> None:
         if attempt.run_id is not None:
@@ -582,12 +586,12 @@ class Work:
             )
             self._keep(released, Phase.RELEASED)
 
-    def _report(self, attempt: Attempt, result: ItemResult, energy_j: float, now: Now) -> None:
+    def _report(self, attempt: Attempt, result: ItemResult, cost: ItemCost, now: Now) -> None:
         if self.is_withdrawn:
             return
         if not attempt.has_room_for(result):
             self._close(attempt, None, None, now)
-        attempt.report(result, energy_j, now)
+        attempt.report(result, cost, now)
         if not attempt.remaining:
             self._complete(attempt, now)
         elif attempt.chunk.is_full:
@@ -600,7 +604,9 @@ class Work:
     def _close(
         self, attempt: Attempt, ending: Ending | None, ended_as: Phase | None, now: Now
     ) -> None:
-        chunk = attempt.close_chunk(ending)
+        done = any(isinstance(result, ItemDone) for result in attempt.chunk.items)
+        usage = self.energy.usage(attempt.chunk.wear_percent) if done else None
+        chunk = attempt.close_chunk(ending, usage)
         if attempt.is_interactive:
             self._once.append(encode(chunk))
             self.write_energy(ENERGY_RIDE_MS, now)
@@ -812,7 +818,7 @@ class Work:
         if saved.started in remaining and saved.started is not None:
             message = "the car's runtime ended while it computed this item"
             blamed = failed_item(saved.started, ItemError.CAR_REBOOTED, message)
-            attempt.report(blamed, 0.0, now)
+            attempt.report(blamed, NO_COST, now)
         self.release(attempt, Phase.RELEASED, ReleaseReason.REBOOT, now)
 
     # --- invariants --------------------------------------------------------------------------

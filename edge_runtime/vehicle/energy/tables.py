@@ -5,14 +5,11 @@ Invariants
 """
 
 from importlib import resources
-from typing import Final
 
 import msgspec
 
 from edge_runtime.contract.errors import ConfigError
-from edge_runtime.vehicle.core.wear import Axis, Grid, WearTable, worst_of
-
-UNKNOWN_CELL: Final = "unknown"
+from edge_runtime.vehicle.core.wear import UNKNOWN_CELL, Axis, Grid, WearTable, worst_of
 
 
 class _Cell(msgspec.Struct, frozen=True):

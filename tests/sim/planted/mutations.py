@@ -41,6 +41,22 @@ _SHARES = (
         "    jobs = jobs + (new.finished_ms IS NULL) - (old.finished_ms IS NULL),\n",
         "    jobs = jobs,\n",
     ),
+    Mutation(
+        "credited-again",
+        "A car is credited whatever a chunk has, also where it only says it again.",
+        "S17",
+        "dispatcher/core/machine.py",
+        "        self._book(job, unit.vehicle, chunk, done, now)\n",
+        "        self._book(job, unit.vehicle, chunk, len(chunk.items), now)\n",
+    ),
+    Mutation(
+        "late-work-for-nothing",
+        "Who gives a result after its lease has ended is credited nothing.",
+        "S17",
+        "dispatcher/core/machine.py",
+        "        self._book(job, vehicle, chunk, done, now)\n",
+        "",
+    ),
 )
 
 _DISPATCHER_CORE = (

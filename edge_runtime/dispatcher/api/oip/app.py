@@ -229,7 +229,7 @@ class OpenInference:
         with LargeBody(self._large) as large:
             inference = await self._read(model, headers, receive, large)
             try:
-                answered = await self._ask(model, inference, tenant, headers, receive)
+                answered = await self._ask(model, inference, tenant, receive)
             except InteractiveFailure as failure:
                 model.statistics.fail.add((time.monotonic_ns() - started_ns) / 1e6)
                 raise _refusal(failure.failed) from None
@@ -278,7 +278,6 @@ class OpenInference:
         model: Model,
         inference: Inference,
         tenant: str,
-        headers: list[tuple[bytes, bytes]],
         receive: Receive,
     ) -> Answered:
         """The answer. Raises `ClientLeft` when the client goes first."""
@@ -296,7 +295,6 @@ class OpenInference:
                 parameters=inference.parameters,
                 rows=inference.rows,
                 timeout_ms=timeout_ms,
-                traceparent=header(headers, b"traceparent"),
             )
 
     @contextlib.asynccontextmanager

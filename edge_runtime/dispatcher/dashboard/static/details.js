@@ -3,7 +3,7 @@
 
 import { ask } from "./live.js";
 import { ending, timeline } from "./plots.js";
-import { clock, count, element, energy, moment, span, words, write } from "./words.js";
+import { clock, count, element, energy, moment, span, words, workFacts, write } from "./words.js";
 
 const KINDS = { car: showCar, job: showJob, cell: showCars, hold: showCars, availability: showCars, region: showCars };
 const PAGE = 100;
@@ -130,7 +130,7 @@ function pages(details, kind, name, total) {
 async function showCar(details, kind, name) {
   const found = await ask(`cars/${encodeURIComponent(name)}`, details.cut.signal);
   return () => {
-    const { car, cell, why } = found;
+    const { car, cell, why, work } = found;
     const answers = element("ul", { class: "answer", children: (why.length ? why : ["nothing keeps it from work: it is offered the next unit that suits it"]).map((text) => element("li", { text: words(text) })) });
     details.body.replaceChildren(
       element("div", { children: [element("h3", { text: why.length ? "Why it gets no work now" : "It may get work" }), answers] }),
@@ -148,6 +148,8 @@ async function showCar(details, kind, name) {
         ["Computer", reading(car.compute_temperature_c, "°C")],
         ["Models loaded", (car.resident ?? []).map((digest) => digest.slice(0, 12)).join(", ")],
       ]),
+      element("h3", { text: "Its finished work, over restarts" }),
+      facts(workFacts(work)),
       element("p", { class: "small", text: "What decided in the car, with its owner's limits and readings: edge-runtime owner why, in the car." }),
     );
   };

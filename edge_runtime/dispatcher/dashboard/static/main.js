@@ -4,7 +4,7 @@ import { Cells } from "./cells.js";
 import { Details, open } from "./details.js";
 import { follow, hasKey, useKey } from "./live.js";
 import { plot } from "./plots.js";
-import { clock, count, element, energy, rate, rows, share, span, words, write } from "./words.js";
+import { clock, count, credits, element, energy, rate, rows, share, span, wear, words, workFacts, write } from "./words.js";
 
 const $ = (id) => document.getElementById(id);
 const ORDER = ["ready", "working", "hold", "driving", "stopping", "unknown", "offline"];
@@ -147,6 +147,22 @@ function drawEnded(o) {
   $("ended").hidden = o.ended.length === 0;
 }
 
+function drawFacts(list, facts) {
+  rows(list, facts.map(([key, value]) => ({ key, value })), ({ key }) => element("div", { children: [element("dt", { text: key }), element("dd")] }), (row, { value }) => write(row.lastChild, value));
+}
+
+function tenantRow({ key }) {
+  return element("tr", { children: [element("th", { scope: "row", text: key }), ...Array.from({ length: 4 }, () => element("td", { class: "number" }))] });
+}
+
+function drawWork(o) {
+  drawFacts($("work-list"), workFacts(o.work));
+  rows($("tenant-rows"), o.tenants.map(({ tenant, work }) => ({ key: tenant, work })), tenantRow, (row, { work }) => {
+    [count(work.items), credits(work.credits), energy(work.energy_wh), wear(work)].forEach((text, i) => write(row.children[i + 1], text));
+  });
+  $("tenants").hidden = o.tenants.length === 0;
+}
+
 function drawTotals(o) {
   const t = o.totals;
   const each = t.items_done ? energy(t.energy_wh / t.items_done) : "–";
@@ -156,13 +172,13 @@ function drawTotals(o) {
     ["Items failed for good", count(t.items_failed)],
     ["Attempts", count(t.attempts)],
     ...Object.entries(t.ended).map(([end, n]) => [`Attempts ${words(end)}`, count(n)]),
-    ["Energy that cars report", energy(t.energy_wh)],
+    ["Energy of finished items", energy(t.energy_wh)],
     ["Energy of an item", each],
     ["Time computed", span(t.busy_s * 1000)],
     ...Object.entries(t.stops).map(([tier, n]) => [`Stops by ${tier}`, count(n)]),
     ["Stopped within, 95 of 100", span(t.stop_p95_ms)],
   ];
-  rows($("total-list"), facts.map(([key, value]) => ({ key, value })), ({ key }) => element("div", { children: [element("dt", { text: key }), element("dd")] }), (row, { value }) => write(row.lastChild, value));
+  drawFacts($("total-list"), facts);
 }
 
 function drawHealth(o) {
@@ -181,7 +197,7 @@ let newest = null;
 let asked = false;
 function draw() {
   asked = false;
-  for (const part of [drawHealth, drawGlance, drawFleet, drawFlow, drawJobs, drawEnded, drawTotals]) part(newest);
+  for (const part of [drawHealth, drawGlance, drawFleet, drawFlow, drawJobs, drawEnded, drawWork, drawTotals]) part(newest);
   cells.draw(newest.cells);
   document.body.dataset.drawn = String(newest.at_ms);
 }

@@ -31,6 +31,33 @@ export function energy(wh) {
   return `${wh.toFixed(wh < 10 ? 2 : 1)} Wh`;
 }
 
+const few = new Intl.NumberFormat("en", { maximumSignificantDigits: 3 });
+export const credits = (n) => (n < 100_000 ? few.format(n < 1000 ? n : Math.round(n)) : short.format(n));
+
+// What finished work wore, of one pack: nothing is shown for what no car has told.
+export function wear(work) {
+  if (work.wear_unknown_items >= work.items) return work.items ? "not known" : "–";
+  const part = `${few.format(work.wear_percent)} %`;
+  return "worst_cell_table" in work.wear_percent_by_method && work.wear_percent ? `at most ${part}` : part;
+}
+
+const shares = (parts, show) => Object.entries(parts).filter(([, n]) => n > 0).map(([how, n]) => `${words(how)} ${show(n)}`).join(", ");
+
+export function workFacts(work) {
+  const unknown = work.wear_unknown_items;
+  return [
+    ["Items finished", count(work.items)],
+    ["Of them interactive", count(work.interactive_items)],
+    ["Credits", credits(work.credits)],
+    ["Energy", energy(work.energy_wh)],
+    ["Energy known by", shares(work.energy_wh_by_method, energy) || "–"],
+    ["Wear, of one pack", wear(work)],
+    ["Wear known by", shares(work.wear_percent_by_method, (n) => `${few.format(n)} %`) || "–"],
+    ["Items whose wear is not known", count(unknown)],
+    ["Since", work.since_ms === null || work.since_ms === undefined ? "–" : moment(work.since_ms)],
+  ];
+}
+
 export const clock = (ms) => new Date(ms).toISOString().slice(11, 19);
 export const moment = (ms) => (ms ? new Date(ms).toISOString().slice(0, 19).replace("T", " ") + " UTC" : "–");
 
