@@ -197,6 +197,8 @@ OIP_LARGE_BODY_MAX_BYTES: Final = OBJECT_MAX_BYTES + OIP_BODY_MAX_BYTES
 """Largest body with binary tensors, packed or not: one object, and the JSON before it."""
 OIP_LARGE_BODIES_MAX_BYTES: Final = 128 * 1024 * 1024
 """Bodies over `OIP_BODY_MAX_BYTES`, from their first byte to their answer; one more is a 503."""
+OIP_TENANT_LARGE_BODIES_MAX_BYTES: Final = OIP_LARGE_BODIES_MAX_BYTES // 2
+"""And those of one tenant."""
 INTERACTIVE_FETCH_MS: Final = 3_000
 """A car that has to fetch inputs may be silent for so long more: a process begins, and asks."""
 INTERACTIVE_FETCH_BYTES_PER_MS: Final = 1_024

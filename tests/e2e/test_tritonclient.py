@@ -127,6 +127,17 @@ def test_inference_in_every_form(
     assert result.get_response()["id"] == "mine"
 
 
+def test_a_tensor_that_does_not_travel_inline_reaches_the_model(
+    client: triton.InferenceServerClient, house: House
+) -> None:
+    # The model gives back what it takes: only its answer is too large for a message.
+    with pytest.raises(InferenceServerException, match="result_too_large"):
+        client.infer("noop", [x(np.ones(1_000_000, np.float32))])
+    health = f"{house.four.url}/v1/health"
+    with urllib.request.urlopen(health, timeout=10) as answer:  # noqa: S310 - http only
+        assert json.loads(answer.read())["counters"]["inputs_lent"] == 1
+
+
 def test_a_body_made_and_read_by_hand(client: triton.InferenceServerClient) -> None:
     body, length = triton.InferenceServerClient.generate_request_body([x(FLOATS)])
     assert length is not None

@@ -17,8 +17,7 @@ from objects_house import ObjectsHouse, digest_of, eventually, open_house
 from edge_runtime.bus import MemoryBroker
 from edge_runtime.contract import limits
 from edge_runtime.contract.http import Quota
-from edge_runtime.dispatcher.api.bodies import BodyBudget
-from edge_runtime.dispatcher.api.oip.bodies import LargeBody, read_body, unpacked
+from edge_runtime.dispatcher.api.oip.bodies import LargeBodies, LargeBody, read_body, unpacked
 from edge_runtime.dispatcher.api.oip.errors import OipError
 from edge_runtime.dispatcher.front import Refusal
 from edge_runtime.dispatcher.lending import Lender
@@ -291,26 +290,67 @@ async def test_too_much_to_lend_is_refused_before_it_is_hashed(house: ObjectsHou
     assert len(lender) == 0
 
 
-def test_large_bodies_share_a_bound_and_give_back_what_they_held() -> None:
+def test_large_bodies_share_a_bound_and_give_back_what_they_held(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     mib = 1 << 20
-    budget = BodyBudget(5 * mib, "OIP_LARGE_BODIES_MAX_BYTES")
-    with LargeBody(budget) as first, LargeBody(budget) as second:
-        first.require(limits.OIP_BODY_MAX_BYTES)  # is not large
-        first.require(2 * mib)
-        first.require(mib + 1)
-        second.require(3 * mib)
-        with pytest.raises(Refusal) as refused:
-            first.require(2 * mib + 1)
-        assert refused.value.problem.limit == f"OIP_LARGE_BODIES_MAX_BYTES={5 * mib}"
-        assert refused.value.problem.status == HTTPStatus.SERVICE_UNAVAILABLE
-    with LargeBody(budget) as third:
-        third.require(5 * mib)
+    monkeypatch.setattr(limits, "OIP_LARGE_BODIES_MAX_BYTES", 8 * mib)
+    monkeypatch.setattr(limits, "OIP_TENANT_LARGE_BODIES_MAX_BYTES", 5 * mib)
+    bodies = LargeBodies()
+    with LargeBody(bodies, "anna") as first, LargeBody(bodies, "anna") as second:
+        first.hold(limits.OIP_BODY_MAX_BYTES)  # is not large
+        first.hold(2 * mib)
+        first.hold(mib + 1)
+        second.check(16 * mib)  # said, and not yet sent
+        second.hold(3 * mib)
+        assert _refused_by(first, 2 * mib + 1) == "OIP_TENANT_LARGE_BODIES_MAX_BYTES=5242880"
+        with LargeBody(bodies, "bert") as third:
+            third.hold(3 * mib)
+            assert _refused_by(third, 3 * mib + 1) == "OIP_LARGE_BODIES_MAX_BYTES=8388608"
+    with LargeBody(bodies, "anna") as again, LargeBody(bodies, "bert") as beside:
+        again.hold(5 * mib)
+        beside.hold(3 * mib)
         with pytest.raises(OipError, match="OIP_LARGE_BODY_MAX_BYTES"):
-            third.require(limits.OIP_LARGE_BODY_MAX_BYTES + 1)
-    with LargeBody(None) as small, pytest.raises(OipError, match="OIP_BODY_MAX_BYTES"):
-        small.require(limits.OIP_BODY_MAX_BYTES + 1)
+            again.hold(limits.OIP_LARGE_BODY_MAX_BYTES + 1)
+    assert not bodies._tenants
+    with LargeBody() as small, pytest.raises(OipError, match="OIP_BODY_MAX_BYTES"):
+        small.hold(limits.OIP_BODY_MAX_BYTES + 1)
     with pytest.raises(OipError, match="OIP_BODY_MAX_BYTES"):
         unpacked(gzip.compress(bytes(limits.OIP_BODY_MAX_BYTES + 1)), "gzip")
+
+
+def _refused_by(body: LargeBody, size: int) -> str | None:
+    with pytest.raises(Refusal) as refused:
+        body.hold(size)
+    assert refused.value.problem.status == HTTPStatus.SERVICE_UNAVAILABLE
+    return refused.value.problem.limit
+
+
+async def test_what_a_large_body_held_is_free_when_it_broke_off(
+    house: ObjectsHouse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "OIP_TENANT_LARGE_BODIES_MAX_BYTES", 5 << 20)
+    body, header_length = body_of(1_000_000)
+    head = (
+        f"POST {INFER} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n"
+        f"{HEADER_LENGTH}: {header_length}\r\n\r\n"
+    )
+    for _ in range(4):
+        _, writer = await asyncio.open_connection("127.0.0.1", house.server.port)
+        writer.write(head.encode() + body[:-1])
+        await writer.drain()
+        writer.close()
+        await writer.wait_closed()
+    monkeypatch.setattr(limits, "INTERACTIVE_NO_CAR_MS", 50)
+
+    async def is_free() -> bool:
+        status, answer = await infer(house, 1_000_000)
+        assert status == HTTPStatus.SERVICE_UNAVAILABLE
+        return "no car" in answer["error"]
+
+    async with asyncio.timeout(WAIT_S):
+        while not await is_free():
+            pass  # the server sees a moment later that its client has gone
 
 
 @pytest.mark.parametrize("size", [0, 1, limits.OIP_BODY_MAX_BYTES + 1])
@@ -321,7 +361,7 @@ async def test_a_packed_body_that_is_cut_or_goes_on_is_refused_at_every_size(siz
         async def receive() -> dict[str, Any]:
             return {"type": "http.request", "body": body}
 
-        with LargeBody(BodyBudget(limits.OIP_LARGE_BODY_MAX_BYTES)) as large:
+        with LargeBody(LargeBodies()) as large:
             return await read_body([(b"content-encoding", b"gzip")], receive, large)
 
     assert await read(whole) == bytes(size)

@@ -53,7 +53,7 @@ class BodyBudget:
         limit_name: str = "HTTP_BODIES_MAX_BYTES",
     ) -> None:
         self._limit = named_limit(limit_name, bytes_max)
-        self._free_bytes = bytes_max
+        self._bytes_max = self._free_bytes = bytes_max
 
     def reserve(self, count: int) -> None:
         """Take `count` bytes; `Refusal` 503 where they are not there."""
@@ -65,6 +65,11 @@ class BodyBudget:
                 limit=self._limit,
             )
         self._free_bytes -= count
+
+    @property
+    def is_unused(self) -> bool:
+        """Whether nobody holds anything of it."""
+        return self._free_bytes == self._bytes_max
 
     def release(self, count: int) -> None:
         """Give them back."""

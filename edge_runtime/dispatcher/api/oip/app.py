@@ -28,11 +28,11 @@ from edge_runtime import __version__
 from edge_runtime.contract import limits
 from edge_runtime.contract.messages import Reference
 from edge_runtime.contract.package import Package
-from edge_runtime.dispatcher.api.bodies import BodyBudget
 from edge_runtime.dispatcher.api.door import tenant_in
 from edge_runtime.dispatcher.api.failures import problem_of_failed
 from edge_runtime.dispatcher.api.forms import refusal_headers
 from edge_runtime.dispatcher.api.oip.bodies import (
+    LargeBodies,
     LargeBody,
     header,
     length_header,
@@ -56,7 +56,6 @@ _HEADER_LENGTH: Final = b"inference-header-content-length"
 _EXTENSIONS: Final = ["binary_tensor_data", "model_configuration", "model_repository", "statistics"]
 _encode = msgspec.json.Encoder().encode
 _US_PER_MS: Final = 1_000
-_LARGE: Final = (limits.OIP_LARGE_BODIES_MAX_BYTES, "OIP_LARGE_BODIES_MAX_BYTES")
 _LOOK_AGAIN_S: Final = 1.0
 
 _log = structlog.get_logger(__name__)
@@ -76,7 +75,7 @@ class OpenInference:
     def __init__(self, service: DispatcherService, lender: Lender | None = None) -> None:
         self._service = service
         self._lender = lender
-        self._large = None if lender is None else BodyBudget(*_LARGE)
+        self._large = None if lender is None else LargeBodies()
         self._shelf = service.shelf
         self._models: dict[str, Model] = {}
         self._looked_s = -_LOOK_AGAIN_S
@@ -226,7 +225,7 @@ class OpenInference:
         headers = scope["headers"]
         tenant = tenant_in(scope)
         # Held to the end: the input of a large body waits in memory for as long as its requester.
-        with LargeBody(self._large) as large:
+        with LargeBody(self._large, tenant) as large:
             inference = await self._read(model, headers, receive, large)
             try:
                 answered = await self._ask(model, inference, tenant, receive)

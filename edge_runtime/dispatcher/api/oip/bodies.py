@@ -19,6 +19,7 @@ from edge_runtime.contract import limits
 from edge_runtime.dispatcher.api.bodies import BodyBudget
 from edge_runtime.dispatcher.api.oip.errors import OipError, bad
 from edge_runtime.dispatcher.api.presence import ClientLeft, Receive
+from edge_runtime.dispatcher.front import Refusal
 
 Headers = Iterable[tuple[bytes, bytes]]
 
@@ -49,31 +50,70 @@ def length_header(headers: Headers, name: bytes) -> int | None:
     return int(text)
 
 
-class LargeBody:
-    """What one request holds of the memory for large bodies, until its end.
+class LargeBodies:
+    """The memory that large bodies share, and what each tenant has of it."""
 
-    A context manager. Without a budget no body is large.
+    def __init__(self) -> None:
+        name = "OIP_LARGE_BODIES_MAX_BYTES"
+        self._all = BodyBudget(limits.OIP_LARGE_BODIES_MAX_BYTES, name)
+        self._tenants: dict[str, BodyBudget] = {}
+
+    def reserve(self, tenant: str, count: int) -> None:
+        """Take `count` bytes; `Refusal` 503 where they are not there."""
+        of_tenant = self._tenants.get(tenant)
+        if of_tenant is None:
+            name = "OIP_TENANT_LARGE_BODIES_MAX_BYTES"
+            of_tenant = BodyBudget(limits.OIP_TENANT_LARGE_BODIES_MAX_BYTES, name)
+        of_tenant.reserve(count)
+        try:
+            self._all.reserve(count)
+        except Refusal:
+            of_tenant.release(count)
+            raise
+        self._tenants[tenant] = of_tenant
+
+    def release(self, tenant: str, count: int) -> None:
+        """Give them back."""
+        self._all.release(count)
+        of_tenant = self._tenants[tenant]
+        of_tenant.release(count)
+        if of_tenant.is_unused:
+            del self._tenants[tenant]
+
+
+class LargeBody:
+    """How large one request's body may be, and what it holds of the memory for large ones.
+
+    A context manager, left at the request's end. Without `bodies` it may not be large.
     """
 
-    def __init__(self, budget: BodyBudget | None) -> None:
-        self._budget = budget
+    def __init__(self, bodies: LargeBodies | None = None, tenant: str = "") -> None:
+        self._bodies = bodies
+        self._tenant = tenant
         self._held_bytes = 0
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        if self._budget is not None:
-            self._budget.release(self._held_bytes)
+        if self._bodies is not None and self._held_bytes:
+            self._bodies.release(self._tenant, self._held_bytes)
 
-    def require(self, size: int) -> None:
-        """Room for so many bytes. Raises `OipError` 413, or `Refusal` 503 for want of memory."""
-        if size <= limits.OIP_BODY_MAX_BYTES or size <= self._held_bytes:
-            return
-        if self._budget is None or size > limits.OIP_LARGE_BODY_MAX_BYTES:
-            raise _too_large(is_large=self._budget is not None)
-        self._budget.reserve(size - self._held_bytes)
-        self._held_bytes = size
+    def check(self, size: int) -> None:
+        """Raise `OipError` 413 where a body of so many bytes is too large."""
+        is_large = self._bodies is not None
+        name = "OIP_LARGE_BODY_MAX_BYTES" if is_large else "OIP_BODY_MAX_BYTES"
+        bound: int = getattr(limits, name)
+        if size > bound:
+            text = f"the body is over {bound} bytes ({name})"
+            raise OipError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, text)
+
+    def hold(self, size: int) -> None:
+        """The same, and room for them. Raises also `Refusal` 503, for want of memory."""
+        self.check(size)
+        if self._bodies is not None and size > max(self._held_bytes, limits.OIP_BODY_MAX_BYTES):
+            self._bodies.reserve(self._tenant, size - self._held_bytes)
+            self._held_bytes = size
 
 
 async def read_body(headers: Headers, receive: Receive, large: LargeBody | None = None) -> bytes:
@@ -81,15 +121,16 @@ async def read_body(headers: Headers, receive: Receive, large: LargeBody | None 
 
     And `Refusal` 503 where too many large ones are in memory.
     """
-    room = large or LargeBody(None)
+    room = large or LargeBody()
     declared = length_header(headers, b"content-length")
     if declared is not None:
-        room.require(declared)
+        # Only what has come is counted: who announces much and sends nothing takes nothing.
+        room.check(declared)
     message = await _next(receive)
     body: bytes = message.get("body", b"")
     if message.get("more_body", False):
         body = await _rest(body, receive, room)
-    room.require(len(body))
+    room.hold(len(body))
     encoding = header(headers, b"content-encoding")
     if encoding is None or encoding in {"", "identity"}:
         return body
@@ -112,7 +153,7 @@ async def _rest(first: bytes, receive: Receive, room: LargeBody) -> bytes:
                 part = message.get("body", b"")
                 parts.append(part)
                 size += len(part)
-                room.require(size)
+                room.hold(size)
                 if not message.get("more_body", False):
                     return b"".join(parts)
     except TimeoutError:
@@ -125,7 +166,7 @@ def unpacked(body: bytes, encoding: str) -> bytes:
     pieces: list[bytes] = []
     for piece in _steps(body, encoding):
         pieces.append(piece)
-        LargeBody(None).require(sum(map(len, pieces)))
+        LargeBody().check(sum(map(len, pieces)))
     return b"".join(pieces)
 
 
@@ -134,11 +175,11 @@ async def _unpacked(body: bytes, encoding: str, room: LargeBody) -> bytes:
     steps = _steps(body, encoding)
     pieces = [next(steps)]
     size = len(pieces[0])
-    room.require(size)
+    room.hold(size)
     while (piece := await asyncio.to_thread(next, steps, None)) is not None:
         pieces.append(piece)
         size += len(piece)
-        room.require(size)
+        room.hold(size)
     return b"".join(pieces)
 
 
@@ -161,12 +202,6 @@ def _steps(body: bytes, encoding: str) -> Iterator[bytes]:
         raise bad(f"the body is not {encoding}: {error}") from None
     if not unpacker.eof or unpacker.unused_data:
         raise bad(f"the body is not one whole {encoding} stream")
-
-
-def _too_large(*, is_large: bool) -> OipError:
-    name = "OIP_LARGE_BODY_MAX_BYTES" if is_large else "OIP_BODY_MAX_BYTES"
-    text = f"the body is over {getattr(limits, name)} bytes ({name})"
-    return OipError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, text)
 
 
 def packed(body: bytes, accepted: str | None) -> tuple[bytes, str | None]:
