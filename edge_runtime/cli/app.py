@@ -159,9 +159,8 @@ def _subtrees() -> list[tuple[App, Group]]:
     ]
 
 
-def run(arguments: Sequence[str]) -> int:
-    """Run one command line; returns its exit code. Prints what a person did wrong as one line."""
-    app = build_app()
+def add_launcher(app: App) -> App:
+    """Give `app` the options of every command; what takes them, and then runs the command."""
 
     @app.meta.default
     def launch(
@@ -181,8 +180,14 @@ def run(arguments: Sequence[str]) -> int:
         result = app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
         return result if isinstance(result, int) else ExitCode.DONE
 
+    return app.meta
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command line; returns its exit code. Prints what a person did wrong as one line."""
+    launcher = add_launcher(build_app())
     try:
-        code = app.meta(
+        code = launcher(
             list(arguments), exit_on_error=False, print_error=False, result_action="return_value"
         )
     except Exception as error:  # noqa: BLE001 - this is where every fault becomes an exit code

@@ -1,4 +1,4 @@
-"""The demo itself, small: real models, real input, every fault, on both brokers."""
+"""The demo of README.md itself, small: real models, real input, every fault, on both brokers."""
 
 import json
 import os

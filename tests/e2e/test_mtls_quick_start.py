@@ -1,6 +1,7 @@
 """The README's five commands, as they stand there, from nothing to work on two enrolled cars."""
 
 import asyncio
+import re
 import shlex
 import subprocess
 import sys
@@ -21,18 +22,10 @@ HEADING = "## With certificates"
 
 
 def five_commands() -> list[str]:
-    """The first indented block under the heading."""
+    """The block under the heading that begins with `pki init`."""
     section = README.read_text().split(HEADING)[1].split("\n## ")[0]
-    lines = section.splitlines()
-    start = next(
-        n for n, line in enumerate(lines) if "pki init" in line and line.startswith("    ")
-    )
-    block = []
-    for line in lines[start:]:
-        if not line.startswith("    "):
-            break
-        block.append(line.strip())
-    return block
+    (block,) = re.findall(r"```sh\n(\S+ pki init .*?)```", section, re.DOTALL)
+    return block.splitlines()
 
 
 def distinct_ports(count: int) -> list[int]:

@@ -23,7 +23,7 @@ def models(tmp_path: Path) -> Path:
 async def test_the_commands_of_the_page_work(
     house: ObjectsHouse, broker: MemoryBroker, tmp_path: Path
 ) -> None:
-    (commands,) = re.findall(r"```bash\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    (commands,) = re.findall(r"```sh\n(.*?)```", PAGE.read_text(), re.DOTALL)
     (tmp_path / "input.bin").write_bytes(vector(50_000))
     async with asyncio.timeout(60), Garage(tmp_path, broker).car():
         shell = await asyncio.create_subprocess_exec(

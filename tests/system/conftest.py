@@ -1,4 +1,7 @@
-"""One booted computer for all tests of systemd, with both services installed as the docs say."""
+"""One booted computer for all tests of systemd, with both services on it.
+
+They are installed as docs/how-to/install-on-a-car.md says.
+"""
 
 import os
 import shutil

@@ -1,4 +1,7 @@
-"""A car's service life on a real systemd: examined, upgraded, rolled back, wiped."""
+"""A car's service life on a real systemd: examined, upgraded, rolled back, wiped.
+
+The commands are those of docs/how-to/install-on-a-car.md.
+"""
 
 import asyncio
 from collections.abc import Iterator
