@@ -7,6 +7,7 @@ ends the process at once.
 import asyncio
 import gc
 import os
+import resource
 import signal
 from collections.abc import Callable, Coroutine
 from typing import Any, Final
@@ -31,6 +32,17 @@ def settle_memory() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(*_GC_THRESHOLDS)
+
+
+def allow_open_files(most: int) -> None:
+    """Let this process open as many files as the system lets it, up to `most`.
+
+    Login shells are started with 1,024 for the sake of programs that use `select`.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = most if hard == resource.RLIM_INFINITY else min(most, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def run_service(main: Callable[[], Coroutine[Any, Any, int | None]]) -> int:

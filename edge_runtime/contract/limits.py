@@ -575,6 +575,27 @@ HTTP_STREAM_STALL_S: Final = 120.0
 """A stream whose reader takes nothing for so long is cut; the reader resumes by its cursor."""
 HTTP_FILE_CHUNK_BYTES: Final = 256 * 1024
 HTTP_SHUTDOWN_S: Final = 5
+HTTP_CONNECTIONS_MAX: Final = 10_000
+"""Connections at once, where the process may open as many files; one costs 10 to 15 KB."""
+HTTP_FILES_RESERVED: Final = 384
+"""Of the files that a process may open, those that are no connections: a turn of accepting
+(`HTTP_BACKLOG`) before any of them can be refused, and the store, the broker, files being read."""
+HTTP_BACKLOG: Final = 256
+HTTP_IDLE_KEPT_S: Final = 1.0
+"""A connection that has had no request for so long makes room for a new one where there is none."""
+HTTP_HEAD_S: Final = 20.0
+"""How long a connection may be without a request, the time in which its head comes included."""
+HTTP_HEAD_MAX_BYTES: Final = 64 * 1024
+HTTP_HEADERS_MAX: Final = 128
+HTTP_PIPELINE_MAX: Final = 16
+"""Requests that wait on a connection behind the one that is being answered."""
+HTTP_UNREAD_S: Final = 180.0
+"""An answer of which the reader takes nothing for so long is cut, with its connection."""
+HTTP_LINGER_S: Final = 2.0
+"""What still comes on a refused connection is read for so long, so that the refusal arrives."""
+HTTP_LINGERING_MAX: Final = 64
+HTTP_BODY_MIN_BYTES_PER_S: Final = 4 * 1024
+"""A body comes at least as fast on the whole, after `UPLOAD_SILENCE_S` for its beginning."""
 
 # --- what operators see -----------------------------------------------------------------
 ACTIVITY_BUCKET_MS: Final = 5_000

@@ -57,6 +57,23 @@ def test_a_vehicle_command_loads_nothing_heavy() -> None:
     assert not loaded & {"rich", "litestar", "numpy", "onnxruntime", "cv2", "aiohttp", "uvicorn"}
 
 
+OPEN_FILES = """
+import resource
+from edge_runtime.cli.lifecycle import allow_open_files
+for most in (200, 300, 10**9):
+    allow_open_files(most)
+    print(*resource.getrlimit(resource.RLIMIT_NOFILE))
+"""
+
+
+def test_a_service_may_open_more_files_than_its_shell() -> None:
+    shell = ["sh", "-c", 'ulimit -Sn 256 && ulimit -Hn 400 && exec "$@"', "sh"]
+    done = subprocess.run(
+        [*shell, sys.executable, "-c", OPEN_FILES], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines() == ["256 400", "300 400", "400 400"]
+
+
 @pytest.fixture
 def stream() -> Iterator[io.StringIO]:
     root = logging.getLogger()

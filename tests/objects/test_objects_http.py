@@ -150,7 +150,7 @@ async def test_a_silent_upload_is_given_up(
     with lowered(monkeypatch, UPLOAD_SILENCE_S=0.2):
         async with asyncio.timeout(20):
             answer = await house.patch(NAME, 0, silent())
-    assert (answer.status, answer.code) == (HTTPStatus.REQUEST_TIMEOUT, "upload_silent")
+    assert (answer.status, answer.code) == (HTTPStatus.REQUEST_TIMEOUT, "too_slow")
     assert await house.offset(NAME) == 1000
 
 

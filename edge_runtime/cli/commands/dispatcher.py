@@ -11,7 +11,7 @@ from cyclopts import Parameter
 
 from edge_runtime.cli import systemd
 from edge_runtime.cli.identity import TlsOptions
-from edge_runtime.cli.lifecycle import run_service, settle_memory
+from edge_runtime.cli.lifecycle import allow_open_files, run_service, settle_memory
 from edge_runtime.cli.options import (
     DEFAULT_BROKER,
     DEFAULT_HTTP,
@@ -117,6 +117,7 @@ def dispatcher(
     host, port = parse_address("--http", http)
     _check_names(dispatcher_id, namespace)
     _check_places(store, models, models_url, signed)
+    allow_open_files(limits.HTTP_CONNECTIONS_MAX + limits.HTTP_FILES_RESERVED)
 
     async def run() -> None:
         from edge_runtime.bus import open_bus

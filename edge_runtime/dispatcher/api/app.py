@@ -9,6 +9,7 @@ server was told to serve remote callers.
 import functools
 import operator
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from http import HTTPStatus
 from pathlib import Path
@@ -28,7 +29,7 @@ from edge_runtime.dispatcher.api.openai.embeddings import LiveEmbeddings
 from edge_runtime.dispatcher.api.openai.routes import OPENAI_ROUTES
 from edge_runtime.dispatcher.api.openapi import openapi_json
 from edge_runtime.dispatcher.api.operations import OPERATIONS
-from edge_runtime.dispatcher.api.problems import answer_exception
+from edge_runtime.dispatcher.api.problems import answer_exception, duplicate_header
 from edge_runtime.dispatcher.api.routes import Routes
 from edge_runtime.dispatcher.api.streams import OpenStreams
 from edge_runtime.dispatcher.api.wire import JSON, Answer
@@ -37,6 +38,8 @@ from edge_runtime.dispatcher.front import Front
 LOOPBACK_HOSTS: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 Mount = Callable[[Any, Any, Any], Awaitable[None]]
 """An application that answers everything under the first part of its paths."""
+_ONCE: Final = frozenset({b"host", b"origin", b"content-type", b"x-tenant"})
+"""Headers that decide something here: of two, a proxy may have read the other one."""
 _ROUTES: Final = "edge_runtime.routes"
 """Where a request's scope has the handlers of the API that took it."""
 
@@ -61,6 +64,8 @@ class Api:
         self._routes = routes
         self._streams = streams
         self._door = door
+        self.counters: Counter[str] = Counter() if door is None else door.counters
+        """What was refused before any route, and why."""
         self.is_remote = False
         self.around: Callable[[Mount, Any, Any, Any], Awaitable[None]] | None = None
         """Called with the application for every request, to serve it within something."""
@@ -122,18 +127,26 @@ def _timed(path: str, send: Any, on_answer: Callable[[str, int, float], None]) -
 
 
 def _guard(scope: Scope, *, check_host: bool) -> Problem | None:
-    host = origin = b""
+    seen: dict[bytes, bytes] = {}
     for name, value in scope["headers"]:
-        if name == b"host":
-            host = value
-        elif name == b"origin":
-            origin = value
-    host_name = host.decode("latin-1")
-    if origin and urlsplit(origin.decode("latin-1")).netloc != host_name:
+        if name in _ONCE:
+            if name in seen:
+                return duplicate_header(name.decode().title())
+            seen[name] = value
+    host_name = seen.get(b"host", b"").decode("latin-1")
+    origin = seen.get(b"origin", b"")
+    if origin and _netloc(origin.decode("latin-1")) != host_name:
         return _forbidden("Origin", "requests from another site's pages are refused")
     if check_host and _hostname(host_name) not in LOOPBACK_HOSTS:
         return _forbidden("Host", "this dispatcher serves only this machine, by its loopback name")
     return None
+
+
+def _netloc(origin: str) -> str | None:
+    try:
+        return urlsplit(origin).netloc
+    except ValueError:
+        return None  # such as http://[
 
 
 def _hostname(host: str) -> str:

@@ -7,6 +7,7 @@ Invariants
   its items are built. MessagePack says its length first; of a large JSON body the objects are
   counted. A small body cannot hold more than it is.
 - A large body is decoded outside the event loop.
+- A body that comes too slowly ends with 408, and gives its share of the budget back.
 
 Deliberately absent: whether the model exists and what it takes; the dispatcher knows that.
 """
@@ -23,6 +24,7 @@ from msgspec import Meta
 
 from edge_runtime.contract import limits
 from edge_runtime.contract.http import ItemInput, JobRequest, JobsRequest, Problem
+from edge_runtime.dispatcher.api.pace import Pace
 from edge_runtime.dispatcher.api.problems import (
     from_validation,
     malformed,
@@ -133,17 +135,12 @@ class Body:
         if announced.isascii() and announced.isdigit():
             self._take(int(announced))
         pieces: list[bytes] = []
-        total = 0
+        pace = Pace(self._request.receive)
         more = True
         while more:
-            message = await self._request.receive()
-            if message["type"] != "http.request":
-                raise refusal(HTTPStatus.BAD_REQUEST, "disconnected", "the caller left")
-            piece = message["body"]
-            total += len(piece)
-            self._take(total)
+            piece, more = await pace.piece()
+            self._take(pace.body_bytes)
             pieces.append(piece)
-            more = message["more_body"]
         self.data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 

@@ -21,7 +21,7 @@ from edge_runtime.contract.http import Problem
 from edge_runtime.contract.topics import ID_PATTERN
 from edge_runtime.dispatcher.accounts import Accounts, Caller
 from edge_runtime.dispatcher.accounts_quotas import Quotas
-from edge_runtime.dispatcher.api.problems import refusal, unprocessable
+from edge_runtime.dispatcher.api.problems import duplicate_header, refusal, unprocessable
 from edge_runtime.dispatcher.core.events import WeightSet
 from edge_runtime.dispatcher.front import Refusal
 from edge_runtime.dispatcher.service import DispatcherService
@@ -87,7 +87,7 @@ class Door:
     def __init__(self, accounts: Accounts, quotas: Quotas, counters: Counter[str]) -> None:
         self.accounts = accounts
         self.quotas = quotas
-        self._counters = counters
+        self.counters = counters
 
     def admit(self, scope: dict[str, Any]) -> Problem | None:
         """None, with the caller noted in `scope`; 401 without a right key, 429 if too fast."""
@@ -111,11 +111,11 @@ class Door:
         """Whose key the headers have. Raises `Refusal` 400 or 401."""
         key = _key_in(headers)
         if not key:
-            self._counters["requests_without_key"] += 1
+            self.counters["requests_without_key"] += 1
             raise Refusal(_unauthorized(f"send {AUTHORIZATION}: Bearer <key>, or {API_KEY_HEADER}"))
         caller = self.accounts.caller(key) if len(key) <= limits.KEY_MAX_CHARS else None
         if caller is None:
-            self._counters["requests_with_wrong_key"] += 1
+            self.counters["requests_with_wrong_key"] += 1
             raise Refusal(_unauthorized("the key is not known, or was revoked"))
         return caller
 
@@ -125,8 +125,7 @@ def _only(headers: Headers, name: str) -> str | None:
     wanted = name.lower().encode()
     found = [value for key, value in headers if key == wanted]
     if len(found) > 1:
-        message = f"the header {name} is there {len(found)} times"
-        raise refusal(HTTPStatus.BAD_REQUEST, "duplicate_header", message, field=name)
+        raise Refusal(duplicate_header(name))
     return found[0].decode("latin-1") if found else None
 
 

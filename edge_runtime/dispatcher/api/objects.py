@@ -12,7 +12,6 @@ Deliberately absent: `creation-with-upload` and concatenation; which object may 
 when, which `dispatcher.objects` decides.
 """
 
-import asyncio
 import base64
 import binascii
 import re
@@ -31,6 +30,7 @@ from edge_runtime.contract.topics import ID_PATTERN
 from edge_runtime.dispatcher.accounts_quotas import Quotas
 from edge_runtime.dispatcher.api.files import span_of
 from edge_runtime.dispatcher.api.forms import refuse
+from edge_runtime.dispatcher.api.pace import Pace
 from edge_runtime.dispatcher.api.problems import problem_of, refusal
 from edge_runtime.dispatcher.api.queries import tenant_of
 from edge_runtime.dispatcher.front import Refusal
@@ -210,22 +210,12 @@ class ObjectRoutes:
 
 
 async def _body(request: _Request) -> AsyncIterator[bytes]:
-    """The request's body as it comes; `Refusal` where it goes silent or its sender leaves."""
+    """The request's body as it comes; `Refusal` where it is too slow or its sender leaves."""
+    pace = Pace(request.receive)
     more = True
     while more:
-        try:
-            async with asyncio.timeout(limits.UPLOAD_SILENCE_S):
-                message = await request.receive()
-        except TimeoutError:
-            limit = f"UPLOAD_SILENCE_S={limits.UPLOAD_SILENCE_S:g}"
-            message_text = "nothing came of the body; go on from where HEAD says"
-            raise refusal(
-                HTTPStatus.REQUEST_TIMEOUT, "upload_silent", message_text, limit=limit
-            ) from None
-        if message["type"] != "http.request":
-            raise refusal(HTTPStatus.BAD_REQUEST, "disconnected", "the caller left")
-        yield message["body"]
-        more = message["more_body"]
+        piece, more = await pace.piece()
+        yield piece
 
 
 def _require_tus(request: _Request) -> None:

@@ -91,6 +91,16 @@ def from_validation(error: msgspec.ValidationError, list_limits: dict[str, str])
     return unprocessable(path, what, code)
 
 
+def duplicate_header(name: str) -> Problem:
+    """400: of two headers that say the same thing, neither is believed."""
+    return Problem(
+        code="duplicate_header",
+        message=f"the header {name} is there more than once",
+        status=int(HTTPStatus.BAD_REQUEST),
+        field=name,
+    )
+
+
 def malformed(error: Exception) -> Problem:
     """400 for bytes that are not JSON or MessagePack at all."""
     return Problem(code="malformed", message=str(error)[:200], status=int(HTTPStatus.BAD_REQUEST))

@@ -3,15 +3,18 @@
 Invariants
 - Loopback only without accounts, unless told otherwise.
 - No signal handler is installed; the dispatcher decides when to stop.
+- How many connections there may be, and how long without a request, is `connections`' to say.
 - `close` returns with no task and no socket left: streams end, answers in the making get
   `HTTP_SHUTDOWN_S`, what still does not read is dropped.
 """
 
 import asyncio
 import contextlib
+import functools
 import ipaddress
 import socket
 from collections.abc import Iterator
+from typing import cast
 
 import structlog
 import uvicorn
@@ -19,6 +22,7 @@ import uvicorn
 from edge_runtime.contract import limits
 from edge_runtime.contract.errors import ConfigError
 from edge_runtime.dispatcher.api.app import Api
+from edge_runtime.dispatcher.api.connections import Connection, Connections
 
 _log = structlog.get_logger(__name__)
 
@@ -29,8 +33,9 @@ DEFAULT_PORT = 8080
 class _Server(uvicorn.Server):
     """uvicorn without its signal handlers, and with an event for "it listens"."""
 
-    def __init__(self, config: uvicorn.Config) -> None:
+    def __init__(self, config: uvicorn.Config, bounds: Connections) -> None:
         super().__init__(config)
+        self.bounds = bounds
         self.listening = asyncio.Event()
 
     @contextlib.contextmanager
@@ -71,6 +76,7 @@ class HttpServer:
         for connection in list(self._server.server_state.connections):
             # Its peer reads nothing: closing in order would wait for ever.
             connection.transport.abort()
+        self._server.bounds.close()
         _log.info("http_closed", port=self.port)
 
 
@@ -81,18 +87,22 @@ async def serve(
     *,
     allow_remote: bool = False,
     access_log: bool = False,
+    connections_most: int | None = None,
 ) -> HttpServer:
-    """Listen and answer until closed.
+    """Listen and answer until closed, on at most `connections_most` connections at once.
 
+    None are as many as the process may have (`connections.connections_max`).
     `ConfigError` where the address cannot be used, or is not loopback without `allow_remote`.
     """
     listener = await _listen(host, port, allow_remote=allow_remote)
     bound_port: int = listener.getsockname()[1]
     app.is_remote = allow_remote
+    connections = Connections(app.counters, connections_most)
     config = uvicorn.Config(
         app,
         loop="none",
-        http="httptools",
+        http=cast("type[asyncio.Protocol]", functools.partial(Connection, connections)),
+        backlog=limits.HTTP_BACKLOG,
         ws="none",
         lifespan="off",
         access_log=access_log,
@@ -102,7 +112,7 @@ async def serve(
         proxy_headers=False,
         timeout_graceful_shutdown=limits.HTTP_SHUTDOWN_S,
     )
-    server = _Server(config)
+    server = _Server(config, connections)
     task = asyncio.create_task(server.serve(sockets=[listener]), name="http-server")
     listening = asyncio.create_task(server.listening.wait())
     await asyncio.wait({task, listening}, return_when=asyncio.FIRST_COMPLETED)

@@ -2,10 +2,9 @@
 
 Invariants
 - What is held of an upload is one piece of the network and one write; a field or a form beyond
-  its bound ends it with 413, silence with 408, a caller that leaves with nothing kept.
+  its bound ends it with 413, silence or a trickle with 408, a caller that leaves with nothing kept.
 """
 
-import asyncio
 from http import HTTPStatus
 from typing import Any, Final
 
@@ -14,6 +13,7 @@ from multipart import MultipartError, MultipartSegment, PushMultipartParser, par
 
 from edge_runtime.contract import limits
 from edge_runtime.dispatcher.api.openai.files import Writing
+from edge_runtime.dispatcher.api.pace import Pace
 from edge_runtime.dispatcher.api.problems import named_limit, refusal
 
 _FORM: Final = "multipart/form-data"
@@ -44,9 +44,10 @@ class Upload:
             )
         try:
             with PushMultipartParser(boundary, max_segment_count=64, strict=True) as parser:
+                pace = Pace(self._request.receive)
                 more = True
                 while more:
-                    piece, more = await self._piece()
+                    piece, more = await pace.piece()
                     if piece:
                         for event in parser.parse(piece):
                             await self._event(event)
@@ -58,21 +59,6 @@ class Upload:
             raise refusal(
                 HTTPStatus.BAD_REQUEST, "missing_field", "the part file is missing", field="file"
             )
-
-    async def _piece(self) -> tuple[bytes, bool]:
-        try:
-            async with asyncio.timeout(limits.UPLOAD_SILENCE_S):
-                message = await self._request.receive()
-        except TimeoutError:
-            raise refusal(
-                HTTPStatus.REQUEST_TIMEOUT,
-                "too_slow",
-                "nothing came of the upload for too long",
-                limit=named_limit("UPLOAD_SILENCE_S", limits.UPLOAD_SILENCE_S),
-            ) from None
-        if message["type"] != "http.request":
-            raise refusal(HTTPStatus.BAD_REQUEST, "disconnected", "the caller left")
-        return message["body"], message["more_body"]
 
     async def _event(self, event: MultipartSegment | bytearray | None) -> None:
         match event:
