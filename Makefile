@@ -30,7 +30,7 @@ apt_install = { apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
   apt-get install -qq --no-install-recommends $(1) >/dev/null; }
 
 .PHONY: help demo test test-system check bench bench-peers chaos fuzz planted clean setup models mosquitto chromium \
-  check-style check-types check-layers check-schemas
+  prometheus check-style check-types check-layers check-schemas
 
 help:
 	@echo 'make demo    the whole system on this machine, with a report (ARGS="--cars 4")'
@@ -50,7 +50,7 @@ demo: $(STAMPS)/demo $(STAMPS)/models
 	@$(call say,'The main job')
 	@$(BIN)/edge-runtime demo --report demo-report.html $(ARGS)
 
-test: $(STAMPS)/dev $(STAMPS)/models $(STAMPS)/node mosquitto chromium
+test: $(STAMPS)/dev $(STAMPS)/models $(STAMPS)/node mosquitto chromium prometheus
 	@$(call say,'Tests')
 	@$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
@@ -211,6 +211,17 @@ chromium:
 	  echo 'warning: chromium could not be installed; its tests skip' >&2; \
 	else \
 	  echo 'note: tests in a browser skip; run: sudo apt-get install chromium' >&2; \
+	fi
+
+# Without Prometheus the test of the Grafana dashboard skips, and fails where CI=true.
+prometheus:
+	@if command -v prometheus >/dev/null; then exit 0; fi; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  $(call say,'Installing prometheus'); \
+	  $(call apt_install,prometheus) || \
+	  echo 'warning: prometheus could not be installed; its test skips' >&2; \
+	else \
+	  echo 'note: the test of the Grafana dashboard skips; run: sudo apt-get install prometheus' >&2; \
 	fi
 
 # Without Node.js the tests of its example and of the AsyncAPI document skip, and fail where CI=true.

@@ -37,7 +37,7 @@ from edge_runtime import __version__
 from edge_runtime.contract import limits
 from edge_runtime.contract.http import AttemptEnd
 from edge_runtime.contract.messages import JobStatus
-from edge_runtime.contract.reasons import JobState, WearMethod
+from edge_runtime.contract.reasons import EnergyMethod, JobState, WearMethod
 from edge_runtime.dispatcher.core.commands import (
     AddJob,
     AddResult,
@@ -316,6 +316,11 @@ class Meter:
                 self._jobs_ended.labels(state.value)
         for end in AttemptEnd:
             self._attempts_ended.labels(end.value)
+        for energy in EnergyMethod:
+            self._energy.labels(energy.value)
+        for wear in WearMethod:
+            if wear is not WearMethod.UNKNOWN:
+                self._wear.labels(wear.value)
 
     # --- names ---
 
