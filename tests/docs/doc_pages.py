@@ -22,7 +22,10 @@ from markdown_it.token import Token
 ROOT: Final = Path(__file__).parents[2]
 PAGES: Final = sorted(
     [
-        *(ROOT / name for name in ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md")),
+        *(
+            ROOT / name
+            for name in ("README.md", "ARCHITECTURE.md", "CHANGELOG.md", "CONTRIBUTING.md")
+        ),
         *(ROOT / "broker").rglob("*.md"),
         *(ROOT / "deploy").rglob("*.md"),
         *(ROOT / "docs").rglob("*.md"),

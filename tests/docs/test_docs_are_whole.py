@@ -107,6 +107,33 @@ def _check_settings(tables: dict[str, object], block: Block) -> None:
             assert not unknown, f"{block.where}: [{name}] {unknown}"
 
 
+@pytest.mark.parametrize("name", ["dispatcher", "vehicle"])
+def test_the_settings_files_name_options(name: str) -> None:
+    """Those that are commented out as well."""
+    text = (ROOT / "deploy" / f"{name}.toml").read_text()
+    tables = tomllib.loads(text)
+    assert tables.keys() == {name}
+    commented = re.findall(r"^# ([a-z-]+) = ", text, re.MULTILINE)
+    assert {f"--{key}" for key in [*tables[name], *commented]} <= OPTIONS[(name,)]
+
+
+def test_the_guide_to_mosquitto_quotes_the_configuration_that_is_shipped() -> None:
+    page = ROOT / "docs/how-to/mosquitto-in-production.md"
+    shipped = set((ROOT / "broker/mosquitto-tls.conf").read_text().splitlines())
+    quoted = {
+        line
+        for block in blocks_of(page)
+        if block.language == "conf"
+        for line in block.text.splitlines()
+    }
+    names = {line.partition(" ")[0] for line in shipped}
+    quoted |= {
+        code for code in inline_code_of(page) if " " in code and code.partition(" ")[0] in names
+    }
+    assert len(quoted) > 8
+    assert quoted <= shipped
+
+
 @each_page
 def test_commands_in_the_text_exist(page: Path) -> None:
     assert not [fault for code in inline_code_of(page) for fault in faults_in(code)]

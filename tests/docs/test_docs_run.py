@@ -308,6 +308,38 @@ def listening(port: int, seen: set[str]) -> Iterator[threading.Condition]:
 # --- the runner itself --------------------------------------------------------------------------
 
 
+def block(text: str, mark: str = "", language: str = "sh") -> Block:
+    return Block(ROOT / "docs" / "planted-page.md", 1, language, text, True, mark, "")
+
+
+def test_a_page_is_one_terminal(tmp_path: Path) -> None:
+    shell = DocShell(tmp_path)
+    first = "word=here\nmkdir one\ncd one\n"
+    show = "printf '%s\\n' $word ${PWD##*/} $EDGE_RUNTIME_SUBMIT_URL"
+    url = f"http://127.0.0.1:{shell.ports['8080']}"
+    follow(shell, [block(first), block(show), block(f"here\none\n{url}\n", "output", "text")])
+
+
+@pytest.mark.parametrize(
+    "blocks",
+    [
+        [block("false\ntrue\n")],
+        [block("false | cat\n")],
+        [block("edge-runtime fly\n")],
+        [block("raise SystemExit(1)\n", language="python")],
+        [block("echo one\n"), block("two\n", "output", "text")],
+        [block("edge-runtime broker --port -1\n", "stays")],
+    ],
+)
+def test_a_block_that_does_not_work_is_seen(blocks: list[Block], tmp_path: Path) -> None:
+    shell = DocShell(tmp_path)
+    try:
+        with pytest.raises(AssertionError, match=r"planted-page\.md:1"):
+            follow(shell, blocks)
+    finally:
+        shell.kill()
+
+
 def test_every_setup_is_of_a_page_that_is_run() -> None:
     assert PAGE_SETUPS.keys() <= {named(page) for page in RUN}
 
