@@ -104,6 +104,8 @@ async def test_the_usual_clients_large_tensor_is_computed_and_leaves_no_trace(
         ones = np.ones(1_000_000, np.float32)
         assert await asyncio.to_thread(_ask_as_usual, house.server.url, ones, **how) == 1_000_000
         assert house.service.counters["inputs_lent"] == 1
+        # Older cars, which fetch nothing, are not asked.
+        assert all(need.by_reference for need in house.service.interactive.core._pools)
         assert_no_trace(house)
         assert list((garage.folder / "car-1" / "inputs").iterdir()) == []
         # The owner's data budget pays for what was fetched.
