@@ -184,6 +184,7 @@ async def test_only_files_of_the_dashboard_are_served(watched: Watched, path: st
 async def test_only_reading_is_answered(watched: Watched, path: str) -> None:
     async with watched.session.post(watched.url(path), data=b"x") as answer:
         assert answer.status == 405
+        assert answer.headers["Allow"] == "GET, HEAD"
 
 
 async def test_the_page_without_its_slash_leads_to_it(watched: Watched) -> None:

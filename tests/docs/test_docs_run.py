@@ -218,16 +218,17 @@ def documented_routes() -> set[tuple[str, str]]:
     return {(match[1], match[2]) for match in matches if match}
 
 
-def asked(ports: dict[str, int], method: str, path: str) -> tuple[int, str]:
+def asked(ports: dict[str, int], method: str, path: str) -> tuple[int, str, str]:
+    """Status, the header Allow, body."""
     connection = http.client.HTTPConnection("127.0.0.1", ports["8080"], timeout=20)
     with contextlib.closing(connection):
         connection.request(method, path, headers={"Tus-Resumable": "1.0.0"})
         answer = connection.getresponse()
-        return answer.status, answer.read().decode()
+        return answer.status, answer.headers.get("Allow", ""), answer.read().decode()
 
 
 def fetched(ports: dict[str, int], path: str) -> str:
-    status, body = asked(ports, "GET", path)
+    status, _, body = asked(ports, "GET", path)
     assert status == HTTPStatus.OK, body
     return body
 
@@ -237,9 +238,11 @@ def test_every_route_of_the_pages_is_served(house_ports: dict[str, int]) -> None
     for method, path in sorted(documented_routes()):
         filled = re.sub(r"\{sha256\}", "a" * 64, path)
         filled = re.sub(r"\{[a-z]+\}", "nobody", filled)
-        status, body = asked(house_ports, method, filled)
+        status, _, body = asked(house_ports, method, filled)
         assert status != HTTPStatus.METHOD_NOT_ALLOWED, (method, path)
         assert not any(words in body for words in NO_SUCH_PATH), (method, path, body)
+        status, allow, _ = asked(house_ports, "TRACE", filled)
+        assert status != HTTPStatus.METHOD_NOT_ALLOWED or method in allow, (method, path, allow)
 
 
 @pytest.mark.models

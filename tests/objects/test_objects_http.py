@@ -189,6 +189,7 @@ async def test_paths_that_name_no_object(house: ObjectsHouse) -> None:
         assert (await house.ask(method, path)).status == HTTPStatus.NOT_FOUND, (method, path)
     put = await house.ask("PUT", f"/objects/{NAME}", DATA)
     assert put.status == HTTPStatus.METHOD_NOT_ALLOWED
+    assert put.headers["allow"] == "GET, HEAD, PATCH, DELETE, OPTIONS"
     typed = await house.patch(NAME, 0, b"x", **{"Content-Type": "text/plain"})
     assert typed.status == HTTPStatus.UNSUPPORTED_MEDIA_TYPE
     options = await house.ask("OPTIONS", "/objects")

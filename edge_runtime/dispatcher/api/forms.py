@@ -70,10 +70,12 @@ def refusal_headers(problem: Problem) -> dict[str, str]:
     return headers
 
 
-def refuse(problem: Problem, path: str, headers: Iterable[tuple[bytes, bytes]]) -> Answer:
-    """A refusal before any route; `headers` are the request's."""
+def refuse(
+    problem: Problem, path: str, headers: Iterable[tuple[bytes, bytes]], **more: str
+) -> Answer:
+    """A refusal before any route; `headers` are the request's, `more` are the answer's."""
     accepts_msgpack = any(
         name == b"accept" and names_msgpack(value.decode("latin-1")) for name, value in headers
     )
     body, media_type = refusal_body(problem, path, MSGPACK if accepts_msgpack else JSON)
-    return Answer(body, media_type, problem.status, **refusal_headers(problem))
+    return Answer(body, media_type, problem.status, **refusal_headers(problem), **more)

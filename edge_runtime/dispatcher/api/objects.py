@@ -31,7 +31,7 @@ from edge_runtime.dispatcher.accounts_quotas import Quotas
 from edge_runtime.dispatcher.api.files import span_of
 from edge_runtime.dispatcher.api.forms import refuse
 from edge_runtime.dispatcher.api.pace import Pace
-from edge_runtime.dispatcher.api.problems import problem_of, refusal
+from edge_runtime.dispatcher.api.problems import WrongMethod, problem_of, refusal
 from edge_runtime.dispatcher.api.queries import tenant_of
 from edge_runtime.dispatcher.front import Refusal
 from edge_runtime.dispatcher.lending import Lender, Loan
@@ -96,7 +96,9 @@ class ObjectRoutes:
                 _log.warning("object_answer_broke_off", reason=str(error))
                 return
             problem = problem_of(error) if isinstance(error, Refusal) else _unavailable().problem
-            await refuse(problem, scope["path"], scope["headers"])(scope, receive, noted)
+            more = {"allow": error.allow} if isinstance(error, WrongMethod) else {}
+            answer = refuse(problem, scope["path"], scope["headers"], **more)
+            await answer(scope, receive, noted)
 
     async def _answer(self, request: _Request, send: Any) -> None:
         path, method = request.scope["path"], str(request.method)
@@ -120,8 +122,7 @@ class ObjectRoutes:
             _require_tus(request)
             await self._tus(request, tenant, sha256, send)
         else:
-            message = f"{method} is not served here"
-            raise refusal(HTTPStatus.METHOD_NOT_ALLOWED, "method_not_allowed", message)
+            raise WrongMethod("GET, HEAD, PATCH, DELETE, OPTIONS")
 
     async def _for_car(self, request: _Request, rest: str, send: Any) -> None:
         tenant, _, more = rest.partition("/")

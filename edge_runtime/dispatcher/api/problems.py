@@ -47,6 +47,19 @@ def refusal(
     )
 
 
+class WrongMethod(Refusal):
+    """405; `allow` is the header that goes with it (RFC 9110, 15.5.6): what the path does take."""
+
+    def __init__(self, allow: str) -> None:
+        problem = Problem(
+            code="method_not_allowed",
+            message=f"this path takes {allow}",
+            status=int(HTTPStatus.METHOD_NOT_ALLOWED),
+        )
+        super().__init__(problem)
+        self.allow = allow
+
+
 def named_limit(name: str, value: float) -> str:
     """A bound as a `Problem` names it: `JOB_MAX_ITEMS=1000000`."""
     return f"{name}={value}"

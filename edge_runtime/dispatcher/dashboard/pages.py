@@ -33,7 +33,7 @@ from edge_runtime.contract import limits
 from edge_runtime.contract.http import Problem
 from edge_runtime.contract.reasons import Availability, HoldReason
 from edge_runtime.contract.topics import ID_PATTERN
-from edge_runtime.dispatcher.api.problems import named_limit, problem_of, refusal
+from edge_runtime.dispatcher.api.problems import WrongMethod, named_limit, problem_of, refusal
 from edge_runtime.dispatcher.api.streams import OpenStreams
 from edge_runtime.dispatcher.api.wire import (
     JSON,
@@ -49,6 +49,7 @@ from edge_runtime.dispatcher.metrics import Meter
 
 _PREFIX: Final = "/dashboard"
 _DATA: Final = f"{_PREFIX}/data/"
+_ALLOW: Final = "GET, HEAD"
 _STATIC: Final = "static"
 _TYPES: Final = {
     "html": "text/html; charset=utf-8",
@@ -102,7 +103,7 @@ class Pages:
     async def _answer(self, scope: Scope) -> "_Application":
         path = scope["path"]
         if scope["method"] not in {"GET", "HEAD"}:
-            raise refusal(HTTPStatus.METHOD_NOT_ALLOWED, "method_not_allowed", "GET or HEAD")
+            raise WrongMethod(_ALLOW)
         if not path.startswith(_DATA):
             return self._static(path, scope)
         problem = self._access(scope)
@@ -225,7 +226,7 @@ class MetricsPage:
         if problem is None and scope["path"] != "/metrics":
             problem = Problem(code="not_found", message="no such page", status=404)
         if problem is None and scope["method"] not in {"GET", "HEAD"}:
-            problem = Problem(code="method_not_allowed", message="GET or HEAD", status=405)
+            problem = WrongMethod(_ALLOW).problem
         if problem is not None:
             answer = _refused(problem)
         else:
@@ -299,7 +300,8 @@ def _wrong(field: str, message: str) -> Refusal:
 
 
 def _refused(problem: Problem) -> Answer:
-    return Answer(_encode(problem), JSON, problem.status, cache_control="no-store")
+    more = {"allow": _ALLOW} if problem.status == HTTPStatus.METHOD_NOT_ALLOWED else {}
+    return Answer(_encode(problem), JSON, problem.status, cache_control="no-store", **more)
 
 
 def _json(body: bytes) -> Answer:
