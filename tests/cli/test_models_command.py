@@ -29,6 +29,20 @@ def test_a_folder_is_packed_listed_and_verified(source: Path, tmp_path: Path) ->
     assert "exists" in again.stderr
 
 
+def test_another_version_lies_beside_the_first(source: Path, tmp_path: Path) -> None:
+    models = f"--models={tmp_path / 'models'}"
+    assert edge_runtime("models", "pack", str(source), models).returncode == 0
+    described = source / "model.toml"
+    text = described.read_text()
+    assert text.count('version = "1"') == 1
+    described.write_text(text.replace('version = "1"', 'version = "2"'))
+    assert edge_runtime("models", "pack", str(source), models).returncode == 0
+    assert {path.name for path in (tmp_path / "models").iterdir()} == {"noop", "noop-2"}
+    again = edge_runtime("models", "pack", str(source), models)
+    assert (again.returncode, again.stdout) == (2, "")
+    assert "noop-2 exists" in again.stderr
+
+
 def test_a_broken_package_is_refused_with_its_reason(source: Path, tmp_path: Path) -> None:
     (source / "model.onnx").write_bytes(b"no model")
     packed = edge_runtime("models", "pack", str(source), f"--models={tmp_path / 'models'}")

@@ -59,7 +59,10 @@ def pack(
     *,
     models: ModelsFolder = DEFAULT_MODELS,
 ) -> int:
-    """Check a folder and add it to the packages that a dispatcher serves; prints its digest."""
+    """Check a folder and add it to the packages that a dispatcher serves; prints its digest.
+
+    It becomes the folder NAME, and NAME-VERSION where another version has that.
+    """
     from edge_runtime.contract.package import PackageRefused, read_package
 
     readable_folder("FOLDER", folder)
@@ -68,14 +71,29 @@ def pack(
     except PackageRefused as refused:
         print(f"refused  {folder}: {refused}")
         return ExitCode.FAILED
-    target = models / package.spec.name
+    target = _place_of(package, models)
     if target.resolve() != folder.resolve():
         if target.exists():
-            raise ConfigError(f"{target} exists; remove it first, or give the model another name")
+            raise ConfigError(f"{target} exists; remove it first, or raise the version")
         models.mkdir(parents=True, exist_ok=True)
         shutil.copytree(folder, target)
     print(f"{package.digest} {package.spec.name} {package.spec.version}")
     return ExitCode.DONE
+
+
+def _place_of(package: "Package", models: Path) -> Path:
+    """The folder of a package; of a second version a folder of its own."""
+    from edge_runtime.contract.package import PackageRefused, read_spec
+
+    spec = package.spec
+    plain = models / spec.name
+    if plain.resolve() == package.folder.resolve():
+        return plain
+    try:
+        is_another = plain.exists() and read_spec(plain).version != spec.version
+    except PackageRefused:
+        return plain
+    return models / f"{spec.name}-{spec.version}" if is_another else plain
 
 
 def list_models(*, models: ModelsFolder = DEFAULT_MODELS, as_json: AsJson = False) -> int:
