@@ -13,15 +13,17 @@ nothing by it. MLServer has no binary tensors: it is asked in JSON, this system 
 
 import argparse
 import asyncio
+import contextlib
 import importlib.metadata
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
 import numpy as np
+import psutil
 from _rig import (
     DATA,
     SYNTHETIC,
@@ -61,7 +63,21 @@ def make_environment() -> Path:
     return python
 
 
-def start_mlserver(rig: Rig, python: Path) -> tuple[Process, str]:
+@contextlib.contextmanager
+def with_its_children(process: Process) -> Iterator[None]:
+    """End a process that leaves its own ones behind, and these, by their ids."""
+    try:
+        yield
+    finally:
+        children = psutil.Process(process.pid).children(recursive=True)
+        process.end()
+        for child in children:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.kill()
+        psutil.wait_procs(children, 10)
+
+
+def start_mlserver(rig: Rig, python: Path, stack: contextlib.ExitStack) -> str:
     """MLServer with one model; its address."""
     folder = rig.folder / "mlserver"
     folder.mkdir()
@@ -83,17 +99,19 @@ def start_mlserver(rig: Rig, python: Path) -> tuple[Process, str]:
     (folder / "model-settings.json").write_text(json.dumps(model))
     begin = "import sys; sys.path.insert(0, sys.argv.pop(1)); from mlserver.cli import main; main()"
     process = rig.process("mlserver", [str(python), "-c", begin, str(HERE), "start", str(folder)])
+    stack.enter_context(with_its_children(process))
     wait_for("MLServer", lambda: process.check() and accepts(port), START_S)
-    return process, f"http://127.0.0.1:{port}"
+    return f"http://127.0.0.1:{port}"
 
 
-def start_litserve(rig: Rig, python: Path) -> tuple[Process, str]:
+def start_litserve(rig: Rig, python: Path, stack: contextlib.ExitStack) -> str:
     """LitServe with one model; its address."""
     port = free_port()
     argv = [str(python), str(HERE / "_peer_litserve.py"), str(MODEL), str(port)]
     process = rig.process("litserve", argv)
+    stack.enter_context(with_its_children(process))
     wait_for("LitServe", lambda: process.check() and accepts(port), START_S)
-    return process, f"http://127.0.0.1:{port}"
+    return f"http://127.0.0.1:{port}"
 
 
 def json_request(url: str, path: str, body: object) -> bytes:
@@ -145,25 +163,24 @@ def print_figures(rates: dict[str, list[float]], load: Load, shared: str) -> Non
 def compare() -> None:
     """Measure and print."""
     python = make_environment()
-    with Rig() as rig:
+    with Rig() as rig, contextlib.ExitStack() as stack:
         rig.start_broker()
         rig.start_dispatcher(SYNTHETIC)
         rig.start_car()
         rig.await_ready_car()
-        _, mlserver = start_mlserver(rig, python)
-        _, litserve = start_litserve(rig, python)
+        mlserver = start_mlserver(rig, python, stack)
+        litserve = start_litserve(rig, python, stack)
+        binary = request_bytes(rig.url, "noop", np.array([1.0], np.float32))
         tensor = {"name": "x", "shape": [1], "datatype": "FP32", "data": [1.0]}
         infer = ("/v2/models/noop/infer", {"inputs": [tensor]})
+        predict = ("/predict", {"x": [1.0]})
         with Load() as load:
             rates = in_turns(
                 {
-                    "edge_runtime_binary": (
-                        rig.url,
-                        request_bytes(rig.url, "noop", np.array([1.0], np.float32)),
-                    ),
+                    "edge_runtime_binary": (rig.url, binary),
                     "edge_runtime_json": (rig.url, json_request(rig.url, *infer)),
                     "mlserver": (mlserver, json_request(mlserver, *infer)),
-                    "litserve": (litserve, json_request(litserve, "/predict", {"x": [1.0]})),
+                    "litserve": (litserve, json_request(litserve, *predict)),
                 }
             )
         shared = (
