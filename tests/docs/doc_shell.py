@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from http import HTTPStatus
 from pathlib import Path
 from shutil import copyfile, copytree
@@ -46,6 +47,17 @@ printf 'cd %q\\n' "$PWD" >>"$DOC_STATE"
 """
 
 
+@cache
+def _defaults_with_ports() -> list[tuple[str, str]]:
+    """Variable and default of every setting whose default has a standard port in it."""
+    return [
+        (f"EDGE_RUNTIME_{'_'.join([*words, one.name.lstrip('-')]).replace('-', '_').upper()}", text)
+        for words, command in commands(build_app())
+        for one in settings_of(command)
+        if _PORT.search(text := str(one.field_info.default))
+    ]
+
+
 @dataclass
 class DocShell:
     """One page's terminal. `replace` maps what a page says to what is meant here."""
@@ -59,7 +71,9 @@ class DocShell:
 
     def __post_init__(self) -> None:
         for port in map(str, STANDARD_PORTS):
-            self.ports.setdefault(port, free_port())
+            while port not in self.ports:
+                if (free := free_port()) not in self.ports.values():
+                    self.ports[port] = free
         for name in ("examples", "broker", "deploy", "docs"):
             copytree(ROOT / name, self.clone / name)
         copyfile(ROOT / "README.md", self.clone / "README.md")
@@ -80,13 +94,7 @@ class DocShell:
         """A new user's, with the ports of this page as every command's defaults."""
         clean = {k: v for k, v in os.environ.items() if not k.startswith("EDGE_RUNTIME_")}
         path = f"{Path(sys.prefix) / 'bin'}:{clean.get('PATH', '')}:/usr/sbin"
-        defaults = {}
-        for words, command in commands(build_app()):
-            for one in settings_of(command):
-                default = str(one.field_info.default)
-                if _PORT.search(default):
-                    name = "_".join([*words, one.name.lstrip("-")]).replace("-", "_").upper()
-                    defaults[f"EDGE_RUNTIME_{name}"] = self.substituted(default)
+        defaults = {name: self.substituted(text) for name, text in _defaults_with_ports()}
         state = str(self.folder / "state")
         return clean | defaults | {"PATH": path, "DOC_STATE": state, "COLUMNS": "100"}
 
