@@ -12,6 +12,7 @@ is raised: `JobRefused` and `DispatcherRefused` with the dispatcher's problem,
 import os
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import aclosing
+from pathlib import Path
 from typing import Any, Final, Self, TypeVar
 
 import msgspec
@@ -19,7 +20,7 @@ import msgspec
 from edge_runtime.client.handle import JobHandle
 from edge_runtime.client.items import ItemLike, to_items
 from edge_runtime.client.many import ManyResult, submit_many
-from edge_runtime.client.objects import upload, with_references
+from edge_runtime.client.objects import download, save, upload, with_references
 from edge_runtime.client.results import (
     FeedResult,
     ItemResult,
@@ -47,7 +48,7 @@ from edge_runtime.contract.http import (
     Requirements,
     TenantUsage,
 )
-from edge_runtime.contract.messages import JobStatus
+from edge_runtime.contract.messages import JobStatus, OutputReference
 from edge_runtime.contract.overview import Overview
 from edge_runtime.contract.reasons import JobState
 
@@ -121,7 +122,8 @@ class EdgeClient:
 
         `async for result in client.submit(...)` gives each item's result as it comes. Without an
         `idempotency_key` one is made, so that a lost answer never makes two jobs. Inputs over
-        `ITEM_MAX_BYTES`, up to `OBJECT_MAX_BYTES`, are uploaded first.
+        `ITEM_MAX_BYTES`, up to `OBJECT_MAX_BYTES`, are uploaded first; outputs over that are
+        downloaded as their results are given.
         """
         key = idempotency_key or self._transport.new_key()
 
@@ -162,11 +164,25 @@ class EdgeClient:
         """
         return await upload(self._transport, data)
 
+    async def download(self, ref: OutputReference) -> bytes:
+        """The bytes of a large output: MessagePack, proven by their hash.
+
+        Raises `DispatcherRefused` (404: it is gone), `DispatcherUnreachable` or `ContractBroken`.
+        """
+        return await download(self._transport, ref)
+
+    async def save(self, ref: OutputReference, folder: Path) -> Path:
+        """A large output as a file in a folder, named by its hash. Raises as `download`."""
+        return await save(self._transport, ref, folder)
+
     # --- one job --------------------------------------------------------------------------------
 
-    def handle(self, job: str, *, cursor: int = 0) -> JobHandle:
-        """A job known by its id, resumed after `cursor`."""
-        return JobHandle(self._transport, job=job, cursor=cursor)
+    def handle(self, job: str, *, cursor: int = 0, download: bool = True) -> JobHandle:
+        """A job known by its id, resumed after `cursor`.
+
+        Without `download` a large output is left where it is: its result has a `ref`.
+        """
+        return JobHandle(self._transport, job=job, cursor=cursor, download=download)
 
     def results(self, job: str, cursor: int = 0) -> AsyncIterator[ItemResult]:
         """A job's results after `cursor`, until it ends."""

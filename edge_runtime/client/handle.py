@@ -12,7 +12,7 @@ from contextlib import aclosing
 import msgspec
 
 from edge_runtime.client.errors import DispatcherRefused, JobRefused
-from edge_runtime.client.results import ItemResult, follow_results
+from edge_runtime.client.results import ItemResult, follow_results, with_output
 from edge_runtime.client.transport import Transport
 from edge_runtime.contract.errors import LocalError
 from edge_runtime.contract.http import Explanation, JobRequest
@@ -25,7 +25,11 @@ _nothing = msgspec.msgpack.Decoder(None)
 
 
 class JobHandle:
-    """A job that is being submitted, or one known by its id."""
+    """A job that is being submitted, or one known by its id.
+
+    Outputs that do not travel inline are downloaded as results are given out, unless `download` is
+    False: then results have a `ref`.
+    """
 
     def __init__(
         self,
@@ -34,7 +38,9 @@ class JobHandle:
         make_request: Callable[[], Awaitable[JobRequest]] | None = None,
         job: str | None = None,
         cursor: int = 0,
+        download: bool = True,
     ) -> None:
+        self._download = download
         self._transport = transport
         self._make_request = make_request
         self._job = job
@@ -85,8 +91,9 @@ class JobHandle:
                 if isinstance(page, JobStatus):
                     return
                 for result in page:
+                    whole = await with_output(self._transport, result) if self._download else result
                     self._cursor = result.cursor
-                    yield result
+                    yield whole
 
     async def _call(self, method: str, path: str) -> JobStatus:
         return await self._transport.call(method, f"/v1/jobs/{self.id}{path}", _status)

@@ -30,6 +30,7 @@ from edge_runtime.client.results import (
     ItemResult,
     follow_feed,
     follow_results,
+    with_output,
 )
 from edge_runtime.client.transport import LATER, Interrupted, Transport
 from edge_runtime.contract import limits
@@ -451,8 +452,12 @@ async def submit_many(
         task.add_done_callback(run.watch)
     try:
         while (page := await run.outbox.get()) is not None:
-            for result in page:
-                yield result
+            for one in page:
+                if one.result is not None and one.result.ref is not None:
+                    result = await with_output(transport, one.result)
+                    yield msgspec.structs.replace(one, result=result)
+                else:
+                    yield one
     finally:
         for task in tasks:
             task.cancel()

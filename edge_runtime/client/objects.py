@@ -1,27 +1,34 @@
-"""Inputs over the inline limit: uploaded as objects, and referred to by their hash.
+"""What is over the inline limit: inputs are uploaded as objects, outputs downloaded.
 
 An upload outlives lost connections and a dispatcher's restart: it asks how far it is and goes on
-there (tus 1.0.0). What the dispatcher has already is not sent again.
+there (tus 1.0.0). What the dispatcher has already is not sent again. A download goes on where it
+broke off, and is what was asked for: its bytes have the hash that names them.
 
-Deliberately absent: outputs, which always travel inline.
+Deliberately absent: which outputs to download, and what is in them.
 """
 
 import asyncio
 import hashlib
 import io
+import os
+import re
+import secrets
 from base64 import b64encode
 from http import HTTPStatus
+from pathlib import Path
 from typing import Final
 
 import msgspec
 
 from edge_runtime.client.errors import ContractBroken, DispatcherRefused, JobRefused
-from edge_runtime.client.transport import Interrupted, Transport
+from edge_runtime.client.transport import Interrupted, Patience, Transport
 from edge_runtime.contract import limits
-from edge_runtime.contract.http import ItemInput, JobRequest, Problem
+from edge_runtime.contract.http import OBJECTS_PATH, ItemInput, JobRequest, Problem
+from edge_runtime.contract.messages import OutputReference
 
 _TUS: Final = {"Tus-Resumable": "1.0.0"}
-_PATH: Final = "/objects"
+_PATH: Final = OBJECTS_PATH
+_SHA256: Final = re.compile(r"[0-9a-f]{64}")
 _AGAIN: Final = frozenset(
     {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.CONFLICT, HTTPStatus.LOCKED, HTTPStatus.NOT_FOUND}
 )
@@ -121,3 +128,66 @@ async def _go_on(transport: Transport, sha256: str, data: bytes, offset: int) ->
         if refused.problem.status in _AGAIN:
             raise Interrupted(refused.problem.message, refused.problem) from None
         raise
+
+
+async def download(transport: Transport, ref: OutputReference) -> bytes:
+    """The bytes of an output that did not travel inline, proven by their hash.
+
+    Raises `DispatcherRefused` (404 where they are gone), `DispatcherUnreachable` or
+    `ContractBroken` for other bytes.
+    """
+    if not _SHA256.fullmatch(ref.sha256) or not 0 <= ref.length <= limits.OBJECT_MAX_BYTES:
+        raise ContractBroken(f"no reference to an output: {ref}")
+    data = bytearray()
+    patience = transport.patience()
+    while True:
+        try:
+            await _download_more(transport, ref, data, patience)
+            cut = Interrupted("the download ended early")
+        except Interrupted as interrupted:
+            cut = interrupted
+        if len(data) == ref.length:
+            break
+        await patience.wait(cut)
+    sha256 = await asyncio.to_thread(lambda: hashlib.sha256(data).hexdigest())
+    if sha256 != ref.sha256:
+        raise ContractBroken(f"{_PATH}/{ref.sha256}: the bytes have another SHA-256")
+    return bytes(data)
+
+
+async def _download_more(
+    transport: Transport, ref: OutputReference, data: bytearray, patience: Patience
+) -> None:
+    """One try at what is missing."""
+    headers = {"Range": f"bytes={len(data)}-"} if data else {}
+    async with transport.stream(f"{_PATH}/{ref.sha256}", {}, headers=headers) as response:
+        if response.status != HTTPStatus.PARTIAL_CONTENT:
+            data.clear()
+        while piece := await response.content.readany():
+            patience.reset()
+            data += piece
+            if len(data) > ref.length:
+                raise ContractBroken(f"{_PATH}/{ref.sha256} is over its {ref.length} bytes")
+
+
+async def save(transport: Transport, ref: OutputReference, folder: Path) -> Path:
+    """The file of an output in a folder, named by its hash; it is whole or not there.
+
+    Raises as `download`, and `OSError`.
+    """
+    data = await download(transport, ref)
+
+    def write() -> Path:
+        folder.mkdir(parents=True, exist_ok=True)
+        target = folder / ref.sha256
+        part = folder / f".{ref.sha256}.{secrets.token_hex(4)}"
+        try:
+            with part.open("xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            return part.replace(target)
+        finally:
+            part.unlink(missing_ok=True)
+
+    return await asyncio.to_thread(write)

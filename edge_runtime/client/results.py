@@ -7,7 +7,9 @@ Invariants
 - An output that is no valid MessagePack fails its item, never the stream.
 """
 
+import asyncio
 from collections.abc import AsyncGenerator
+from http import HTTPStatus
 from typing import Any, Final, Self
 
 import aiohttp
@@ -15,12 +17,19 @@ import msgpack  # type: ignore[import-untyped]  # no stubs are published
 import msgspec
 
 from edge_runtime.client.errors import ContractBroken, DispatcherRefused
+from edge_runtime.client.objects import download
 from edge_runtime.client.transport import Interrupted, Transport
 from edge_runtime.contract import limits
 from edge_runtime.contract.http import FeedEntry, Problem
-from edge_runtime.contract.messages import JobStatus, ResultEntry, ResultError
+from edge_runtime.contract.messages import (
+    JobStatus,
+    OutputReference,
+    ResultEntry,
+    ResultError,
+)
 from edge_runtime.contract.reasons import ItemError, JobState
 
+_NIL: Final = msgspec.Raw(b"\xc0")
 _HEARTBEAT: Final = b"\xc0"
 _SERVER_FAULT: Final = 500
 
@@ -28,7 +37,8 @@ _SERVER_FAULT: Final = 500
 class ItemResult(msgspec.Struct, frozen=True):
     """One item's end: `output` as Python values where `ok`, else `error`.
 
-    `item` is its index in the job; `cursor` numbers the job's results from 1.
+    `item` is its index in the job; `cursor` numbers the job's results from 1. An output that did
+    not travel inline is what `ref` leads to: `output` is None until it was downloaded.
     """
 
     cursor: int
@@ -37,6 +47,7 @@ class ItemResult(msgspec.Struct, frozen=True):
     output: Any = None
     error: ResultError | None = None
     vehicle: str = ""
+    ref: OutputReference | None = None
 
     @property
     def ok(self) -> bool:
@@ -158,18 +169,39 @@ def item_result(entry: ResultEntry) -> ItemResult:
         output=output,
         error=entry.error,
         vehicle=entry.vehicle,
+        ref=entry.ref,
     )
 
 
 def _without_output(entry: ResultEntry, error: Exception) -> ItemResult:
     message = f"the output cannot be decoded: {type(error).__name__}"
-    return ItemResult(
-        cursor=entry.cursor,
-        item=entry.item,
-        at_ms=entry.at_ms,
-        error=ResultError(code=ItemError.UNKNOWN, message=message, attempts=1),
-        vehicle=entry.vehicle,
-    )
+    return _failed(item_result(msgspec.structs.replace(entry, output=_NIL)), message)
+
+
+def _failed(result: ItemResult, message: str, code: ItemError = ItemError.UNKNOWN) -> ItemResult:
+    error = ResultError(code=code, message=message, attempts=1)
+    return msgspec.structs.replace(result, output=None, error=error)
+
+
+async def with_output(transport: Transport, result: ItemResult) -> ItemResult:
+    """The result with its output, downloaded where it did not travel inline.
+
+    One that is gone, or cannot be decoded, is the item's error. Raises `DispatcherRefused`,
+    `DispatcherUnreachable` and `ContractBroken` otherwise.
+    """
+    if result.ref is None or result.error is not None:
+        return result
+    try:
+        data = await download(transport, result.ref)
+    except DispatcherRefused as refused:
+        if refused.problem.status != HTTPStatus.NOT_FOUND:
+            raise
+        return _failed(result, refused.problem.message, ItemError.OUTPUT_UNAVAILABLE)
+    try:
+        output = await asyncio.to_thread(msgspec.msgpack.decode, data)
+    except _UNDECODABLE as error:
+        return _failed(result, f"the output cannot be decoded: {type(error).__name__}")
+    return msgspec.structs.replace(result, output=output)
 
 
 def _decode_last(value: bytes) -> JobStatus:

@@ -216,7 +216,7 @@ class Transport:
 
     @asynccontextmanager
     async def stream(
-        self, path: str, query: Mapping[str, Any]
+        self, path: str, query: Mapping[str, Any], *, headers: Mapping[str, str] | None = None
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         """One try at a stream: `Interrupted` or `DispatcherRefused`, also while reading it."""
         session = self._opened()
@@ -229,7 +229,7 @@ class Transport:
             async with session.get(
                 self.url + path,
                 params=query,
-                headers=self._whose(),
+                headers={**self._whose(), **(headers or {})},
                 timeout=timeout,
             ) as response:
                 if response.status >= FIRST_ERROR:

@@ -38,6 +38,7 @@ from edge_runtime.contract.messages import (
     JobResults,
     JobStatus,
     Offline,
+    OutputReference,
     Rebirth,
     Reference,
     Refused,
@@ -309,6 +310,37 @@ _ACKS: Final = (
 
 _RESULTS: Final = (
     Golden(
+        "results-reference",
+        "vehicleResult",
+        Results(
+            vehicle=_CAR,
+            boot=_BOOT,
+            chunks=(
+                Chunk(
+                    job=_JOB,
+                    unit=45,
+                    fence=_FENCE,
+                    model=_MODEL,
+                    seq=0,
+                    items=(
+                        ItemDone(
+                            index=0,
+                            output=_raw(None),
+                            busy_ms=12.5,
+                            ref=Reference(
+                                sha256=_OTHER_MODEL,
+                                length=3_000_000,
+                                url=f"/objects/for-cars/acme/0123456789abcdef/{_JOB}/{_OTHER_MODEL}",
+                            ),
+                        ),
+                    ),
+                    ending=Ending(outcome=Outcome.COMPLETED),
+                ),
+            ),
+        ),
+        "An output that was too large to travel inline, and was put where the offer said.",
+    ),
+    Golden(
         "results",
         "vehicleResult",
         Results(
@@ -530,6 +562,31 @@ _WORK: Final = (
         "Body of an offer of a unit with an input that the car has to fetch.",
     ),
     Golden(
+        "work-outputs",
+        "vehicleWork",
+        WorkOffer(
+            vehicle=_CAR,
+            units=(
+                UnitOffer(
+                    job=_JOB,
+                    unit=45,
+                    fence=_FENCE,
+                    tenant="acme",
+                    purpose="batch",
+                    task="tensor",
+                    model=_MODEL,
+                    items=(Item(index=0, media_type="image/png", data=b"\x89PNG"),),
+                    parameters=_raw({}),
+                    deadline_ms=_NOW_MS + 60_000,
+                    remaining_ms=60_000,
+                    lease_ms=30_000,
+                    outputs=f"/objects/for-cars/acme/0123456789abcdef/{_JOB}",
+                ),
+            ),
+        ),
+        "Body of an offer of a unit whose large outputs may be put under a path.",
+    ),
+    Golden(
         "signed-work",
         "vehicleWork",
         Signed(
@@ -669,6 +726,25 @@ _PUBLIC: Final = (
             ),
         ),
         "An output, a failure, and an output that is nil.",
+    ),
+    Golden(
+        "job-results-reference",
+        "jobResults",
+        JobResults(
+            job=_JOB,
+            results=(
+                ResultEntry(
+                    cursor=4,
+                    item=2,
+                    at_ms=_NOW_MS,
+                    vehicle=_CAR,
+                    ref=OutputReference(
+                        sha256=_OTHER_MODEL, length=3_000_000, url=f"/objects/{_OTHER_MODEL}"
+                    ),
+                ),
+            ),
+        ),
+        "An output that is to be downloaded.",
     ),
     Golden(
         "job-status-running",

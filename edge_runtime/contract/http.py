@@ -29,6 +29,9 @@ from edge_runtime.contract.reasons import (
     StopTier,
 )
 
+OBJECTS_PATH = "/objects"
+"""Where a tenant's objects are, each under its SHA-256."""
+
 
 class _Body(msgspec.Struct, frozen=True, kw_only=True):
     """Base of the HTTP bodies: named maps."""

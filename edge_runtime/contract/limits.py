@@ -15,7 +15,8 @@ UNIT_MAX_BYTES: Final = 120 * 1024
 ITEM_MAX_BYTES: Final = 112 * 1024
 """Largest inline input of one item; a larger one is uploaded first and travels as a reference."""
 OUTPUT_MAX_BYTES: Final = 112 * 1024
-"""Largest inline output of one item; a larger one ends as `result_too_large`."""
+"""Largest inline output of one item; a larger one, up to `OBJECT_MAX_BYTES`, is handed over as an
+object where there is one to take it, and otherwise ends as `result_too_large`."""
 OUTPUT_NESTING_MAX: Final = 64
 """Lists and maps inside each other in one output; readers' own limits begin near 500."""
 OUTPUTS_LOOK_MAX_VALUES: Final = 24_576
@@ -88,7 +89,7 @@ BATCH_WINDOW_MAX_S: Final = 30 * 24 * 3600
 BATCH_ERRORS_KEPT_MAX: Final = 100
 EMBEDDING_INPUTS_MAX: Final = 2_048
 
-# --- objects: inputs that do not travel inline ---------------------------------------------
+# --- objects: what does not travel inline ---------------------------------------------------
 OBJECT_MAX_BYTES: Final = 16 * 1024 * 1024
 """Largest object: with another of a run that is being stopped, and all that travels inline, it
 fits what a car's engine takes at once."""
@@ -111,6 +112,11 @@ OBJECT_FETCH_TRIES: Final = 3
 """How often a car tries to fetch an input before it gives the unit back."""
 OBJECT_FETCH_RETRY_S: Final = 1.0
 """Before the second try, and twice as long before each further one."""
+OUTPUT_UPLOAD_TRIES: Final = 8
+"""How often a car tries to hand over a large output, with waits as between sends of a chunk (some
+five minutes); then its item has failed here."""
+UPLOAD_PIECE_BYTES: Final = 64 * 1024
+"""What a car sends of an output at once, and then counts."""
 
 # --- the bus ---------------------------------------------------------------------
 BUS_PACKET_MAX_BYTES: Final = MESSAGE_MAX_BYTES + 8 * 1024

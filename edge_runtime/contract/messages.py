@@ -166,12 +166,28 @@ class Acks(_Wire, frozen=True, kw_only=True, tag="acks"):
 # --- car -> dispatcher: results -------------------------------------------------------------
 
 
+class Reference(_Wire, frozen=True, kw_only=True):
+    """An object that is too large to travel inline: its SHA-256 and length, and where it is.
+
+    A `url` that begins with a slash is a path on the host that serves model packages.
+    """
+
+    sha256: Digest
+    length: Annotated[int, Meta(ge=0, le=limits.OBJECT_MAX_BYTES)]
+    url: Text
+
+
 class ItemDone(_Wire, frozen=True, kw_only=True, tag="ok"):
-    """One item's output: any MessagePack value, kept as the bytes the car sent."""
+    """One item's output: any MessagePack value, kept as the bytes the car sent.
+
+    One that does not travel inline is what `ref` leads to (then `output` is nil): it was put whole
+    under the place that the unit's offer named.
+    """
 
     index: Count
     output: msgspec.Raw
     busy_ms: Amount = 0.0
+    ref: Reference | None = None
 
 
 class ItemFailed(_Wire, frozen=True, kw_only=True, tag="failed"):
@@ -260,17 +276,6 @@ class Results(_Wire, frozen=True, kw_only=True, tag="results"):
 # --- dispatcher -> car ---------------------------------------------------------------------
 
 
-class Reference(_Wire, frozen=True, kw_only=True):
-    """An object that is too large to travel inline: its SHA-256 and length, and where it is.
-
-    A `url` that begins with a slash is a path on the host that serves model packages.
-    """
-
-    sha256: Digest
-    length: Annotated[int, Meta(ge=0, le=limits.OBJECT_MAX_BYTES)]
-    url: Text
-
-
 class Item(_Wire, frozen=True, kw_only=True):
     """One input: `data`, or what `ref` leads to (then `data` is empty)."""
 
@@ -285,6 +290,8 @@ class UnitOffer(_Wire, frozen=True, kw_only=True):
 
     An `interactive` unit is under the owner's same rules, and nothing of it is kept: it is not
     journalled, Taken is not said, its chunks are sent once, and it goes before what is durable.
+    Where `outputs` is not empty, an output over `OUTPUT_MAX_BYTES` is put under that path of the
+    host that serves model packages (docs/reference/objects.md), and its item refers to it.
     """
 
     job: Id
@@ -301,6 +308,7 @@ class UnitOffer(_Wire, frozen=True, kw_only=True):
     lease_ms: Count
     traceparent: Text | None = None
     interactive: bool = False
+    outputs: Text = ""
 
 
 class WorkOffer(_Wire, frozen=True, kw_only=True, tag="work"):
@@ -391,8 +399,20 @@ class ResultError(msgspec.Struct, frozen=True, kw_only=True):
     attempts: int = 0
 
 
+class OutputReference(msgspec.Struct, frozen=True, kw_only=True):
+    """Where an output is that is too large to travel inline: a path of the HTTP API.
+
+    What is there is the output as MessagePack, of this length and SHA-256; it stays as long as
+    the job.
+    """
+
+    sha256: str
+    length: int
+    url: str
+
+
 class ResultEntry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One item's canonical end: exactly one of `output` and `error`.
+    """One item's canonical end: exactly one of `output`, `error` and `ref`.
 
     `cursor` numbers a job's results from 1 in order of commit, without gaps.
     """
@@ -403,6 +423,7 @@ class ResultEntry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     output: msgspec.Raw = msgspec.Raw()
     error: ResultError | None = None
     vehicle: str = ""
+    ref: OutputReference | None = None
 
 
 class JobStatus(_Public, frozen=True, kw_only=True, tag="status", omit_defaults=False):

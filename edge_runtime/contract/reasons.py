@@ -150,6 +150,8 @@ class ItemError(WireEnum):
     TOO_MANY_ATTEMPTS = "too_many_attempts"
     INPUT_UNAVAILABLE = "input_unavailable"
     """What its reference leads to is gone, or is not what the reference says."""
+    OUTPUT_UNAVAILABLE = "output_unavailable"
+    """Its output is too large to travel inline, and could not be kept or handed over."""
     UNKNOWN = "unknown"
 
     @property

@@ -23,7 +23,7 @@ from edge_runtime.contract.http import (
     Problem,
     Submitted,
 )
-from edge_runtime.contract.messages import Item, JobStatus, ResultEntry
+from edge_runtime.contract.messages import Item, JobStatus, Reference, ResultEntry
 from edge_runtime.contract.package import Package
 from edge_runtime.contract.reasons import JobState
 from edge_runtime.dispatcher.accounts_quotas import Load, Quotas
@@ -61,6 +61,10 @@ class FrontDesk:
         self._objects = objects
         self._quotas = quotas or Quotas(service.store, service.clock)
         self._store = service.store
+        if objects is None:
+            service.take_outputs(lambda _tenant, _job: "", _no_objects)
+        else:
+            service.take_outputs(objects.output_place, objects.output_problem)
         self._accepting: dict[tuple[str, str], tuple[KnownKey, asyncio.Future[None]]] = {}
 
     # --- submitting ---
@@ -492,6 +496,11 @@ def _job_spec(
         body_hash=body_hash,
         traceparent=current_traceparent(),
     )
+
+
+def _no_objects(_job: str, _ref: Reference) -> str:
+    """What is wrong with any output by reference, where no objects are kept."""
+    return "this dispatcher keeps no objects"
 
 
 def _canonical(request: JobRequest) -> tuple[object, ...]:

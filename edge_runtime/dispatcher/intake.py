@@ -1,11 +1,13 @@
 """From bus messages to the core's events: bounded decoding, every rejection counted by reason.
 
 An output that its readers could not take (too large, nested too deep) becomes its item's failure
-here: what is committed reaches everybody.
+here: what is committed reaches everybody. So does one by reference that leads nowhere: who keeps
+objects says so (`output_problem`); until that is known, what refers to objects is dropped, and sent
+again.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
 import msgspec
@@ -20,6 +22,7 @@ from edge_runtime.contract.messages import (
     ItemFailed,
     ItemResult,
     Offline,
+    Reference,
 )
 from edge_runtime.contract.nesting import TooNested, check_nesting
 from edge_runtime.contract.reasons import ItemError
@@ -32,6 +35,9 @@ from edge_runtime.dispatcher.core.events import (
     VehicleWent,
     VerdictReceived,
 )
+
+OutputProblem = Callable[[str, Reference], str | None]
+"""What is wrong with an output by reference of a job; None for one that is kept for that job."""
 
 _SMALL_BYTES: Final = limits.OUTPUT_NESTING_MAX
 """Each list or map takes a byte."""
@@ -47,6 +53,7 @@ class Intake:
         self._state = codec.state_decoder()
         self._acks = codec.acks_decoder()
         self._results = codec.results_decoder()
+        self.output_problem: OutputProblem | None = None
 
     def events(self, message: Message) -> list[Event]:
         """The events in a message; none where it was rejected (and counted)."""
@@ -73,7 +80,8 @@ class Intake:
             case Up.RESULT:
                 results = self._results.decode(payload)
                 _same(vehicle, results.vehicle)
-                for chunk in _readable(results.chunks):
+                chunks = map(self._with_outputs, results.chunks)
+                for chunk in _readable(chunks):
                     yield ChunkReceived(vehicle=vehicle, chunk=chunk)
             case Up.ACK:
                 acks = self._acks.decode(payload)
@@ -88,6 +96,25 @@ class Intake:
                         yield VehicleBorn(birth=status, is_retained=message.retain)
                     case Offline():
                         yield VehicleWent(offline=status)
+
+    def _with_outputs(self, chunk: Chunk) -> Chunk:
+        """The chunk, a reference that leads to no whole output replaced by its item's failure."""
+        if not any(isinstance(item, ItemDone) and item.ref is not None for item in chunk.items):
+            return chunk
+        if self.output_problem is None:
+            raise Rejected(RejectionReason.STORE_UNAVAILABLE, "who keeps objects is not there yet")
+        items = tuple(_judged(chunk.job, item, self.output_problem) for item in chunk.items)
+        return msgspec.structs.replace(chunk, items=items)
+
+
+def _judged(job: str, item: ItemResult, output_problem: OutputProblem) -> ItemResult:
+    if isinstance(item, ItemFailed) or item.ref is None:
+        return item
+    problem = output_problem(job, item.ref)
+    if problem is None:
+        return item
+    # Not final: the car may be what is broken, and another may do better.
+    return ItemFailed(index=item.index, code=ItemError.OUTPUT_UNAVAILABLE, message=problem)
 
 
 def _same(topic_vehicle: str, message_vehicle: str) -> None:

@@ -1,4 +1,4 @@
-"""Objects: inputs that are too large to travel inline, uploaded by requesters, fetched by cars.
+"""Objects: what is too large to travel inline. Requesters upload inputs, cars outputs.
 
 An object is named by its tenant and the SHA-256 of its bytes. An upload grows in a spool file on
 this machine, is proven by its hash, and then lies where `objects_kept` puts it: in a folder, or in
@@ -8,7 +8,11 @@ Invariants
 - What is answered is durable: an offset is told after the spool was fsynced, and an object is
   whole only after its bytes have the hash that names them and lie in the store of objects.
 - A tenant reaches its own objects only. A car, which has no key, reaches one by a ticket: a keyed
-  hash of the object's name, which only an offer of a job of that tenant carries.
+  hash of the object's name, which only an offer of a job of that tenant carries. Another ticket, of
+  a job, lets it put that job's outputs, and read nothing.
+- An output is a job's from the moment in which its upload begins, and stays as long as that job.
+  One that a car refers to is taken only where it is whole, of the length that the car says, and
+  was put under the ticket of that very job.
 - An object goes a day after its upload or its last new job, unless a job that uses it is still
   kept: then with that job. What was not uploaded to its end goes after a day.
 - Nothing is accepted for which there is no room: of one object, of all, of a tenant, of the disk.
@@ -47,6 +51,9 @@ _KIND: Final = "object"
 _SECRET_KIND: Final = "object-secret"  # noqa: S105 - the name of a kind of record
 _SECRET_BYTES: Final = 32
 _TICKET_CHARS: Final = 32
+_OUTPUTS: Final = "outputs of"
+"""Sets tickets of outputs apart: no tenant has this name."""
+_RETENTION_MAX_MS: Final = limits.JOB_RETENTION_MAX_S * 1000
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 _log = structlog.get_logger(__name__)
@@ -56,7 +63,8 @@ _encode = msgspec.msgpack.Encoder().encode
 class StoredObject(msgspec.Struct, frozen=True, kw_only=True):
     """One object: what its record says. `expires_ms` is when it is next looked at.
 
-    Of more `jobs` than are remembered it stays until `until_ms`.
+    Of more `jobs` than are remembered it stays until `until_ms`. `is_output` is what only cars
+    have uploaded: without a job it is nobody's.
     """
 
     tenant: str
@@ -66,6 +74,7 @@ class StoredObject(msgspec.Struct, frozen=True, kw_only=True):
     is_whole: bool = False
     jobs: tuple[str, ...] = ()
     until_ms: int = 0
+    is_output: bool = False
 
     @property
     def name(self) -> str:
@@ -95,7 +104,9 @@ class Objects:
         quotas: Quotas,
         clock: Callable[[], Now],
         counters: Counter[str] | None = None,
+        random_bytes: Callable[[int], bytes] = secrets.token_bytes,
     ) -> None:
+        self._random_bytes = random_bytes
         self._store = store
         self._kept = kept
         self._spool = spool
@@ -116,7 +127,7 @@ class Objects:
             before = page[-1].id
         found = await self._store.record(_SECRET_KIND, _SECRET_KIND)
         if found is None:
-            body = secrets.token_bytes(_SECRET_BYTES)
+            body = self._random_bytes(_SECRET_BYTES)
             found = Record(_SECRET_KIND, _SECRET_KIND, "", self._now_ms(), body)
             await self._store.put_records([found])
         self._secret = found.body
@@ -136,6 +147,43 @@ class Objects:
 
     async def create(self, tenant: str, sha256: str, length: int) -> Upload:
         """Begin an upload, or find the one that was begun."""
+        upload = await self._begin_or_find(tenant, sha256, length)
+        if upload.stored.is_output:
+            # From now on it is also the tenant's own, which may name it in a job to come.
+            upload = Upload(await self._made_own(upload.stored), upload.offset)
+        return upload
+
+    async def _made_own(self, stored: StoredObject) -> StoredObject:
+        async with self._changing:
+            expires_ms = self._now_ms() + limits.OBJECT_UNUSED_S * 1000
+            own = msgspec.structs.replace(
+                self._find(stored.tenant, stored.sha256), is_output=False, expires_ms=expires_ms
+            )
+            await self._put([own])
+        return own
+
+    async def create_output(self, tenant: str, job: str, sha256: str, length: int) -> Upload:
+        """Begin or find the upload of an output of a job, which stays as long as the job.
+
+        `Refusal` 404 where there is no such job, 410 where it is over.
+        """
+        status = await self._store.job(job)
+        if status is None or status.tenant != tenant:
+            raise _refusal(HTTPStatus.NOT_FOUND, "unknown_job", f"no job {job[:64]}", "job")
+        if status.state.is_terminal:
+            message = f"the job is {status.state.value}: it wants no more outputs"
+            raise _refusal(HTTPStatus.GONE, "job_over", message, "job")
+        upload = await self._begin_or_find(tenant, sha256, length, is_output=True)
+        async with self._changing:
+            stored = self._find(tenant, sha256)
+            if job not in stored.jobs:
+                stored = _used_by(stored, job, status.deadline_ms + _RETENTION_MAX_MS)
+                await self._put([stored])
+        return Upload(stored, upload.offset)
+
+    async def _begin_or_find(
+        self, tenant: str, sha256: str, length: int, *, is_output: bool = False
+    ) -> Upload:
         known = self._objects.get(f"{tenant}/{sha256}")
         if known is not None:
             if known.length != length:
@@ -148,7 +196,13 @@ class Objects:
             return await self.look(tenant, sha256)
         self._require_room(length)
         expires_ms = self._now_ms() + limits.OBJECT_UNUSED_S * 1000
-        stored = StoredObject(tenant=tenant, sha256=sha256, length=length, expires_ms=expires_ms)
+        stored = StoredObject(
+            tenant=tenant,
+            sha256=sha256,
+            length=length,
+            expires_ms=expires_ms,
+            is_output=is_output,
+        )
         async with self._quotas.hold(tenant, lambda: Load(bytes=length)):
             with self._alone(stored.name), _disk_faults():
                 await asyncio.to_thread(_begin, self._spooled(stored))
@@ -251,9 +305,13 @@ class Objects:
             self._counters["objects_unavailable"] += 1
             _log.warning("object_not_kept", object=stored.name, reason=str(error))
             raise _unavailable() from error
-        expires_ms = self._now_ms() + limits.OBJECT_UNUSED_S * 1000
-        whole = msgspec.structs.replace(stored, is_whole=True, expires_ms=expires_ms)
-        await self._put([whole])
+        async with self._changing:
+            # Read again: another job may have come to use it meanwhile.
+            stored = self._find(stored.tenant, stored.sha256)
+            unused_s = limits.OBJECT_LOOK_S if stored.is_output else limits.OBJECT_UNUSED_S
+            expires_ms = self._now_ms() + unused_s * 1000
+            whole = msgspec.structs.replace(stored, is_whole=True, expires_ms=expires_ms)
+            await self._put([whole])
         await asyncio.to_thread(path.unlink, missing_ok=True)
         self._counters["objects_stored"] += 1
         return whole
@@ -269,9 +327,36 @@ class Objects:
 
     def find_for_car(self, tenant: str, ticket: str, sha256: str) -> StoredObject:
         """The same for who has no key but a ticket; a wrong one is told nothing more than 404."""
-        if not hmac.compare_digest(ticket.encode(), self._ticket(tenant, sha256).encode()):
+        if not self._is_ticket(ticket, tenant, sha256):
             raise _unknown(sha256)
         return self.find_whole(tenant, sha256)
+
+    def output_place(self, tenant: str, job: str) -> str:
+        """The path under which cars may put outputs of a job."""
+        return f"{CARS_PATH}/{tenant}/{self._ticket(_OUTPUTS, tenant, job)}/{job}"
+
+    def require_output_ticket(self, tenant: str, ticket: str, job: str) -> None:
+        """`Refusal` 404 unless the ticket is the one of `output_place`."""
+        if not self._is_ticket(ticket, _OUTPUTS, tenant, job):
+            raise _refusal(HTTPStatus.NOT_FOUND, "unknown_job", f"no job {job[:64]}", "job")
+
+    def output_problem(self, job: str, ref: Reference) -> str | None:
+        """What is wrong with an output that a car refers to; None for one that may be taken.
+
+        The ticket in its address proves whose job it is: no other address is believed.
+        """
+        tenant, _, rest = ref.url.removeprefix(f"{CARS_PATH}/").partition("/")
+        ticket, _, name = rest.partition("/")
+        if name != f"{job}/{ref.sha256}" or not self._is_ticket(ticket, _OUTPUTS, tenant, job):
+            return "the output's address is not one that was offered for this job"
+        stored = self._objects.get(f"{tenant}/{ref.sha256}")
+        if stored is None or not stored.is_whole:
+            return "the output was not uploaded to its end"
+        if stored.length != ref.length:
+            return f"the output has {stored.length} bytes, not {ref.length}"
+        if job not in stored.jobs and not stored.until_ms:
+            return "the output was not uploaded for this job"
+        return None
 
     async def read(self, stored: StoredObject, span: range) -> AsyncIterator[bytes]:
         """The bytes of a span. Raises `ObjectsUnavailable`, also in the middle."""
@@ -284,9 +369,12 @@ class Objects:
             raise _unknown(sha256)
         return stored
 
-    def _ticket(self, tenant: str, sha256: str) -> str:
-        name = f"{tenant}/{sha256}".encode()
-        return hmac.new(self._secret, name, hashlib.sha256).hexdigest()[:_TICKET_CHARS]
+    def _ticket(self, *names: str) -> str:
+        digest = hmac.digest(self._secret, "/".join(names).encode(), "sha256")
+        return digest.hex()[:_TICKET_CHARS]
+
+    def _is_ticket(self, ticket: str, *names: str) -> bool:
+        return hmac.compare_digest(ticket.encode(), self._ticket(*names).encode())
 
     def reference(self, tenant: str, sha256: str) -> Reference:
         """What an offer says of an object; `Refusal` 404 where the tenant has none."""
@@ -320,16 +408,8 @@ class Objects:
             for job, digests in jobs.items():
                 for sha256 in dict.fromkeys(digests):
                     stored = changed.get(sha256) or self.find_whole(tenant, sha256)
-                    stored = msgspec.structs.replace(
-                        stored, jobs=(*stored.jobs, job), expires_ms=expires_ms
-                    )
-                    if len(stored.jobs) > limits.OBJECT_JOBS_MAX:
-                        stored = msgspec.structs.replace(
-                            stored,
-                            jobs=stored.jobs[1:],
-                            until_ms=max(stored.until_ms, until_ms),
-                        )
-                    changed[sha256] = stored
+                    stored = _used_by(stored, job, until_ms)
+                    changed[sha256] = msgspec.structs.replace(stored, expires_ms=expires_ms)
             if changed:
                 await self._put(list(changed.values()))
 
@@ -359,7 +439,7 @@ class Objects:
                 stored = self._objects.get(name)
                 if stored is None or stored.expires_ms > now_ms or name in self._busy:
                     continue
-                if await self._is_used(stored):
+                if stored.is_whole and await self._is_used(stored):
                     # Not written: after a restart it is looked at again, which is as well.
                     later_ms = now_ms + limits.OBJECT_LOOK_S * 1000
                     self._objects[name] = msgspec.structs.replace(stored, expires_ms=later_ms)
@@ -405,6 +485,15 @@ class Objects:
         ]
         await self._store.put_records(records)
         self._objects.update((stored.name, stored) for stored in objects)
+
+
+def _used_by(stored: StoredObject, job: str, until_ms: int) -> StoredObject:
+    """The object with one more job; the first of too many is not remembered by name."""
+    stored = msgspec.structs.replace(stored, jobs=(*stored.jobs, job))
+    if len(stored.jobs) <= limits.OBJECT_JOBS_MAX:
+        return stored
+    until_ms = max(stored.until_ms, until_ms)
+    return msgspec.structs.replace(stored, jobs=stored.jobs[1:], until_ms=until_ms)
 
 
 # --- the spool, in threads ----------------------------------------------------------------------

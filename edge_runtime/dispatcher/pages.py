@@ -13,6 +13,8 @@ from edge_runtime.contract.messages import ResultEntry
 def entry_bytes(entry: ResultEntry) -> int:
     """About what an entry takes in a message: a failure's text, too, may be long."""
     size = len(bytes(entry.output)) + limits.ID_MAX_CHARS
+    if entry.ref is not None:
+        size += 2 * (len(entry.ref.sha256) + limits.ID_MAX_CHARS)
     if entry.error is not None:
         size += len(entry.error.message.encode()) + limits.ID_MAX_CHARS
     return size

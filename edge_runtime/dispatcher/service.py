@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
+import msgspec
 import structlog
 
 from edge_runtime.bus import (
@@ -59,7 +60,7 @@ from edge_runtime.dispatcher.core.events import (
     VehicleWent,
 )
 from edge_runtime.dispatcher.core.machine import DispatcherCore
-from edge_runtime.dispatcher.intake import Intake
+from edge_runtime.dispatcher.intake import Intake, OutputProblem
 from edge_runtime.dispatcher.interactive import InteractiveDesk
 from edge_runtime.dispatcher.publisher import Publisher
 from edge_runtime.dispatcher.requests import TenantRequests
@@ -147,6 +148,7 @@ class DispatcherService:
         self.ended_jobs = asyncio.Lock()
         """Held while an ended job is deleted, or read and run again: never both."""
         self._intake = Intake(self.topics, self.counters)
+        self._output_place: Callable[[str, str], str] = lambda _tenant, _job: ""
         # Bound once: thousands of lines a second come from here.
         self._lines = _log.bind()
         self._inbox: list[_Tick] = []
@@ -235,6 +237,15 @@ class DispatcherService:
     def spawn(self, work: Callable[[], Awaitable[None]]) -> None:
         """Run something for as long as the service lives; its failure is the service's."""
         self._spawn(work)
+
+    def take_outputs(self, place: Callable[[str, str], str], problem: OutputProblem) -> None:
+        """Know who keeps large outputs; until then no result that refers to one is taken.
+
+        `place` says where those of a tenant's job may be put (empty: nowhere), `problem` what is
+        wrong with one that a car refers to.
+        """
+        self._output_place = place
+        self._intake.output_problem = problem
 
     def _rebuild(self, recovered: Recovered, now: Now) -> None:
         core = DispatcherCore(
@@ -564,6 +575,10 @@ class DispatcherService:
     def _publish_command(self, command: PublishOffer | PublishOrders | PublishStatus) -> None:
         match command:
             case PublishOffer(vehicle=vehicle, units=units):
+                units = tuple(
+                    msgspec.structs.replace(unit, outputs=self._output_place(unit.tenant, unit.job))
+                    for unit in units
+                )
                 work = self._signed(WorkOffer(vehicle=vehicle, units=units))
                 self.publish(
                     Message(

@@ -339,7 +339,8 @@ class SimJournal(LoopJournal):
                 self._host.went_back.append((unit, newest, fence))
             self._newest[unit] = max(fence, newest)
 
-    def _has_room(self) -> bool:
+    def _has_room(self, more_bytes: int = 0) -> bool:
+        del more_bytes
         return not self._disk.is_full
 
     def _abandon(self) -> None:

@@ -193,6 +193,7 @@ class _Response:
     """As much of a client's response as `StreamReader` reads."""
 
     def __init__(self, exchange: _Exchange) -> None:
+        self.status = exchange.status
         self.headers = _Headers(exchange.headers)
         self.content = self
         self._exchange = exchange
@@ -250,12 +251,15 @@ class SimTransport(Transport):
         return content
 
     @asynccontextmanager
-    async def stream(self, path: str, query: Mapping[str, Any]) -> AsyncIterator[Any]:
+    async def stream(
+        self, path: str, query: Mapping[str, Any], *, headers: Mapping[str, str] | None = None
+    ) -> AsyncIterator[Any]:
         """One try at a stream."""
         exchange = _Exchange(self._network)
         try:
             await self._network.cross()
-            exchange.begin("GET", path, query, None, {"x-tenant": self._tenant})
+            lines = {"x-tenant": self._tenant, **(headers or {})}
+            exchange.begin("GET", path, query, None, lines)
             await exchange.started()
             if exchange.status >= FIRST_ERROR:
                 raise refused(exchange.status, await exchange.body())

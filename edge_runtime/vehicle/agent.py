@@ -69,8 +69,9 @@ from edge_runtime.vehicle.engine_room import EngineRoom
 from edge_runtime.vehicle.identity import NOBODY, Identity
 from edge_runtime.vehicle.intake import Hosts, Intake
 from edge_runtime.vehicle.journal import Journal
+from edge_runtime.vehicle.models.fetching import fetching
 from edge_runtime.vehicle.models.supply import Supply
-from edge_runtime.vehicle.objects import InputFetcher
+from edge_runtime.vehicle.objects import InputFetcher, OutputSender, StartProcess
 from edge_runtime.vehicle.outgoing import Outgoing
 from edge_runtime.vehicle.owner import OwnerReport, Tally, report_running
 from edge_runtime.vehicle.owner_decisions import decisions_path
@@ -151,7 +152,9 @@ class VehicleAgent:
         open_journal: Callable[[Path], Journal] = Journal,
         rng: random.Random | None = None,
         meter: PowerMeter | None = None,
+        start_fetching: StartProcess = fetching,
     ) -> None:
+        self._start_fetching = start_fetching
         self.settings = settings
         self._open_bus = open_bus
         self._make_engine = make_engine
@@ -201,6 +204,7 @@ class VehicleAgent:
         self._outgoing: Outgoing
         self._supply: Supply
         self._inputs: InputFetcher
+        self._outputs: OutputSender
         self._bus: Bus
 
     @property
@@ -246,6 +250,17 @@ class VehicleAgent:
                 may_fetch=lambda unit: (
                     self.core.is_network_allowed and unit in self.core.work.attempts
                 ),
+                start=self._start_fetching,
+            )
+            self._outputs = OutputSender(
+                self.settings.state_dir / "outputs",
+                read=self._journal.output,
+                urls=self._hosts.urls,
+                tell=self.tell,
+                may_upload=lambda unit, fence: (
+                    self.core.is_upload_allowed and self.core.work.outbox.holds((unit, fence))
+                ),
+                start=self._start_fetching,
             )
             self._bus = await self._stack.enter_async_context(self._open_bus(self._bus_settings()))
         except BaseException:
@@ -466,8 +481,8 @@ class VehicleAgent:
                 self._publish(self._outgoing.message(command))
             case do.SetWill():
                 self._spawn(self._bus.set_will(self._outgoing.will(command)), "set will")
-            case do.EnsureModel() | do.FetchInputs():
-                self._procure(command)
+            case do.EnsureModel() | do.FetchInputs() | do.UploadOutputs():
+                self._exchange(command)
             case do.LogUnit():
                 self._tally.add(command)
                 self._lines.info("unit", **_fields(command))
@@ -481,11 +496,14 @@ class VehicleAgent:
             case _:
                 assert_never(command)
 
-    def _procure(self, command: do.EnsureModel | do.FetchInputs) -> None:
-        if isinstance(command, do.EnsureModel):
-            self._spawn(self._supply.have(command.digest), "fetch model")
-        else:
-            self._spawn(self._inputs.fetch(command), "fetch inputs")
+    def _exchange(self, command: do.EnsureModel | do.FetchInputs | do.UploadOutputs) -> None:
+        match command:
+            case do.EnsureModel():
+                self._spawn(self._supply.have(command.digest), "fetch model")
+            case do.FetchInputs():
+                self._spawn(self._inputs.fetch(command), "fetch inputs")
+            case do.UploadOutputs():
+                self._spawn(self._outputs.upload(command), "upload outputs")
 
     def _publish(self, message: Message) -> None:
         """A hint: what matters is sent again until the dispatcher has answered."""
@@ -529,6 +547,7 @@ class VehicleAgent:
             self.look_again()
             self._supply.look_at_network()
             self._inputs.look()
+            self._outputs.look()
             self._count_costs()
 
     def owner_report(self) -> OwnerReport:
@@ -564,6 +583,7 @@ class VehicleAgent:
             self._measured(self._meter.look())
         self._received_bytes += self._supply.take_fetched_bytes()
         self._received_bytes += self._inputs.take_received_bytes()
+        self._sent_bytes += self._outputs.take_sent_bytes()
         if self._sent_bytes or self._received_bytes:
             self.tell(BytesMoved(self._sent_bytes, self._received_bytes))
             self._sent_bytes = self._received_bytes = 0

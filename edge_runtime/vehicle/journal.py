@@ -7,7 +7,8 @@ Invariants
   I/O error the file is opened anew before the next try, since what the failed connection believes
   to be on disk may not be.
 - An attempt is refused unless `reserve_bytes` are left, in the file's own limit and on the disk:
-  the results of everything that may be held fit in what is left.
+  the results of everything that may be held fit in what is left. An output to which a chunk refers
+  is refused where less would be left after it.
 - Two processes never share a journal: the second ends with `JournalHeld`, which names the first.
 
 Deliberately absent: what any of it means; that is the core's.
@@ -36,21 +37,28 @@ from edge_runtime.vehicle.core.commands import (
     DropAttempt,
     DropChunks,
     Persist,
+    RewriteChunk,
     Write,
     WriteAttempt,
     WriteChunk,
     WriteEnergy,
     WriteFence,
     WriteModelEnergy,
+    WriteOutput,
     WriteStarted,
 )
 from edge_runtime.vehicle.core.energy_rows import ROW_FIELDS, DayEnergy, ModelEnergy
 from edge_runtime.vehicle.core.events import WritesCommitted, WritesFailed
-from edge_runtime.vehicle.core.snapshot import JournalSnapshot, SavedAttempt, SavedFence
+from edge_runtime.vehicle.core.snapshot import (
+    JournalSnapshot,
+    SavedAttempt,
+    SavedFence,
+    SavedOutput,
+)
 
 Emit = Callable[[WritesCommitted | WritesFailed], None]
 
-SCHEMA_VERSION: Final = 3
+SCHEMA_VERSION: Final = 4
 
 _SCHEMA: Final = """
 CREATE TABLE meta (name TEXT PRIMARY KEY, value REAL NOT NULL) STRICT, WITHOUT ROWID;
@@ -89,7 +97,14 @@ DELETE FROM meta WHERE name IN ('energy_day', 'energy_j');
 """Version 1 knew neither source nor method: what it counted is the pack's, by stated power."""
 _BEGUN_SCHEMA: Final = "ALTER TABLE energy ADD COLUMN begun INTEGER NOT NULL DEFAULT 0;"
 _BEGUN_SINCE_VERSION: Final = 3
-_MIGRATIONS: Final = (_SCHEMA, _ENERGY_SCHEMA, _BEGUN_SCHEMA)
+_OUTPUT_SCHEMA: Final = """
+CREATE TABLE output (
+    unit INTEGER NOT NULL, epoch INTEGER NOT NULL, counter INTEGER NOT NULL,
+    seq INTEGER NOT NULL, sha256 TEXT NOT NULL, body BLOB NOT NULL,
+    PRIMARY KEY (unit, epoch, counter, seq, sha256)
+) STRICT;
+"""
+_MIGRATIONS: Final = (_SCHEMA, _ENERGY_SCHEMA, _BEGUN_SCHEMA, _OUTPUT_SCHEMA)
 """What leads from each version to the next."""
 _PRAGMAS: Final = (
     "journal_mode=WAL",
@@ -191,9 +206,31 @@ class Journal:
                     ModelEnergy(*row)
                     for row in connection.execute("SELECT digest, joules, items FROM model_energy")
                 ),
+                outputs=tuple(
+                    SavedOutput(unit, Fence(epoch, counter), seq, sha256)
+                    for unit, epoch, counter, seq, sha256 in connection.execute(
+                        "SELECT unit, epoch, counter, seq, sha256 FROM output"
+                    )
+                ),
             )
         except sqlite3.Error as error:
             raise JournalError(f"the journal {self.path} cannot be read: {error}") from error
+
+    def output(self, unit: int, fence: Fence, seq: int, sha256: str) -> bytes | None:
+        """An output that was written; None where it is not here any more.
+
+        Reads the file beside the thread that writes it. Raises `JournalError`.
+        """
+        try:
+            with journal_to_read(self.path) as connection:
+                row = connection.execute(
+                    "SELECT body FROM output WHERE unit = ? AND epoch = ? AND counter = ?"
+                    " AND seq = ? AND sha256 = ?",
+                    (unit, *fence, seq, sha256),
+                ).fetchone()
+        except sqlite3.Error as error:
+            raise JournalError(f"the journal {self.path} cannot be read: {error}") from error
+        return None if row is None else bytes(row[0])
 
     def start(self, emit: Emit) -> None:
         """Begin to commit; `emit` is called from the journal's thread."""
@@ -257,7 +294,7 @@ class Journal:
             for number, write in batch:
                 if number in overtaken:
                     continue
-                if isinstance(write, WriteAttempt | CheckSpace) and not has_room:
+                if self._lacks_room(write, has_room=has_room):
                     refused.append(number)
                 else:
                     self._apply(write)
@@ -285,8 +322,14 @@ class Journal:
         self._connection.close()
         self._connection = fresh
 
-    def _has_room(self) -> bool:
-        if shutil.disk_usage(self.path.parent).free < self._reserve_bytes:
+    def _lacks_room(self, write: Write, *, has_room: bool) -> bool:
+        if isinstance(write, WriteOutput):
+            return not self._has_room(len(write.body))
+        return isinstance(write, WriteAttempt | CheckSpace) and not has_room
+
+    def _has_room(self, more_bytes: int = 0) -> bool:
+        need_bytes = self._reserve_bytes + more_bytes
+        if shutil.disk_usage(self.path.parent).free < need_bytes:
             return False
         if self._max_bytes is None:
             return True
@@ -294,7 +337,7 @@ class Journal:
             self._connection.execute(f"PRAGMA {name}").fetchone()[0]
             for name in ("page_count", "freelist_count", "page_size")
         )
-        return bool((pages - free) * size + self._reserve_bytes <= self._max_bytes)
+        return bool((pages - free) * size + need_bytes <= self._max_bytes)
 
     def _apply(self, write: Write) -> None:
         execute = self._connection.execute
@@ -303,26 +346,8 @@ class Journal:
                 execute(_PUT_ATTEMPT, (offer.unit, *offer.fence, _encode(offer)))
             case WriteStarted(unit=unit, index=index):
                 execute("UPDATE attempt SET started = ? WHERE unit = ?", (index, unit))
-            case WriteChunk(unit=unit, fence=fence, seq=seq, body=body, ends=ends):
-                execute(
-                    "INSERT OR REPLACE INTO chunk VALUES (?, ?, ?, ?, ?)",
-                    (unit, *fence, seq, body),
-                )
-                key = (unit, *fence)
-                if ends:
-                    execute(_DELETE_ATTEMPT, key)
-                else:
-                    execute(
-                        "UPDATE attempt SET next_seq = ?"
-                        " WHERE unit = ? AND epoch = ? AND counter = ?",
-                        (seq + 1, *key),
-                    )
-            case DropChunks(unit=unit, fence=fence, first_seq=first_seq, through_seq=through_seq):
-                execute(
-                    "DELETE FROM chunk WHERE unit = ? AND epoch = ? AND counter = ?"
-                    " AND seq BETWEEN ? AND ?",
-                    (unit, *fence, first_seq, through_seq),
-                )
+            case WriteChunk() | WriteOutput() | RewriteChunk() | DropChunks():
+                self._apply_to_chunks(write)
             case DropAttempt(unit=unit, fence=fence):
                 execute(_DELETE_ATTEMPT, (unit, *fence))
             case WriteFence(unit=unit, fence=fence, until_ms=until_ms):
@@ -345,6 +370,38 @@ class Journal:
                 pass
             case _:
                 assert_never(write)
+
+    def _apply_to_chunks(self, write: WriteChunk | WriteOutput | RewriteChunk | DropChunks) -> None:
+        execute = self._connection.execute
+        match write:
+            case WriteChunk(unit=unit, fence=fence, seq=seq, body=body, ends=ends):
+                execute(
+                    "INSERT OR REPLACE INTO chunk VALUES (?, ?, ?, ?, ?)",
+                    (unit, *fence, seq, body),
+                )
+                key = (unit, *fence)
+                if ends:
+                    execute(_DELETE_ATTEMPT, key)
+                else:
+                    execute(
+                        "UPDATE attempt SET next_seq = ?"
+                        " WHERE unit = ? AND epoch = ? AND counter = ?",
+                        (seq + 1, *key),
+                    )
+            case WriteOutput(unit=unit, fence=fence, seq=seq, sha256=sha256, body=body):
+                execute(
+                    "INSERT OR REPLACE INTO output VALUES (?, ?, ?, ?, ?, ?)",
+                    (unit, *fence, seq, sha256, body),
+                )
+            case RewriteChunk(unit=unit, fence=fence, seq=seq, body=body):
+                execute(_REWRITE_CHUNK, (body, unit, *fence, seq))
+            case DropChunks(unit=unit, fence=fence, first_seq=first_seq, through_seq=through_seq):
+                for table in ("chunk", "output"):
+                    execute(
+                        f"DELETE FROM {table} WHERE unit = ? AND epoch = ? AND counter = ?"  # noqa: S608 - constant names
+                        " AND seq BETWEEN ? AND ?",
+                        (unit, *fence, first_seq, through_seq),
+                    )
 
     # --- the file ----------------------------------------------------------------------------
 
@@ -400,6 +457,9 @@ _PUT_ENERGY: Final = (
     )
 )
 """Whatever order writes come in, the newest numbers win: they only grow."""
+_REWRITE_CHUNK: Final = (
+    "UPDATE chunk SET body = ? WHERE unit = ? AND epoch = ? AND counter = ? AND seq = ?"
+)
 _DELETE_ATTEMPT: Final = "DELETE FROM attempt WHERE unit = ? AND epoch = ? AND counter = ?"
 
 

@@ -70,6 +70,7 @@ def test_final_item_errors_blame_the_input() -> None:
         ItemError.ENGINE_HUNG,
         ItemError.CAR_REBOOTED,
         ItemError.INPUT_UNAVAILABLE,
+        ItemError.OUTPUT_UNAVAILABLE,
         ItemError.UNKNOWN,
     }
 

@@ -99,7 +99,14 @@ def version_1(path: Path) -> None:
         offered_ms=1,
     )
     strike = c.AddStrike(job_no=1, index=1, vehicle="car")
-    write(db, [begin, strike, *ticks_of_result()], 0)
+    result, update = ticks_of_result()
+    write(db, [begin, strike, update], 0)
+    assert isinstance(result, c.AddResult)
+    db.execute(
+        "INSERT INTO result(position, item, job_no, tenant, cursor, at_ms, vehicle, output)"
+        " VALUES (1, ?, 1, 'tenant', 1, 3, 'car', ?)",
+        ((1 << ITEM_BITS), result.output),
+    )
     db.close()
 
 

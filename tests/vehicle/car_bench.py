@@ -5,6 +5,7 @@ asked for was allowed (nothing published before it was durable, nothing submitte
 engine, no second answer that contradicts the first).
 """
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -13,6 +14,7 @@ import msgspec
 
 from edge_runtime.contract.clock import Now
 from edge_runtime.contract.codec import encode
+from edge_runtime.contract.limits import OUTPUT_MAX_BYTES
 from edge_runtime.contract.messages import (
     INTERACTIVE_JOB,
     Cancel,
@@ -21,6 +23,7 @@ from edge_runtime.contract.messages import (
     ChunkAnswer,
     Fence,
     Item,
+    ItemDone,
     Refused,
     StopReport,
     Taken,
@@ -43,6 +46,7 @@ from edge_runtime.vehicle.core.snapshot import (
     JournalSnapshot,
     SavedAttempt,
     SavedFence,
+    SavedOutput,
 )
 from edge_runtime.vehicle.policy import Consent, OwnerPolicy
 
@@ -119,6 +123,7 @@ class ModelJournal:
     queued: list[tuple[int, c.Write]] = field(default_factory=list)
     ever_held: set[tuple[int, Fence]] = field(default_factory=set)
     is_full: bool = False
+    outputs: dict[tuple[int, Fence, int, str], bytes] = field(default_factory=dict)
 
     def commit(self) -> e.WritesCommitted:
         refused = []
@@ -136,7 +141,7 @@ class ModelJournal:
 
     def _apply(self, write: c.Write) -> bool:
         match write:
-            case c.WriteAttempt() | c.CheckSpace() if self.is_full:
+            case c.WriteAttempt() | c.WriteOutput() | c.CheckSpace() if self.is_full:
                 return False
             case c.WriteAttempt():
                 held = self.attempts.get(write.offer.unit)
@@ -146,15 +151,8 @@ class ModelJournal:
             case c.WriteStarted():
                 if write.unit in self.attempts:
                     self._put(write.unit, started=write.index)
-            case c.WriteChunk():
-                self._write_chunk(write)
-            case c.DropChunks():
-                answered = (write.unit, write.fence)
-                self.chunks = {
-                    key: body
-                    for key, body in self.chunks.items()
-                    if key[:2] != answered or not write.first_seq <= key[2] <= write.through_seq
-                }
+            case c.WriteChunk() | c.WriteOutput() | c.RewriteChunk() | c.DropChunks():
+                self._apply_to_chunks(write)
             case c.DropAttempt():
                 if self._has(write.unit, write.fence):
                     del self.attempts[write.unit]
@@ -169,6 +167,31 @@ class ModelJournal:
             case c.CheckSpace():
                 pass
         return True
+
+    def _apply_to_chunks(
+        self, write: c.WriteChunk | c.WriteOutput | c.RewriteChunk | c.DropChunks
+    ) -> None:
+        match write:
+            case c.WriteChunk():
+                self._write_chunk(write)
+            case c.WriteOutput():
+                key = (write.unit, write.fence, write.seq, write.sha256)
+                self.outputs[key] = write.body
+            case c.RewriteChunk():
+                if (write.unit, write.fence, write.seq) in self.chunks:
+                    self.chunks[write.unit, write.fence, write.seq] = write.body
+            case c.DropChunks():
+                answered = (write.unit, write.fence)
+                self.outputs = {
+                    key: body
+                    for key, body in self.outputs.items()
+                    if key[:2] != answered or not write.first_seq <= key[2] <= write.through_seq
+                }
+                self.chunks = {
+                    key: body
+                    for key, body in self.chunks.items()
+                    if key[:2] != answered or not write.first_seq <= key[2] <= write.through_seq
+                }
 
     def _write_energy(self, write: c.WriteEnergy) -> None:
         held = self.energy.get(write.row.day)
@@ -203,6 +226,7 @@ class ModelJournal:
             fences=tuple(self.fences.values()),
             energy=tuple(msgspec.structs.replace(row) for row in self.energy.values()),
             model_energy=tuple(self.model_energy.values()),
+            outputs=tuple(SavedOutput(*key) for key in self.outputs),
         )
 
 
@@ -245,6 +269,8 @@ class Bench:
         self.signals = dict(GOOD)
         self.said: list[c.Command] = []
         self.chunks: dict[tuple[int, Fence, int], bytes] = {}
+        self.uploads: list[c.UploadOutputs] = []
+        self.handed_over: set[str] = set()
         self.core = VehicleCore(facts, policy, self.journal.snapshot(facts.boot), self.now)
 
     @property
@@ -278,7 +304,17 @@ class Bench:
                         assert key not in self.chunks, "an interactive chunk was sent twice"
                     else:
                         assert key in self.journal.chunks, "published before it was durable"
+                        assert body == self.journal.chunks[key], "published as it is not written"
+                        refs = {
+                            i.ref.sha256 for i in chunk.items if isinstance(i, ItemDone) and i.ref
+                        }
+                        assert refs <= self.handed_over, "published before it was handed over"
                     assert self.chunks.setdefault(key, body) == body, "a chunk changed"
+            case c.UploadOutputs():
+                for ref in command.references:
+                    key3 = (command.unit, command.fence, command.seq, ref.sha256)
+                    assert key3 in self.journal.outputs, "handed over before it was durable"
+                self.uploads.append(command)
             case c.PublishVerdicts():
                 for verdict in command.verdicts:
                     key2 = (verdict.unit, verdict.fence)
@@ -354,6 +390,29 @@ class Bench:
     def finish(self, unit: int, index: int, output: Any = "ok") -> list[c.Command]:
         return self.send(e.ItemFinished(self.run_of(unit), index, encode(output), 10.0))
 
+    def finish_large(
+        self, unit: int, index: int, size: int = OUTPUT_MAX_BYTES + 1
+    ) -> list[c.Command]:
+        """An output that does not travel inline; its hash is that of its index."""
+        self.start(unit, index)
+        run_id = self.run_of(unit)
+        return self.send(e.ItemFinished(run_id, index, bytes(size), 10.0, sha256_of(index)))
+
+    def hand_over(self, *refused: e.RefusedOutput) -> list[c.Command]:
+        """The oldest upload that was asked for comes to its end."""
+        upload = self.uploads.pop(0)
+        lost = {output.sha256 for output in refused}
+        self.handed_over |= {ref.sha256 for ref in upload.references} - lost
+        said = self.send(e.OutputsUploaded(upload.unit, upload.fence, upload.seq, refused))
+        return said + self.commit()
+
+    def fail_upload(self, *, was_allowed: bool = True) -> list[c.Command]:
+        """The oldest upload that was asked for does not work."""
+        upload = self.uploads.pop(0)
+        place = (upload.unit, upload.fence, upload.seq)
+        said = self.send(e.OutputsFailed(*place, "no way", was_allowed=was_allowed))
+        return said + self.commit()
+
     def compute(self, unit: int, *indexes: int) -> list[c.Command]:
         """The engine starts and finishes these items."""
         said = []
@@ -377,6 +436,7 @@ class Bench:
     def crash(self) -> None:
         """The process is killed; what was not committed is gone; a new one starts."""
         self.journal.queued.clear()
+        self.uploads.clear()
         self.engine = ModelEngine()
         self.facts = msgspec.structs.replace(self.facts, boot=self.facts.boot + 1)
         snapshot = self.journal.snapshot(self.facts.boot)
@@ -395,6 +455,11 @@ class Bench:
             for chunk in self.published()
             if chunk.ending is not None
         }
+
+
+def sha256_of(index: int) -> str:
+    """What tests take for the hash of an item's output."""
+    return hashlib.sha256(bytes([index])).hexdigest()
 
 
 def only(kind: type[T], commands: list[c.Command]) -> list[T]:

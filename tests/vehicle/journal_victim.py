@@ -23,6 +23,7 @@ def writes_of(unit: int) -> list[c.Write]:
     life: list[c.Write] = [
         c.WriteAttempt(offer(unit, counter=unit, data=b"x" * 500)),
         c.WriteStarted(unit, 0),
+        c.WriteOutput(unit, fence, 0, f"{unit:064x}", b"o" * 3_000),
         c.WriteChunk(unit, fence, 0, b"a" * 300, ends=False),
         c.WriteStarted(unit, 1),
         c.WriteEnergy(DayEnergy(1, pack_j=float(unit))),

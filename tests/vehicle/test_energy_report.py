@@ -250,7 +250,8 @@ def test_a_journal_of_version_2_is_read_as_it_is_and_then_brought_up(tmp_path: P
     write(path, c.WriteEnergy(DayEnergy(5, grid_j=7.0, items=3, methods=1)))
     with closing(sqlite3.connect(path)) as connection:
         connection.executescript(
-            "ALTER TABLE energy DROP COLUMN begun; PRAGMA user_version = 2; VACUUM;"
+            "ALTER TABLE energy DROP COLUMN begun; DROP TABLE output;"
+            "PRAGMA user_version = 2; VACUUM;"
         )
     assert read_summary(path, 5 * DAY_MS).today.items == 3
     assert load(path) == (DayEnergy(5, grid_j=7.0, items=3, methods=1, begun=0),)

@@ -96,6 +96,7 @@ def contents(snapshot: JournalSnapshot) -> tuple[Any, ...]:
         sorted(snapshot.fences, key=lambda fence: fence.unit),
         sorted(snapshot.energy, key=lambda row: row.day),
         sorted(snapshot.model_energy, key=lambda model: model.digest),
+        sorted((x.unit, x.fence, x.seq, x.sha256) for x in snapshot.outputs),
     )
 
 
@@ -131,6 +132,8 @@ writes_strategy: st.SearchStrategy[c.Write] = st.one_of(
     st.builds(lambda unit, fence: c.WriteAttempt(offer(unit, fence.counter)), units, fences),
     st.builds(c.WriteStarted, units, st.integers(0, 3)),
     st.builds(c.WriteChunk, units, fences, seqs, st.binary(max_size=20), st.booleans()),
+    st.builds(c.WriteOutput, units, fences, seqs, st.sampled_from("ab"), st.binary(max_size=20)),
+    st.builds(c.RewriteChunk, units, fences, seqs, st.binary(max_size=20)),
     st.builds(c.DropChunks, units, fences, seqs, seqs),
     st.builds(c.DropAttempt, units, fences),
     st.builds(c.WriteFence, units, fences, st.just(FAR_MS)),
@@ -257,6 +260,53 @@ def test_an_attempt_is_refused_before_the_file_is_full_and_its_results_still_fit
         journal.write(c.DropChunks(unit, F1, 0))
     assert journal.write(c.CheckSpace()) == e.WritesCommitted(journal.number - 1)
     journal.journal.close()
+
+
+def test_an_output_is_kept_read_beside_the_writer_and_dropped_with_its_chunk(
+    path: Path, started: Started
+) -> None:
+    body = os.urandom(200_000)
+    started.write(
+        c.WriteOutput(1, F1, 0, "aa", body), c.WriteChunk(1, F1, 0, b"says aa", ends=False)
+    )
+    assert started.journal.output(1, F1, 0, "aa") == body
+    assert started.journal.output(1, F1, 0, "bb") is None
+    started.write(c.RewriteChunk(1, F1, 0, b"says nothing"))
+    started.journal.close()
+    snapshot = reload(path)
+    assert snapshot.chunks == (b"says nothing",)
+    assert [(saved.unit, saved.sha256) for saved in snapshot.outputs] == [(1, "aa")]
+    again = Started(path)
+    again.write(c.DropChunks(1, F1, 0))
+    assert again.journal.output(1, F1, 0, "aa") is None
+    again.journal.close()
+    assert reload(path).outputs == ()
+
+
+def test_an_output_is_refused_where_it_would_take_the_room_of_results(path: Path) -> None:
+    journal = Started(path, max_bytes=1_000_000, reserve_bytes=400_000)
+    small = c.WriteOutput(1, F1, 0, "aa", bytes(300_000))
+    large = c.WriteOutput(1, F1, 1, "bb", bytes(300_000))
+    chunks = [c.WriteChunk(1, F1, seq, b"x", ends=False) for seq in (0, 1)]
+    assert journal.write(small, large, *chunks) == e.WritesCommitted(4, refused=(2,))
+    assert journal.journal.output(1, F1, 1, "bb") is None
+    assert journal.write(c.DropChunks(1, F1, 0)) == e.WritesCommitted(5)
+    assert journal.write(large) == e.WritesCommitted(6)
+    journal.journal.close()
+
+
+def test_a_journal_of_the_last_version_gains_outputs(path: Path) -> None:
+    started = Started(path)
+    started.write(c.WriteChunk(1, F1, 0, b"x", ends=False))
+    started.journal.close()
+    with sqlite3.connect(path) as db:
+        db.executescript("DROP TABLE output; PRAGMA user_version=3;")
+    db.close()
+    assert reload(path).chunks == (b"x",)
+    then = Started(path)
+    then.write(c.WriteOutput(1, F1, 0, "aa", b"y"))
+    assert then.journal.output(1, F1, 0, "aa") == b"y"
+    then.journal.close()
 
 
 def test_a_full_file_fails_the_commit_whole_and_recovers(path: Path) -> None:

@@ -73,4 +73,6 @@ def _json_form(result: "ItemResult", name: str | None) -> dict[str, Any]:
         form["name"] = name
     form |= {"at_ms": result.at_ms, "vehicle": result.vehicle}
     form |= {"output": result.output} if result.ok else {"error": result.error}
+    if result.ref is not None:
+        form["ref"] = result.ref
     return form

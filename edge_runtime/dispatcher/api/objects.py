@@ -6,7 +6,8 @@ upload's address is `/objects/{sha256}`, so that whoever has the bytes knows whe
 far: `HEAD` tells, `PATCH` goes on, `GET` reads what is whole. Of tus it has the core, and the
 extensions creation, expiration and termination; the metadata `sha256` (64 hex digits) is needed.
 
-Cars have no key: they read at an address with a ticket in it, which an offer names.
+Cars have no key: they read at an address with a ticket in it, which an offer names, and put outputs
+by the same protocol under another: `POST` to the job's, `PATCH` under it. There they read nothing.
 
 Deliberately absent: `creation-with-upload` and concatenation; which object may be read or goes
 when, which `dispatcher.objects` decides.
@@ -26,6 +27,7 @@ import structlog
 from litestar.connection import Request
 
 from edge_runtime.contract import limits
+from edge_runtime.contract.http import OBJECTS_PATH
 from edge_runtime.contract.topics import ID_PATTERN
 from edge_runtime.dispatcher.accounts_quotas import Quotas
 from edge_runtime.dispatcher.api.files import span_of
@@ -39,7 +41,6 @@ from edge_runtime.dispatcher.objects import CARS_PATH, Objects, StoredObject, Up
 from edge_runtime.dispatcher.objects_kept import ObjectsUnavailable, kept_at, kept_in_folder
 from edge_runtime.dispatcher.service import DispatcherService
 
-OBJECTS_PATH: Final = "/objects"
 TUS_VERSION: Final = "1.0.0"
 OFFSET_TYPE: Final = "application/offset+octet-stream"
 _SHA256: Final = re.compile(r"[0-9a-f]{64}")
@@ -125,11 +126,28 @@ class ObjectRoutes:
             raise WrongMethod("GET, HEAD, PATCH, DELETE, OPTIONS")
 
     async def _for_car(self, request: _Request, rest: str, send: Any) -> None:
-        tenant, _, more = rest.partition("/")
-        ticket, _, sha256 = more.partition("/")
-        is_name = ID_PATTERN.fullmatch(tenant) and _SHA256.fullmatch(sha256)
-        if request.method != "GET" or not is_name or not _TICKET.fullmatch(ticket):
-            raise refusal(HTTPStatus.NOT_FOUND, "not_found", "no such path")
+        match (str(request.method), *rest.split("/")):
+            case ("GET", tenant, ticket, sha256) if _is_path(tenant, ticket, sha256):
+                await self._read_lent_or_kept(request, tenant, ticket, sha256, send)
+            case ("POST", tenant, ticket, job) if _is_path(tenant, ticket, job=job):
+                self._objects.require_output_ticket(tenant, ticket, job)
+                _require_tus(request)
+                sha256, length = _wanted(request)
+                upload = await self._objects.create_output(tenant, job, sha256, length)
+                location = f"{CARS_PATH}/{rest}/{sha256}"
+                await _send(
+                    send, HTTPStatus.CREATED, {"location": location, **_upload_headers(upload)}
+                )
+            case ("PATCH", tenant, ticket, job, sha256) if _is_path(tenant, ticket, sha256, job):
+                self._objects.require_output_ticket(tenant, ticket, job)
+                _require_tus(request)
+                await self._append(request, tenant, sha256, send)
+            case _:
+                raise refusal(HTTPStatus.NOT_FOUND, "not_found", "no such path")
+
+    async def _read_lent_or_kept(
+        self, request: _Request, tenant: str, ticket: str, sha256: str, send: Any
+    ) -> None:
         loan = None if self._lender is None else self._lender.find(tenant, ticket, sha256)
         if loan is not None:
             await self._read(request, loan, loan.read, send)
@@ -140,10 +158,7 @@ class ObjectRoutes:
     # --- uploading ------------------------------------------------------------------------------
 
     async def _create(self, request: _Request, tenant: str, send: Any) -> None:
-        length = _number(request, "upload-length")
-        sha256 = _metadata(request).get("sha256", "")
-        if not _SHA256.fullmatch(sha256):
-            raise _wrong("Upload-Metadata", "the key sha256 must be 64 hex digits in lower case")
+        sha256, length = _wanted(request)
         upload = await self._objects.create(tenant, sha256, length)
         headers = {"location": f"{OBJECTS_PATH}/{sha256}", **_upload_headers(upload)}
         await _send(send, HTTPStatus.CREATED, headers)
@@ -162,6 +177,9 @@ class ObjectRoutes:
             await self._objects.delete(tenant, sha256)
             await _send(send, HTTPStatus.NO_CONTENT, {})
             return
+        await self._append(request, tenant, sha256, send)
+
+    async def _append(self, request: _Request, tenant: str, sha256: str, send: Any) -> None:
         if request.headers.get("content-type", "") != OFFSET_TYPE:
             raise refusal(
                 HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
@@ -217,6 +235,22 @@ async def _body(request: _Request) -> AsyncIterator[bytes]:
     while more:
         piece, more = await pace.piece()
         yield piece
+
+
+def _is_path(tenant: str, ticket: str, sha256: str | None = None, job: str | None = None) -> bool:
+    """Whether the parts of a car's path are what they should look like."""
+    is_right = ID_PATTERN.fullmatch(tenant) is not None and _TICKET.fullmatch(ticket) is not None
+    is_right = is_right and (sha256 is None or _SHA256.fullmatch(sha256) is not None)
+    return is_right and (job is None or ID_PATTERN.fullmatch(job) is not None)
+
+
+def _wanted(request: _Request) -> tuple[str, int]:
+    """The name and the length of the upload that a request would begin."""
+    length = _number(request, "upload-length")
+    sha256 = _metadata(request).get("sha256", "")
+    if not _SHA256.fullmatch(sha256):
+        raise _wrong("Upload-Metadata", "the key sha256 must be 64 hex digits in lower case")
+    return sha256, length
 
 
 def _require_tus(request: _Request) -> None:

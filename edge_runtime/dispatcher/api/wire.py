@@ -121,6 +121,8 @@ def json_result(entry: ResultEntry) -> ResultEntry:
     """The same entry with its output as JSON bytes."""
     if entry.error is not None:
         return _failed(entry, entry.error)
+    if entry.ref is not None:
+        return entry
     try:
         output = msgspec.Raw(_json_output(entry.output))
     except _UNCARRIABLE as error:

@@ -14,6 +14,7 @@ from edge_runtime.contract.messages import (
     Item,
     JobStatus,
     Order,
+    OutputReference,
     ResultError,
     UnitOffer,
 )
@@ -57,7 +58,7 @@ class UpdateJob(_Command, frozen=True, kw_only=True):
 
 
 class AddResult(_Command, frozen=True, kw_only=True):
-    """One item's canonical end: exactly one of `output` (MessagePack) and `error`."""
+    """One item's canonical end: exactly one of `output` (MessagePack), `error` and `ref`."""
 
     job_no: int
     job: str
@@ -69,6 +70,7 @@ class AddResult(_Command, frozen=True, kw_only=True):
     output: bytes | None
     error: ResultError | None
     traceparent: str | None = None
+    ref: OutputReference | None = None
 
 
 class FailRemaining(_Command, frozen=True, kw_only=True):

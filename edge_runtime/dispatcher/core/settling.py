@@ -12,7 +12,16 @@ Invariants
 
 from edge_runtime.contract import limits
 from edge_runtime.contract.clock import Now
-from edge_runtime.contract.messages import ItemDone, ItemFailed, ItemResult, ResultError, Text
+from edge_runtime.contract.http import OBJECTS_PATH
+from edge_runtime.contract.messages import (
+    ItemDone,
+    ItemFailed,
+    ItemResult,
+    OutputReference,
+    Reference,
+    ResultError,
+    Text,
+)
 from edge_runtime.contract.reasons import CancelReason, ItemError, JobState
 from edge_runtime.dispatcher.core.attempts import Attempts
 from edge_runtime.dispatcher.core.commands import AddResult, AddStrike, FailRemaining
@@ -38,6 +47,8 @@ class Settling:
         if unit is not None:
             self.leave(unit, index)
         match result:
+            case ItemDone(ref=Reference() as ref):
+                self.settle(job, index, vehicle, now, ref=_readable_at(ref))
             case ItemDone():
                 self.settle(job, index, vehicle, now, output=bytes(result.output))
             case ItemFailed(code=code, message=message):
@@ -109,6 +120,7 @@ class Settling:
         *,
         output: bytes | None = None,
         error: ResultError | None = None,
+        ref: OutputReference | None = None,
     ) -> None:
         """The item's canonical end."""
         state = self._state
@@ -131,6 +143,7 @@ class Settling:
                 output=output,
                 error=error,
                 traceparent=job.spec.traceparent,
+                ref=ref,
             )
         )
         if job.open_count:
@@ -204,6 +217,12 @@ class Settling:
             if unit.open:
                 self._attempts.cancel(unit, reason, now)  # the last one retires the job
         state.retire(job)
+
+
+def _readable_at(ref: Reference) -> OutputReference:
+    """For its readers an output is an object of their tenant."""
+    url = f"{OBJECTS_PATH}/{ref.sha256}"
+    return OutputReference(sha256=ref.sha256, length=ref.length, url=url)
 
 
 def _error(code: ItemError, message: Text, attempts: int) -> ResultError:

@@ -85,7 +85,7 @@ def results_by_item(db: sqlite3.Connection, job: str, after: int, limit: int) ->
         return []
     first = row[0] << ITEM_BITS
     rows = db.execute(
-        "SELECT cursor, item, at_ms, output, error, vehicle FROM result"
+        "SELECT cursor, item, at_ms, output, error, vehicle, reference FROM result"
         " WHERE item > ? AND item < ? ORDER BY item LIMIT ?",
         (first + after, first + ITEM_SPAN, limit),
     )

@@ -9,7 +9,14 @@ import msgspec
 
 from edge_runtime.contract import limits
 from edge_runtime.contract.http import AttemptEnd, AttemptView
-from edge_runtime.contract.messages import Item, JobStatus, Reference, ResultEntry, ResultError
+from edge_runtime.contract.messages import (
+    Item,
+    JobStatus,
+    OutputReference,
+    Reference,
+    ResultEntry,
+    ResultError,
+)
 from edge_runtime.contract.reasons import HoldReason, JobState, Outcome, ReleaseReason, StopTier
 from edge_runtime.dispatcher.core.commands import AddResult
 from edge_runtime.dispatcher.core.events import JobSpec, StoredJob
@@ -21,6 +28,7 @@ JOB_COLUMNS = "no, id, tenant, spec, state, items, done, failed, cursor, deadlin
 issued_decoder = msgspec.msgpack.Decoder(tuple[int, ...])
 spec_decoder = msgspec.msgpack.Decoder(JobSpec)
 reference_decoder = msgspec.msgpack.Decoder(Reference)
+output_reference_decoder = msgspec.msgpack.Decoder(OutputReference)
 error_decoder = msgspec.msgpack.Decoder(ResultError)
 
 
@@ -50,8 +58,8 @@ def job_status(row: Sequence[Any]) -> JobStatus:
 
 
 def result_entry(row: Sequence[Any]) -> ResultEntry:
-    """A row of cursor, item key, at_ms, output, error, vehicle."""
-    cursor, item, at_ms, output, error, vehicle = row
+    """A row of cursor, item key, at_ms, output, error, vehicle, reference."""
+    cursor, item, at_ms, output, error, vehicle, reference = row
     if error is not None:
         return ResultEntry(
             cursor=cursor,
@@ -59,6 +67,14 @@ def result_entry(row: Sequence[Any]) -> ResultEntry:
             at_ms=at_ms,
             error=error_decoder.decode(error),
             vehicle=vehicle,
+        )
+    if reference is not None:
+        return ResultEntry(
+            cursor=cursor,
+            item=item % ITEM_SPAN,
+            at_ms=at_ms,
+            vehicle=vehicle,
+            ref=output_reference_decoder.decode(reference),
         )
     return ResultEntry(
         cursor=cursor,
@@ -79,6 +95,7 @@ def committed_entry(command: AddResult) -> ResultEntry:
         at_ms=command.at_ms,
         error=command.error,
         vehicle=command.vehicle,
+        ref=command.ref,
         **output,
     )
 

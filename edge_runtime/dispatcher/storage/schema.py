@@ -150,6 +150,10 @@ CREATE TABLE total(
 ) WITHOUT ROWID;
 """
 
+_VERSION_7 = """
+ALTER TABLE result ADD COLUMN reference BLOB;
+"""
+
 MIGRATIONS: tuple[str, ...] = (
     _VERSION_1,
     _VERSION_2,
@@ -157,6 +161,7 @@ MIGRATIONS: tuple[str, ...] = (
     _VERSION_4,
     _VERSION_5,
     _VERSION_6,
+    _VERSION_7,
 )
 VERSION = len(MIGRATIONS)
 

@@ -281,7 +281,7 @@ class SqliteStore:
 
         def read() -> list[ResultEntry]:
             rows = self._db.execute(
-                "SELECT cursor, item, at_ms, output, error, vehicle FROM result"
+                "SELECT cursor, item, at_ms, output, error, vehicle, reference FROM result"
                 " WHERE job_no=(SELECT no FROM job WHERE id=?) AND cursor>?"
                 " ORDER BY cursor LIMIT ?",
                 (job, cursor, limit),
@@ -298,8 +298,8 @@ class SqliteStore:
 
         def read() -> list[FeedEntry]:
             rows = self._db.execute(
-                "SELECT r.position, j.id, r.cursor, r.item, r.at_ms, r.output, r.error, r.vehicle"
-                " FROM result r JOIN job j ON j.no = r.job_no"
+                "SELECT r.position, j.id, r.cursor, r.item, r.at_ms, r.output, r.error, r.vehicle,"
+                " r.reference FROM result r JOIN job j ON j.no = r.job_no"
                 " WHERE r.tenant=? AND r.position>? ORDER BY r.position LIMIT ?",
                 (tenant, position, limit),
             )

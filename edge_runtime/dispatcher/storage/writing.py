@@ -27,6 +27,8 @@ from edge_runtime.dispatcher.storage.schema import ITEM_BITS
 from edge_runtime.dispatcher.storage.totals import book
 
 _pack = msgspec.msgpack.Encoder().encode
+_NIL = b"\xc0"
+"""Beside a reference: a result has an output or an error, says the schema."""
 
 
 def write(db: sqlite3.Connection, commands: Sequence[StoreCommand], position: int) -> int:
@@ -86,10 +88,12 @@ def _add_jobs(db: sqlite3.Connection, commands: list[AddJob]) -> None:
 
 def add_results(db: sqlite3.Connection, commands: list[AddResult], position: int) -> int:
     """Write results at the positions after `position`; the newest position."""
+    if not commands:
+        return position
     start = position + 1
     db.executemany(
         "INSERT INTO result(position, item, job_no, tenant, cursor, at_ms, vehicle, output,"
-        " error) VALUES (?,?,?,?,?,?,?,?,?)",
+        " error, reference) VALUES (?,?,?,?,?,?,?,?,?,?)",
         [
             (
                 place,
@@ -99,8 +103,9 @@ def add_results(db: sqlite3.Connection, commands: list[AddResult], position: int
                 c.cursor,
                 c.at_ms,
                 c.vehicle,
-                c.output,
+                _NIL if c.ref is not None else c.output,
                 _pack(c.error) if c.error is not None else None,
+                _pack(c.ref) if c.ref is not None else None,
             )
             for place, c in enumerate(commands, start)
         ],

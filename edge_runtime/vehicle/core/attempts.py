@@ -112,6 +112,8 @@ class OpenChunk:
 
     items: list[ItemResult] = field(default_factory=list)
     tokens: list[Tokens] = field(default_factory=list)
+    outputs: dict[str, bytes] = field(default_factory=dict)
+    """What its items refer to, by SHA-256."""
     encoded_bytes: int = 0
     since_ns: int = 0
     busy_ms: float = 0.0
@@ -249,10 +251,17 @@ class Attempt:
             not self.chunk.is_full and self.chunk.encoded_bytes + size <= limits.UNIT_MAX_BYTES
         )
 
-    def report(self, result: ItemResult, cost: ItemCost, now: Now) -> None:
-        """Move one item from `remaining` to the open chunk. The item must remain."""
+    def report(
+        self, result: ItemResult, cost: ItemCost, now: Now, output: bytes | None = None
+    ) -> None:
+        """Move one item from `remaining` to the open chunk. The item must remain.
+
+        `output` is what the result refers to, where it refers to anything.
+        """
         del self.remaining[result.index]
         chunk = self.chunk
+        if output is not None and isinstance(result, ItemDone) and result.ref is not None:
+            chunk.outputs[result.ref.sha256] = output
         if not chunk.items:
             chunk.since_ns = now.boot_ns
         chunk.items.append(result)
@@ -316,14 +325,28 @@ def deadline_of(offer: UnitOffer, now: Now, *, is_clock_trusted: bool) -> int:
     return now.boot_ns + deadline_ms * NS_PER_MS
 
 
-def finished_item(index: int, output: bytes, busy_ms: float) -> ItemResult:
-    """An output as it travels; what cannot travel becomes the item's failure."""
+def outputs_place(offer: UnitOffer) -> str:
+    """Where large outputs of a unit may be put; empty where nowhere."""
+    is_usable = len(offer.outputs) + 1 + _SHA256_CHARS <= limits.TEXT_MAX_CHARS
+    return offer.outputs if is_usable and not offer.interactive else ""
+
+
+def finished_item(
+    index: int, output: bytes, busy_ms: float, *, sha256: str = "", place: str = ""
+) -> ItemResult:
+    """An output as it travels; what cannot travel becomes the item's failure.
+
+    One that is too large to travel inline becomes a reference to where it will be put: under
+    `place`, by its `sha256`.
+    """
     if len(output) > limits.OUTPUT_MAX_BYTES:
-        return failed_item(
-            index,
-            ItemError.RESULT_TOO_LARGE,
-            f"the output has {len(output)} bytes; the limit is {limits.OUTPUT_MAX_BYTES}",
-        )
+        is_taken = bool(place) and len(sha256) == _SHA256_CHARS
+        limit = limits.OBJECT_MAX_BYTES if is_taken else limits.OUTPUT_MAX_BYTES
+        if len(output) > limit:
+            message = f"the output has {len(output)} bytes; the limit is {limit}"
+            return failed_item(index, ItemError.RESULT_TOO_LARGE, message)
+        ref = Reference(sha256=sha256, length=len(output), url=f"{place}/{sha256}")
+        return ItemDone(index=index, output=_NIL, busy_ms=_amount(busy_ms), ref=ref)
     try:
         _raw_decoder.decode(output)
     except (msgspec.DecodeError, RecursionError):
@@ -345,12 +368,15 @@ def stop_fields(stop: StopReport | None) -> tuple[str | None, float | None]:
 
 _raw_decoder: Final = msgspec.msgpack.Decoder(msgspec.Raw)
 _ITEM_OVERHEAD_BYTES: Final = 32
+_SHA256_CHARS: Final = 64
+_NIL: Final = msgspec.Raw(b"\xc0")
 
 
 def encoded_size(result: ItemResult) -> int:
     """Upper bound of a result's encoded bytes."""
     if isinstance(result, ItemDone):
-        return len(memoryview(result.output)) + _ITEM_OVERHEAD_BYTES
+        size = len(memoryview(result.output)) + _ITEM_OVERHEAD_BYTES
+        return size if result.ref is None else size + 4 * limits.TEXT_MAX_CHARS
     return 4 * len(result.message) + _ITEM_OVERHEAD_BYTES + len(result.code.value)
 
 

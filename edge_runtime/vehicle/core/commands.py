@@ -55,6 +55,28 @@ class WriteChunk(_Record, frozen=True):
     ends: bool
 
 
+class WriteOutput(_Record, frozen=True):
+    """An output that a chunk refers to; dropped with the chunk.
+
+    Refused by the journal unless there stays as much room as an attempt needs.
+    """
+
+    unit: int
+    fence: Fence
+    seq: int
+    sha256: str
+    body: bytes
+
+
+class RewriteChunk(_Record, frozen=True):
+    """What takes the place of a chunk that was never published; nothing else changes."""
+
+    unit: int
+    fence: Fence
+    seq: int
+    body: bytes
+
+
 class DropChunks(_Record, frozen=True):
     """The attempt's chunks `first_seq` to `through_seq`, both with, were answered."""
 
@@ -103,6 +125,8 @@ Write = (
     WriteAttempt
     | WriteStarted
     | WriteChunk
+    | WriteOutput
+    | RewriteChunk
     | DropChunks
     | DropAttempt
     | WriteFence
@@ -182,11 +206,21 @@ class FetchInputs(_Record, frozen=True):
     references: tuple[tuple[int, Reference], ...]
 
 
+class UploadOutputs(_Record, frozen=True):
+    """Hand over the outputs that a chunk refers to, from the journal."""
+
+    unit: int
+    fence: Fence
+    seq: int
+    references: tuple[Reference, ...]
+
+
 class SubmitRun(_Record, frozen=True):
     """Queue items behind what the engine already holds. `parameters` is MessagePack.
 
     With `streams`, a generation tells its tokens as they come (`TokensProduced`). A run that is
     `urgent` is computed between the items of what is queued, and tells each end at once.
+    An output over `output_max_bytes` fails its item; None is what travels inline.
     """
 
     run_id: int
@@ -196,6 +230,7 @@ class SubmitRun(_Record, frozen=True):
     parameters: bytes
     streams: bool = False
     urgent: bool = False
+    output_max_bytes: int | None = None
 
 
 class CancelRun(_Record, frozen=True):
@@ -286,6 +321,7 @@ Command = (
     | PublishChunks
     | EnsureModel
     | FetchInputs
+    | UploadOutputs
     | SubmitRun
     | CancelRun
     | FreezeEngine

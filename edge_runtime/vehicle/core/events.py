@@ -14,7 +14,7 @@ from enum import Enum
 
 import msgspec
 
-from edge_runtime.contract.messages import Order, StopReport, UnitOffer
+from edge_runtime.contract.messages import Fence, Order, StopReport, UnitOffer
 from edge_runtime.contract.reasons import HoldReason, ItemError
 from edge_runtime.vehicle.core.energy_rows import PowerMethod
 from edge_runtime.vehicle.policy import OwnerPolicy
@@ -112,7 +112,7 @@ class ModelsDesired(_Event, frozen=True):
 class WritesCommitted(_Event, frozen=True):
     """Every write up to and with `through` is durable, except the `refused`.
 
-    Refused are attempts, and checks for space, that the journal has no room to promise.
+    Refused are attempts, outputs, and checks for space, for which the journal has no room.
     """
 
     through: int
@@ -176,6 +176,36 @@ class InputsFailed(_Event, frozen=True):
     message: str
 
 
+class RefusedOutput(_Event, frozen=True):
+    """An output that no further try would hand over; `is_final`: nor would another car."""
+
+    sha256: str
+    message: str
+    is_final: bool = False
+
+
+class OutputsUploaded(_Event, frozen=True):
+    """The dispatcher has every output of a chunk whole, but the `refused` ones."""
+
+    unit: int
+    fence: Fence
+    seq: int
+    refused: tuple[RefusedOutput, ...] = ()
+
+
+class OutputsFailed(_Event, frozen=True):
+    """Outputs of a chunk could not be handed over; what is durable there is gone on from.
+
+    `was_allowed` False: the owner's rules were why, and it was no try.
+    """
+
+    unit: int
+    fence: Fence
+    seq: int
+    message: str
+    was_allowed: bool = True
+
+
 class RunOutcome(Enum):
     """How a run left the engine by itself."""
 
@@ -199,12 +229,13 @@ class ItemStarted(_Event, frozen=True):
 
 
 class ItemFinished(_Event, frozen=True):
-    """An item's output: one MessagePack value."""
+    """An item's output: one MessagePack value. Of one over `OUTPUT_MAX_BYTES` the SHA-256, too."""
 
     run_id: int
     index: int
     output: bytes
     busy_ms: float
+    sha256: str = ""
 
 
 class FinishReason(Enum):
@@ -304,6 +335,8 @@ Event = (
     | ModelLoaded
     | InputsFetched
     | InputsFailed
+    | OutputsUploaded
+    | OutputsFailed
     | ItemStarted
     | ItemFinished
     | TokensProduced

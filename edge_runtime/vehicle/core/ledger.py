@@ -2,8 +2,8 @@
 
 Invariants
 - Writes are numbered from 1 without gaps and confirmed in order.
-- Nothing but an attempt that was not yet taken is ever given up: every other write that failed
-  is written again, in order, until it is durable.
+- Nothing but an attempt that was not yet taken, and an output for which there is no room, is ever
+  given up: every other write that failed is written again, in order, until it is durable.
 - While there is trouble, writes wait here and `CheckSpace` asks whether it is over.
 """
 
@@ -13,7 +13,13 @@ from dataclasses import dataclass, field
 from edge_runtime.contract import limits
 from edge_runtime.contract.clock import NS_PER_MS, Now
 from edge_runtime.contract.reasons import HoldReason
-from edge_runtime.vehicle.core.commands import CheckSpace, Persist, Write, WriteAttempt
+from edge_runtime.vehicle.core.commands import (
+    CheckSpace,
+    Persist,
+    Write,
+    WriteAttempt,
+    WriteOutput,
+)
 
 
 @dataclass(slots=True)
@@ -49,10 +55,10 @@ class Ledger:
 
     def committed(
         self, through: int, refused: tuple[int, ...], now: Now
-    ) -> tuple[list[Write], list[WriteAttempt]]:
-        """(durable writes, attempts for which there is no room), in order."""
+    ) -> tuple[list[Write], list[WriteAttempt | WriteOutput]]:
+        """(durable writes, attempts and outputs for which there is no room), in order."""
         durable: list[Write] = []
-        declined: list[WriteAttempt] = []
+        declined: list[WriteAttempt | WriteOutput] = []
         numbers = frozenset(refused)
         for number, write in self._take(through):
             if number not in numbers:
@@ -60,7 +66,7 @@ class Ledger:
                 if isinstance(write, CheckSpace):
                     self._recover()
             else:
-                if isinstance(write, WriteAttempt):
+                if isinstance(write, WriteAttempt | WriteOutput):
                     declined.append(write)
                 self._hold(HoldReason.STORAGE_FULL, now)
         return durable, declined

@@ -19,6 +19,7 @@ from edge_runtime.contract.errors import LocalError
 from edge_runtime.contract.messages import (
     Cancel,
     Cancelled,
+    Chunk,
     ChunkAnswer,
     Drain,
     Order,
@@ -44,9 +45,11 @@ from edge_runtime.vehicle.core.commands import (
     Leave,
     PublishChunks,
     PublishVerdicts,
+    RewriteChunk,
     SetWill,
     WriteAttempt,
     WriteChunk,
+    WriteOutput,
 )
 from edge_runtime.vehicle.core.energy import Budgets
 from edge_runtime.vehicle.core.energy_rows import LedgerSummary
@@ -71,7 +74,10 @@ from edge_runtime.vehicle.core.events import (
     ModelReady,
     ModelsDesired,
     OrdersReceived,
+    OutputsFailed,
+    OutputsUploaded,
     PolicyChanged,
+    RefusedOutput,
     RunEnded,
     ShutdownRequested,
     SignalsRead,
@@ -109,6 +115,12 @@ NO_PREFETCH: Final = frozenset(
     }
 )
 """Holds under which not even a model package is fetched."""
+NO_UPLOAD: Final = NO_PREFETCH - {
+    HoldReason.STORAGE_FULL,
+    HoldReason.STORAGE_ERROR,
+    HoldReason.DRAINING,
+}
+"""Holds under which no output is handed over: those that the network, or the owner, is about."""
 
 
 class VehicleCore:
@@ -146,12 +158,24 @@ class VehicleCore:
             work.outbox.add(chunk, body, Phase.REPORTING if chunk.ending is not None else None)
             work.outbox.committed((chunk.unit, chunk.fence), chunk.seq)
             restored += 1
+            self._miss_outputs(chunk, snapshot)
         self.corrupt_chunks = len(snapshot.chunks) - restored
         for fence in snapshot.fences:
             until_ns = now.boot_ns + (fence.until_ms - now.utc_ms) * NS_PER_MS
             work.fences.remember(Cancelled(unit=fence.unit, fence=fence.fence), until_ns)
         for saved in snapshot.attempts:
             work.restore(saved, now)
+
+    def _miss_outputs(self, chunk: Chunk, snapshot: JournalSnapshot) -> None:
+        """What a restored chunk refers to, and the journal had no room for, is lost."""
+        key = chunk.unit, chunk.fence
+        saved = self._work.outbox.find(key, chunk.seq)
+        if saved is None or not saved.references:
+            return
+        held = {(o.unit, o.fence, o.seq, o.sha256) for o in snapshot.outputs}
+        missing = [s for s in saved.references if (*key, chunk.seq, s) not in held]
+        lost = tuple(RefusedOutput(sha256, _NOT_KEPT) for sha256 in missing)
+        self._work.lose_outputs(key, chunk.seq, lost)
 
     # --- the one entrance ------------------------------------------------------------------------
 
@@ -221,6 +245,8 @@ class VehicleCore:
         | ModelFailed
         | InputsFetched
         | InputsFailed
+        | OutputsUploaded
+        | OutputsFailed
         | ModelLoaded,
         now: Now,
     ) -> None:
@@ -250,8 +276,8 @@ class VehicleCore:
                 self._work.model_ready(event.digest)
             case ModelFailed():
                 self._work.model_failed(event, now)
-            case InputsFetched() | InputsFailed():
-                self._work.inputs_ended(event, now)
+            case InputsFetched() | InputsFailed() | OutputsUploaded() | OutputsFailed():
+                self._work.exchange_ended(event, now)
             case ModelLoaded():
                 self._work.loaded(event)
             case ShutdownRequested():
@@ -275,6 +301,7 @@ class VehicleCore:
         if self._herald.is_connected:
             for message in work.outbox.take(now):
                 work.out.append(PublishChunks(message))
+            work.hand_over()
             self._publish_verdicts()
         self._publish_once(now)
         del work.verdicts[: -limits.VERDICTS_WAITING_MAX]
@@ -451,13 +478,20 @@ class VehicleCore:
     def _committed(self, event: WritesCommitted, now: Now) -> None:
         work = self._work
         durable, declined = work.ledger.committed(event.through, event.refused, now)
+        for refused in declined:
+            if isinstance(refused, WriteOutput):  # before its chunk is told of
+                lost = RefusedOutput(refused.sha256, _NOT_KEPT)
+                work.lose_outputs((refused.unit, refused.fence), refused.seq, (lost,))
         for write in durable:
             if isinstance(write, WriteChunk):
                 work.outbox.committed((write.unit, write.fence), write.seq)
+            elif isinstance(write, RewriteChunk):
+                work.outbox.rewritten((write.unit, write.fence), write.seq, write.body)
             elif isinstance(write, WriteAttempt):
                 work.recorded(write.offer, now)
-        for attempt in declined:
-            work.declined(attempt.offer, HoldReason.STORAGE_FULL, now)
+        for refused in declined:
+            if isinstance(refused, WriteAttempt):
+                work.declined(refused.offer, HoldReason.STORAGE_FULL, now)
         if declined or any(isinstance(write, CheckSpace) for write in durable):
             self._reconsider(now)
 
@@ -527,10 +561,18 @@ class VehicleCore:
         Every finding counts, not only the one that decides: who is driving on a metered link is
         held because of the driving.
         """
+        return self._is_free_of(NO_PREFETCH)
+
+    @property
+    def is_upload_allowed(self) -> bool:
+        """Whether the car may hand over what it has computed; with a full disk, too: that helps."""
+        return self._is_free_of(NO_UPLOAD)
+
+    def _is_free_of(self, reasons: frozenset[HoldReason]) -> bool:
         judgement = self._admission.last
         found = () if judgement is None else judgement.findings
-        return self._hold() not in NO_PREFETCH and all(
-            finding.level is Level.CLEAR or finding.reason not in NO_PREFETCH for finding in found
+        return self._hold() not in reasons and all(
+            finding.level is Level.CLEAR or finding.reason not in reasons for finding in found
         )
 
     def _prefetch(self, now: Now) -> None:
@@ -620,6 +662,12 @@ class BrokenInvariant(LocalError):  # noqa: N818 - named for what happened
     def __init__(self, problems: list[str], now: Now) -> None:
         super().__init__(f"at {now.boot_ns} ns: " + "; ".join(problems))
         self.problems = problems
+
+
+_NOT_KEPT: Final = (
+    "the car had no room for the output: JOURNAL_RESERVE_BYTES="
+    f"{limits.JOURNAL_RESERVE_BYTES} must stay free beside it"
+)
 
 
 def _budgets(policy: OwnerPolicy | None) -> Budgets:

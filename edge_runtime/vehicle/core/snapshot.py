@@ -50,6 +50,15 @@ class SavedFence(msgspec.Struct, frozen=True):
     until_ms: int
 
 
+class SavedOutput(msgspec.Struct, frozen=True):
+    """An output in the journal, that a chunk refers to."""
+
+    unit: int
+    fence: Fence
+    seq: int
+    sha256: str
+
+
 class JournalSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     """What the journal held at start; `boot` is already this boot's number."""
 
@@ -59,3 +68,4 @@ class JournalSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     fences: tuple[SavedFence, ...] = ()
     energy: tuple[DayEnergy, ...] = ()
     model_energy: tuple[ModelEnergy, ...] = ()
+    outputs: tuple[SavedOutput, ...] = ()

@@ -11,8 +11,10 @@ Invariants
 Deliberately absent: whether the car may work (`admission`), and how it stops (`machine`).
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Final, assert_never
 
 import msgspec
 
@@ -26,6 +28,7 @@ from edge_runtime.contract.limits import (
     INTERACTIVE_FENCES_REMEMBERED_MAX,
     INTERACTIVE_TIMEOUT_DEFAULT_MS,
     JOB_DEADLINE_MAX_S,
+    OBJECT_MAX_BYTES,
     REFUSAL_RETRY_MS,
     UNIT_OBJECTS_MAX_BYTES,
 )
@@ -64,6 +67,7 @@ from edge_runtime.vehicle.core.attempts import (
     failed_item,
     finished_item,
     items_of,
+    outputs_place,
     stop_fields,
 )
 from edge_runtime.vehicle.core.commands import (
@@ -74,11 +78,14 @@ from edge_runtime.vehicle.core.commands import (
     EnsureModel,
     FetchInputs,
     LogUnit,
+    RewriteChunk,
     SubmitRun,
+    UploadOutputs,
     Write,
     WriteAttempt,
     WriteChunk,
     WriteFence,
+    WriteOutput,
     WriteStarted,
 )
 from edge_runtime.vehicle.core.energy import NO_COST, EnergyLedger, ItemCost
@@ -94,6 +101,9 @@ from edge_runtime.vehicle.core.events import (
     ModelFailed,
     ModelFault,
     ModelLoaded,
+    OutputsFailed,
+    OutputsUploaded,
+    RefusedOutput,
     RunEnded,
     RunOutcome,
     TokensProduced,
@@ -107,9 +117,12 @@ from edge_runtime.vehicle.core.memory import (
     Story,
 )
 from edge_runtime.vehicle.core.offers import MODEL_REFUSALS, Gate, Refusal, judge
-from edge_runtime.vehicle.core.outbox import Outbox
+from edge_runtime.vehicle.core.outbox import Key, Outbox
 from edge_runtime.vehicle.core.snapshot import CarFacts, SavedAttempt
 from edge_runtime.vehicle.core.stops import StopTally
+
+NO_OUTPUTS: Final[Mapping[str, bytes]] = MappingProxyType({})
+_chunks: Final = msgspec.msgpack.Decoder(Chunk)
 
 
 @dataclass(slots=True)
@@ -388,11 +401,30 @@ class Work:
         is_urgent = attempt.is_interactive
         self.out.append(
             SubmitRun(
-                run_id, attempt.unit, digest, items, parameters, streams=is_urgent, urgent=is_urgent
+                run_id,
+                attempt.unit,
+                digest,
+                items,
+                parameters,
+                streams=is_urgent,
+                urgent=is_urgent,
+                output_max_bytes=OBJECT_MAX_BYTES if outputs_place(attempt.offer) else None,
             )
         )
 
     # --- inputs by reference ------------------------------------------------------------------
+
+    def exchange_ended(
+        self, event: InputsFetched | InputsFailed | OutputsUploaded | OutputsFailed, now: Now
+    ) -> None:
+        """What was to be fetched, or handed over, was; or was not."""
+        match event:
+            case InputsFetched() | InputsFailed():
+                self.inputs_ended(event, now)
+            case OutputsUploaded() | OutputsFailed():
+                self.outputs_ended(event, now)
+            case _:
+                assert_never(event)
 
     def _has_inputs(self, attempt: Attempt) -> bool:
         """Whether all its inputs are here; those that are not are fetched when there is room."""
@@ -474,11 +506,15 @@ class Work:
             return
         attempt.run_progress += 1
         if event.index in attempt.remaining:
-            result = finished_item(event.index, event.output, event.busy_ms)
-            cost = NO_COST
+            place = outputs_place(attempt.offer)
+            result = finished_item(
+                event.index, event.output, event.busy_ms, sha256=event.sha256, place=place
+            )
+            cost, output = NO_COST, None
             if isinstance(result, ItemDone):
                 cost = self.energy.item(attempt.offer.model, result.busy_ms, now)
-            self._report(attempt, result, cost, now)
+                output = None if result.ref is None else event.output
+            self._report(attempt, result, cost, now, output)
 
     def broke(self, event: ItemBroke, now: Now) -> None:
         """An item failed; the engine lives on."""
@@ -586,15 +622,24 @@ class Work:
             )
             self._keep(released, Phase.RELEASED)
 
-    def _report(self, attempt: Attempt, result: ItemResult, cost: ItemCost, now: Now) -> None:
+    def _report(
+        self,
+        attempt: Attempt,
+        result: ItemResult,
+        cost: ItemCost,
+        now: Now,
+        output: bytes | None = None,
+    ) -> None:
         if self.is_withdrawn:
             return
-        if not attempt.has_room_for(result):
+        # What is inline does not wait until a large output was handed over: that has its own chunk.
+        is_large = output is not None
+        if not attempt.has_room_for(result) or (is_large and attempt.chunk.items):
             self._close(attempt, None, None, now)
-        attempt.report(result, cost, now)
+        attempt.report(result, cost, now, output)
         if not attempt.remaining:
             self._complete(attempt, now)
-        elif attempt.chunk.is_full:
+        elif attempt.chunk.is_full or is_large:
             self._close(attempt, None, None, now)
 
     def _complete(self, attempt: Attempt, now: Now) -> None:
@@ -604,6 +649,7 @@ class Work:
     def _close(
         self, attempt: Attempt, ending: Ending | None, ended_as: Phase | None, now: Now
     ) -> None:
+        outputs = attempt.chunk.outputs
         done = any(isinstance(result, ItemDone) for result in attempt.chunk.items)
         usage = self.energy.usage(attempt.chunk.wear_percent) if done else None
         chunk = attempt.close_chunk(ending, usage)
@@ -611,7 +657,7 @@ class Work:
             self._once.append(encode(chunk))
             self.write_energy(ENERGY_RIDE_MS, now)
             return
-        self._keep(chunk, ended_as)
+        self._keep(chunk, ended_as, outputs)
         self.write_energy(0 if ending is not None else ENERGY_RIDE_MS, now)
 
     def _journal(self, attempt: Attempt, write: Write) -> None:
@@ -646,10 +692,14 @@ class Work:
             for attempt in self.attempts.values()
         )
 
-    def _keep(self, chunk: Chunk, ended_as: Phase | None) -> None:
+    def _keep(
+        self, chunk: Chunk, ended_as: Phase | None, outputs: Mapping[str, bytes] = NO_OUTPUTS
+    ) -> None:
         body = encode(chunk)
         self.outbox.add(chunk, body, ended_as)
         ends = chunk.ending is not None
+        for sha256, output in outputs.items():
+            self.ledger.append(WriteOutput(chunk.unit, chunk.fence, chunk.seq, sha256, output))
         self.ledger.append(WriteChunk(chunk.unit, chunk.fence, chunk.seq, body, ends))
 
     def close_old_chunks(self, now: Now) -> None:
@@ -668,6 +718,46 @@ class Work:
             self.ledger.append(DropChunks(unit, fence, through_seq, first_seq))
         if phase is not None:
             self.story.tell(now, unit, fence, phase.value)
+
+    # --- outputs by reference ---------------------------------------------------------------
+
+    def hand_over(self) -> None:
+        """Ask for what chunks refer to, where that is to be handed over now."""
+        for chunk in self.outbox.take_uploads():
+            unit, fence = chunk.key
+            refs = tuple(chunk.references.values())
+            self.out.append(UploadOutputs(unit, fence, chunk.seq, refs))
+
+    def outputs_ended(self, event: OutputsUploaded | OutputsFailed, now: Now) -> None:
+        """What was handed over may be told of; what nobody takes ends its item instead."""
+        key = event.unit, event.fence
+        if isinstance(event, OutputsUploaded):
+            self.outbox.uploaded(key, event.seq)
+            self.lose_outputs(key, event.seq, event.refused)
+            return
+        left = self.outbox.upload_failed(key, event.seq, now, counts=event.was_allowed)
+        self.lose_outputs(
+            key, event.seq, tuple(RefusedOutput(ref.sha256, event.message) for ref in left)
+        )
+
+    def lose_outputs(self, key: Key, seq: int, lost: tuple[RefusedOutput, ...]) -> None:
+        """The items of a chunk that refer to these have failed; the chunk says so instead."""
+        saved = self.outbox.find(key, seq)
+        if saved is None or not lost:
+            return
+        why = {output.sha256: output for output in lost}
+
+        def told(item: ItemResult) -> ItemResult:
+            output = why.get(item.ref.sha256) if isinstance(item, ItemDone) and item.ref else None
+            if output is None:
+                return item
+            code = ItemError.RESULT_TOO_LARGE if output.is_final else ItemError.OUTPUT_UNAVAILABLE
+            return failed_item(item.index, code, output.message)
+
+        chunk = _chunks.decode(saved.body)
+        body = encode(msgspec.structs.replace(chunk, items=tuple(map(told, chunk.items))))
+        self.outbox.rewrite(saved, body, frozenset(why))
+        self.ledger.append(RewriteChunk(*key, seq, body))
 
     # --- endings ----------------------------------------------------------------------------
 
@@ -874,9 +964,8 @@ def _memory_ns(remaining_ms: int) -> int:
 
 def decode_chunks(bodies: Iterable[bytes]) -> Iterator[tuple[Chunk, bytes]]:
     """The journal's chunks; one that does not decode is left out."""
-    decoder = msgspec.msgpack.Decoder(Chunk)
     for body in bodies:
         try:
-            yield decoder.decode(body), body
+            yield _chunks.decode(body), body
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             continue

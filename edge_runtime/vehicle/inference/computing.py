@@ -15,6 +15,7 @@ This module imports onnxruntime, through `runtime`, and is imported by the worke
 
 import ctypes
 import gc
+import hashlib
 import socket
 import time
 from collections import OrderedDict
@@ -162,7 +163,7 @@ class Computer:
             self._progress.note(Phase.ITEM, run.ticket, item.index)
             self._outbox.add(protocol.Started(run.ticket, item.index))
             self._outbox.flush_if_due()
-            event = self._item(task, run.ticket, item, parameters)
+            event = self._item(task, run, item, parameters)
             if isinstance(event, protocol.Ended):
                 return event
             self._outbox.add(event)
@@ -209,12 +210,13 @@ class Computer:
             self._outbox.add(protocol.Profiled(digest, node_ms))
 
     def _item(
-        self, task: Task, ticket: int, item: Item, parameters: Any
+        self, task: Task, run: protocol.Run, item: Item, parameters: Any
     ) -> protocol.Finished | protocol.Broke | protocol.Ended:
         """Compute one item; `Ended` when its run was stopped on the way."""
+        ticket = run.ticket
         self._stops.begin(ticket, item.index)
         try:
-            output = self._output(task, item, parameters)
+            output = self._output(task, item, parameters, run.output_max_bytes)
         except ItemStopped:
             busy_ms = self._busy_ms()
             if self._stops.wants_run(ticket):
@@ -227,25 +229,30 @@ class Computer:
             return protocol.Broke(ticket, item.index, failure.code, failure.detail, self._busy_ms())
         finally:
             self._stops.end()
-        return protocol.Finished(ticket, item.index, output, self._busy_ms())
+        is_large = len(output) > limits.OUTPUT_MAX_BYTES
+        sha256 = hashlib.sha256(output).hexdigest() if is_large else ""
+        return protocol.Finished(ticket, item.index, output, self._busy_ms(), sha256)
 
     def _busy_ms(self) -> float:
         """For how long the item has been computed."""
         return self._progress.busy_ns(time.monotonic_ns()) / 1e6
 
-    def _output(self, task: Task, item: Item, parameters: Any) -> bytes:
+    def _output(
+        self, task: Task, item: Item, parameters: Any, max_bytes: int | None = None
+    ) -> bytes:
         if not isinstance(parameters, dict):
             raise ItemFailure(ItemError.INVALID_PARAMETERS, "parameters: not a map of names")
-        return self._encoded(task.run(item.data, item.media_type, parameters))
+        return self._encoded(task.run(item.data, item.media_type, parameters), max_bytes)
 
-    def _encoded(self, value: Any) -> bytes:
+    def _encoded(self, value: Any, max_bytes: int | None = None) -> bytes:
         """Return an output's bytes. Raises `ItemFailure` (result_too_large)."""
         output = self._encoder.encode(value)
-        if len(output) > self._options.output_max_bytes:
+        if max_bytes is None:
+            max_bytes = self._options.output_max_bytes
+        if len(output) > max_bytes:
             raise ItemFailure(
                 ItemError.RESULT_TOO_LARGE,
-                f"the result has {len(output)} bytes; the limit is "
-                f"{self._options.output_max_bytes}",
+                f"the result has {len(output)} bytes; the limit is {max_bytes}",
             )
         return output
 

@@ -314,6 +314,7 @@ class SupervisedEngine:
                 node_ms,
                 urgent=run.urgent,
                 streams=run.streams,
+                output_max_bytes=run.output_max_bytes,
             )
         )
 
@@ -450,7 +451,8 @@ class SupervisedEngine:
             held.in_hand.pop(event.index, None)
             self._item_times.note(held.run.digest, event.busy_ms)
         if (run_id := self._run_id(event.ticket)) is not None:
-            self._emit(ItemFinished(run_id, event.index, event.output, event.busy_ms))
+            finished = ItemFinished(run_id, event.index, event.output, event.busy_ms, event.sha256)
+            self._emit(finished)
 
     def _run_id(self, ticket: int) -> int | None:
         """Return the run to tell of, or None when its end was told already."""

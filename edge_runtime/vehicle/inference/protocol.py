@@ -48,7 +48,8 @@ class Run(_Frame, frozen=True):
 
     `node_ms` is what the model's longest node takes on this computer, None where nobody knows.
     What is `urgent` is computed before, and between the items of, what is not. With `streams`, a
-    generation tells its tokens as they come.
+    generation tells its tokens as they come. An output over `output_max_bytes` fails its item; None
+    is what the worker was told when it started.
     """
 
     ticket: int
@@ -59,6 +60,7 @@ class Run(_Frame, frozen=True):
     node_ms: float | None = None
     urgent: bool = False
     streams: bool = False
+    output_max_bytes: int | None = None
 
 
 ToWorker = Configure | Run
@@ -126,12 +128,16 @@ class Started(_Frame, frozen=True):
 
 
 class Finished(_Frame, frozen=True):
-    """An item's result as MessagePack; `busy_ms` leaves frozen time out."""
+    """An item's result as MessagePack; `busy_ms` leaves frozen time out.
+
+    Of one that does not travel inline the `sha256` is there, too: nobody else need wait for it.
+    """
 
     ticket: int
     index: int
     output: bytes
     busy_ms: float
+    sha256: str = ""
 
 
 class Tokens(_Frame, frozen=True):

@@ -44,8 +44,10 @@ class ServerFailed(OSError):  # noqa: N818 - named for what happened
         self.status = status
 
 
-class _NoRedirects(urllib.request.HTTPRedirectHandler):
-    def redirect_request(  # noqa: PLR0917 - the library's signature
+class NoRedirects(urllib.request.HTTPRedirectHandler):
+    """Raises `ServerFailed` where a server sends somewhere else."""
+
+    def redirect_request(  # noqa: D102, PLR0917 - the library's method
         self,
         req: urllib.request.Request,  # noqa: ARG002 - as above
         fp: IO[bytes],  # noqa: ARG002 - as above
@@ -67,7 +69,7 @@ class Downloader:
         self._patience = patience
         self.received_bytes = 0
         """Bodies of answers, as far as they came."""
-        self._opener = urllib.request.build_opener(_NoRedirects())
+        self._opener = urllib.request.build_opener(NoRedirects())
 
     def blocks(self, url: str) -> Iterator[bytes]:
         """The body of `url` in pieces, as they come. Raises `ServerFailed`."""
@@ -160,7 +162,7 @@ class Downloader:
         request = urllib.request.Request(url, headers=headers)  # noqa: S310 - checked above
         response: HTTPResponse
         try:
-            with _alarm(self._patience.silence_s):
+            with alarm(self._patience.silence_s):
                 response = self._opener.open(request, timeout=self._patience.silence_s)
         except urllib.error.HTTPError as error:
             error.close()
@@ -213,7 +215,7 @@ def file_url(url: str, path: str) -> str:
 
 
 @contextlib.contextmanager
-def _alarm(seconds: float) -> Iterator[None]:
+def alarm(seconds: float) -> Iterator[None]:
     """Break a blocking call off: a server may send its head byte by byte, none of them late."""
 
     def ring(_number: int, _frame: object) -> None:

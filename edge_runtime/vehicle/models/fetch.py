@@ -1,4 +1,4 @@
-"""The process that talks to package servers: `python -m edge_runtime.vehicle.models.fetch`.
+"""The process that talks to servers: `python -m edge_runtime.vehicle.models.fetch`.
 
 It lives for one order. What HTTP, TLS and the `tuf` library take of memory is gone with it, and a
 server that makes it hang or grow harms nobody else: the car kills it, and it dies with the car.
@@ -34,9 +34,13 @@ from edge_runtime.vehicle.models.orders import (
     ManifestHeld,
     ObjectsHeld,
     Order,
+    Refusal,
+    Sent,
     Trouble,
+    UploadsTaken,
     Verdicts,
 )
+from edge_runtime.vehicle.models.upload import Uploader, UploadRefused
 
 if TYPE_CHECKING:
     from edge_runtime.vehicle.models.trust import Trust
@@ -79,6 +83,9 @@ def _answer(answer: Answer, downloader: Downloader) -> None:
 
 
 def _carry_out(order: Order, downloader: Downloader) -> None:
+    if order.uploads:
+        _answer(_uploads(order, downloader), downloader)
+        return
     if order.objects:
         _answer(_objects(order, downloader), downloader)
         return
@@ -118,6 +125,18 @@ def _objects(order: Order, downloader: Downloader) -> ObjectsHeld:
                 raise
             broken[wanted.sha256] = str(error)
     return ObjectsHeld(broken)
+
+
+def _uploads(order: Order, downloader: Downloader) -> UploadsTaken:
+    """Put each file; one that is refused spoils no other."""
+    uploader = Uploader(order.patience, lambda sent: _answer(Sent(sent), downloader))
+    refused = {}
+    for wanted in order.uploads:
+        try:
+            uploader.put(wanted)
+        except UploadRefused as error:
+            refused[wanted.sha256] = Refusal(error.status, error.code, error.message)
+    return UploadsTaken(refused)
 
 
 def _verdicts(order: Order, trust: "Trust | None") -> Verdicts:

@@ -1,4 +1,4 @@
-"""The car's end of the downloading process: started for one order, and gone when that is done.
+"""The car's end of the process with a network: started for one order, and gone when that is done.
 
 Invariants
 - Leaving the block ends the process, whatever it is doing.
@@ -26,7 +26,9 @@ from edge_runtime.vehicle.models.orders import (
     ManifestHeld,
     ObjectsHeld,
     Order,
+    Sent,
     Trouble,
+    UploadsTaken,
     Verdicts,
 )
 
@@ -51,6 +53,8 @@ class FetchProcess:
         self._process = process
         self.received_bytes = 0
         """What came from servers, as its last answer has it."""
+        self.sent_bytes = 0
+        """What left for servers, as its last answer has it."""
 
     def break_off(self) -> None:
         """End it; whoever waits for an answer gets `FetchFailed`."""
@@ -86,6 +90,15 @@ class FetchProcess:
         answer = await self._answer()
         if not isinstance(answer, ObjectsHeld):
             raise FetchFailed(f"the download process answered with {type(answer).__name__}")
+        return answer
+
+    async def uploads(self, order: Order) -> UploadsTaken:
+        """Let it put the files that the order names."""
+        self._say(msgspec.json.encode(order) + b"\n")
+        while isinstance(answer := await self._answer(), Sent):
+            self.sent_bytes = answer.sent_bytes
+        if not isinstance(answer, UploadsTaken):
+            raise FetchFailed(f"the upload process answered with {type(answer).__name__}")
         return answer
 
     def _say(self, line: bytes) -> None:

@@ -1,7 +1,7 @@
-"""What the car says to the process that downloads for it, and what that answers: lines of JSON.
+"""What the car says to the process with a network, and what that answers: lines of JSON.
 
 Every answer says how many bytes of answers that process has received until then: the owner's data
-budget pays for what came, not for what was of use.
+budget pays for what came, not for what was of use. Of what it sends it tells while that goes.
 """
 
 from typing import Literal
@@ -36,11 +36,21 @@ class ObjectOrder(msgspec.Struct, frozen=True):
     target: str
 
 
+class UploadOrder(msgspec.Struct, frozen=True):
+    """One file to put under `place`, by its SHA-256."""
+
+    place: str
+    sha256: str
+    length: int
+    source: str
+
+
 class Order(msgspec.Struct, frozen=True, kw_only=True):
     """Say whether `digests` are published, and have the files of the one package in `folder`.
 
     Without `trust` nothing but the digest is asked of a package; without `folder` no file of it
-    is fetched: several digests may then be named. With `objects` it is about nothing else.
+    is fetched: several digests may then be named. With `objects`, or `uploads`, it is about nothing
+    else.
     """
 
     digests: tuple[str, ...] = ()
@@ -49,6 +59,7 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     trust: TrustedRoot | None = None
     patience: Patience = Patience()
     objects: tuple[ObjectOrder, ...] = ()
+    uploads: tuple[UploadOrder, ...] = ()
 
 
 class Verdicts(msgspec.Struct, frozen=True, tag="verdicts"):
@@ -80,6 +91,28 @@ class ObjectsHeld(msgspec.Struct, frozen=True, tag="objects"):
     received_bytes: int = 0
 
 
+class Sent(msgspec.Struct, frozen=True, tag="sent"):
+    """So much of the uploads has left until now; more answers follow."""
+
+    sent_bytes: int
+    received_bytes: int = 0
+
+
+class Refusal(msgspec.Struct, frozen=True):
+    """Why a server will never take an upload."""
+
+    status: int
+    code: str
+    message: str
+
+
+class UploadsTaken(msgspec.Struct, frozen=True, tag="uploads"):
+    """Every upload is whole there, but those that were refused: why, by SHA-256."""
+
+    refused: dict[str, Refusal]
+    received_bytes: int = 0
+
+
 class Trouble(msgspec.Struct, frozen=True, tag="trouble"):
     """It did not work: the package is not right, the server not to be had, or the disk full."""
 
@@ -89,6 +122,6 @@ class Trouble(msgspec.Struct, frozen=True, tag="trouble"):
     received_bytes: int = 0
 
 
-Answer = Verdicts | ManifestHeld | FilesHeld | ObjectsHeld | Trouble
+Answer = Verdicts | ManifestHeld | FilesHeld | ObjectsHeld | Sent | UploadsTaken | Trouble
 GO_ON = b"go on\n"
 PACKAGE_FOLDER = "package"

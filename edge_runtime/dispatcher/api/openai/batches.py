@@ -26,6 +26,7 @@ import structlog
 from edge_runtime.contract import limits
 from edge_runtime.contract.http import ItemInput, JobRequest, Problem
 from edge_runtime.contract.messages import JobStatus, ResultEntry
+from edge_runtime.contract.reasons import ItemError
 from edge_runtime.dispatcher.accounts_quotas import Quotas
 from edge_runtime.dispatcher.api.openai.files import FileShelf, StoredFile, Writing
 from edge_runtime.dispatcher.api.openai.lines import TASK_OF_URL, Bad, answer_body
@@ -493,6 +494,9 @@ class Batches:
                     code, message = _NOT_RUN["expired"]
                     return None, {"code": code, "message": message}
                 return None, {"code": error.code.value, "message": error.message}
+            if entry.ref is not None:
+                message = f"the result has {entry.ref.length} bytes, too many for a line"
+                return None, {"code": ItemError.RESULT_TOO_LARGE.value, "message": message}
             outputs.append(bytes(entry.output))
         name = secrets.token_hex(_ID_BYTES)
         try:
