@@ -635,6 +635,9 @@ DASHBOARD_ATTEMPTS_MAX: Final = 500
 DRAIN_MAX_S: Final = 10.0
 """How long a dispatcher that is asked to stop waits for units that cars have in hand; a unit is
 about 2 s. What is not done by then goes on without it, and is taken up by its next life."""
+DRAIN_ANSWERS_MAX_S: Final = 18.0
+"""How long it waits, from the same moment, for the answers of those who wait: they have no next
+life. With all that follows it has ended within 30 s."""
 
 # --- the Python client ------------------------------------------------------------------
 CLIENT_BACKOFF_FIRST_S: Final = 0.05

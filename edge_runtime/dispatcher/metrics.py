@@ -56,7 +56,9 @@ _SECONDS: Final = (0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 120.
 _STOP_SECONDS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 2.0)
 _JOB_SECONDS: Final = (0.1, 0.5, 2.0, 10.0, 60.0, 600.0, 3_600.0, 6 * 3_600.0, 24 * 3_600.0)
 _HTTP_SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.5, 2.5, 10.0)
-_ROUTES: Final = frozenset({"v1", "v2", "metrics", "dashboard", "readyz", "livez", "openapi.json"})
+_ROUTES: Final = frozenset(
+    {"v1", "v2", "metrics", "dashboard", "readyz", "livez", "healthz", "openapi.json"}
+)
 
 
 class Family(NamedTuple):

@@ -382,12 +382,18 @@ class DispatcherService:
         """Whether it takes no new work because it is about to stop."""
         return self.core.is_draining
 
-    async def drain(self, patience_s: float = limits.DRAIN_MAX_S) -> None:
+    async def drain(
+        self,
+        patience_s: float = limits.DRAIN_MAX_S,
+        answers_s: float = limits.DRAIN_ANSWERS_MAX_S,
+    ) -> None:
         """Offer nothing more, and wait until cars have told of what they have in hand.
 
         What is not done after `patience_s` goes on without this process: the store knows it, and
-        the next dispatcher takes it up.
+        the next dispatcher takes it up. Who waits for an answer, and has none after `answers_s`
+        (counted from the same moment), is told why.
         """
+        began_s = asyncio.get_running_loop().time()
         self.core.is_draining = True
         is_quiet = asyncio.Event()
 
@@ -401,10 +407,11 @@ class DispatcherService:
         self.interactive.refuse_new()
         in_hand = len(self.core.state.units)
         _log.info("dispatcher_draining", units=in_hand, patience_s=patience_s)
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(patience_s):
-                await is_quiet.wait()
-                await self.interactive.quiet.wait()
+        for quiet, most_s in ((is_quiet, patience_s), (self.interactive.quiet, answers_s)):
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout_at(began_s + most_s):
+                    await quiet.wait()
+        self.interactive.close()
         self.watchers.remove(look)
         _log.info("dispatcher_drained", units_left=len(self.core.state.units), units=in_hand)
 

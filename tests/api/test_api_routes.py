@@ -164,6 +164,7 @@ async def test_health_and_readiness(api: Served) -> None:
     health = await api.call("GET", "/v1/health")
     assert (health["ready"], health["epoch"]) == (True, 7)
     await api.call("GET", "/livez", status=204)
+    await api.call("GET", "/healthz", status=204)
     await api.call("GET", "/readyz")
     api.front.is_ready = False
     assert (await api.call("GET", "/readyz", status=503))["broker"] == "down"

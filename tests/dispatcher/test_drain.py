@@ -77,6 +77,28 @@ async def test_interactive_requests_finish_and_new_ones_are_refused(house: House
         await asyncio.wait_for(draining, 10)
 
 
+async def test_who_waits_too_long_is_told_before_it_ends(house: House) -> None:
+    async with ScriptedCar(house.broker, "car1", works=False) as car:
+        asked = asyncio.create_task(ask(house))
+        await car.until(lambda car: len(car.offers) > 0)
+        await asyncio.wait_for(house.service.drain(patience_s=0.05, answers_s=0.05), 10)
+        with pytest.raises(InteractiveFailure, match="stopping"):
+            await asyncio.wait_for(asked, 10)
+
+
+async def test_units_are_waited_for_no_longer_because_somebody_waits(house: House) -> None:
+    async with ScriptedCar(house.broker, "car1", works=False) as car:
+        await house.submit(10)
+        asked = asyncio.create_task(ask(house))
+        await car.until(lambda car: {unit.interactive for unit in car.offers} == {True, False})
+        draining = asyncio.create_task(house.service.drain(patience_s=0.05, answers_s=30))
+        await house.until(lambda: house.service.is_draining)
+        car.chunks(*(car.finished(unit) for unit in car.offers if unit.interactive))
+        assert (await asyncio.wait_for(asked, 10)).vehicle == "car1"
+        await asyncio.wait_for(draining, 10)
+        assert house.service.core.state.units
+
+
 async def test_an_offer_carries_its_jobs_trace_as_a_property_too(house: House) -> None:
     given = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
     seen: list[str | None] = []

@@ -359,4 +359,12 @@ OPERATIONS: Final[tuple[Operation, ...]] = (
         answers={204: None},
         tags=("health",),
     ),
+    Operation(
+        method="GET",
+        path="/healthz",
+        handler="healthz",
+        summary="As /livez, by the name that others ask for",
+        answers={204: None},
+        tags=("health",),
+    ),
 )

@@ -301,9 +301,13 @@ class Routes:
         return answer(request, health, status)
 
     async def livez(self, request: _Request) -> ASGIApp:
-        """200 while the event loop turns: 204."""
+        """While the event loop turns: 204."""
         del request
         return Answer(b"", JSON, HTTPStatus.NO_CONTENT)
+
+    async def healthz(self, request: _Request) -> ASGIApp:
+        """The same."""
+        return await self.livez(request)
 
 
 def _path_id(request: _Request, name: str) -> str:

@@ -18,6 +18,7 @@ from edge_runtime.contract.reasons import Outcome
 from edge_runtime.contract.tensors import Tensor
 from edge_runtime.dispatcher.api import build_app, serve
 from edge_runtime.dispatcher.api.oip import OpenInference
+from edge_runtime.dispatcher.tracing import traced
 
 NOOP = "/v2/models/noop/infer"
 HEADER_LENGTH = "Inference-Header-Content-Length"
@@ -103,6 +104,7 @@ def x_input(*values: float, **more: Any) -> dict[str, Any]:
 @asynccontextmanager
 async def oip(house: House) -> AsyncIterator[Oip]:
     app = build_app(house.desk, mounts={"v2": OpenInference(house.service)})
+    app.around = traced
     server = await serve(app, port=0)
     try:
         async with aiohttp.ClientSession(auto_decompress=False) as session:

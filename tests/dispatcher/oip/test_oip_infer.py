@@ -48,6 +48,21 @@ async def test_json_in_json_out(front: Oip, echo: EchoCar) -> None:
     assert echo.offers[0].interactive
 
 
+TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
+
+@pytest.mark.parametrize(
+    ("given", "told"), [(TRACE, TRACE), ("x" * 4_000, None), (f"{TRACE}{'x' * 3_000}", None)]
+)
+async def test_a_trace_goes_to_the_car_and_what_is_none_does_not(
+    front: Oip, echo: EchoCar, given: str, told: str | None
+) -> None:
+    """A car takes no offer with a text over its limit: a caller's header must not make one."""
+    status, _ = await front.infer(x_input(1), traceparent=given)
+    assert status == 200
+    assert [offer.traceparent for offer in echo.offers] == [told]
+
+
 async def test_nothing_of_it_is_in_the_store(front: Oip, echo: EchoCar) -> None:
     await front.infer(x_input(1))
     assert await front.house.service.store.count_open() == 0

@@ -801,8 +801,8 @@ _DRAINING = (
         "A dispatcher that is told to end waits for cars without an end.",
         "S16, L1",
         "dispatcher/service.py",
-        "            async with asyncio.timeout(patience_s):\n",
-        "            async with asyncio.timeout(None):\n",
+        "                async with asyncio.timeout_at(began_s + most_s):\n",
+        "                async with asyncio.timeout_at(None):\n",
         needs=("clean_stops",),
     ),
 )
