@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from doc_commands import OPTIONS, faults_in
+from doc_commands import GLOBAL, OPTIONS, faults_in
 from doc_pages import (
     DATA_LANGUAGES,
     PAGES,
@@ -26,6 +26,17 @@ from doc_pages import (
 )
 
 from edge_runtime.cli.reference_page import cli_page
+from edge_runtime.cli.settings import ENVIRONMENT_PREFIX
+from edge_runtime.contract import limits
+
+REPOSITORY_PATH = re.compile(
+    r"(?<![\w./-])((?:bench|broker|deploy|docs|edge_runtime|examples|schemas|tests)/[\w./*-]+)"
+)
+"""A file or folder of this repository; Makefile's and pages' own are others."""
+
+CONSTANT = re.compile(r"\b[A-Z][A-Z0-9]*(?:_[A-Z0-9]+)+\b")
+OF_A_LIMIT = re.compile(r"_(MS|S|W|BYTES|MAX|MIN|ITEMS|ROWS|CHARS|MESSAGES)$")
+OTHER_VARIABLES = {f"{ENVIRONMENT_PREFIX}{name}" for name in ("API_KEY", "REQUEST", "PASSPHRASE")}
 
 each_page = pytest.mark.parametrize("page", PAGES, ids=named)
 
@@ -137,6 +148,28 @@ def test_the_guide_to_mosquitto_quotes_the_configuration_that_is_shipped() -> No
 @each_page
 def test_commands_in_the_text_exist(page: Path) -> None:
     assert not [fault for code in inline_code_of(page) for fault in faults_in(code)]
+
+
+@each_page
+def test_limits_and_variables_that_the_text_names_exist(page: Path) -> None:
+    words = [word for code in inline_code_of(page) for word in CONSTANT.findall(code)]
+    variables = {word for word in words if word.startswith(ENVIRONMENT_PREFIX)}
+    bounds = {word for word in words if word not in variables and OF_A_LIMIT.search(word)}
+    assert not {word for word in bounds if not hasattr(limits, word)}
+    assert variables <= OTHER_VARIABLES | {
+        (ENVIRONMENT_PREFIX + "_".join([*path, option[2:]])).upper().replace("-", "_")
+        for path, options in [*OPTIONS.items(), ((), GLOBAL)]
+        for option in options
+        if option.startswith("--")
+    }
+
+
+@each_page
+def test_files_that_the_text_names_exist(page: Path) -> None:
+    texts = [*inline_code_of(page), *(b.text for b in blocks_of(page) if b.language == "sh")]
+    named_files = {path for text in texts for path in REPOSITORY_PATH.findall(text)}
+    missing = {path for path in named_files if not any(ROOT.glob(path.rstrip("/.")))}
+    assert not missing
 
 
 @pytest.mark.parametrize(
