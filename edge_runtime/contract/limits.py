@@ -618,7 +618,7 @@ METRICS_EVENTS_MAX: Final = 512
 TOTALS_TENANTS_MAX: Final = 1_000
 """Tenants whose totals are kept in memory; those of all are in the store."""
 TOTALS_WAITING_MAX: Final = 50_000
-"""Work of interactive requests, by tenant and car, that waits to be written."""
+"""Work of interactive requests, by tenant and car, that waits to be written; more is dropped."""
 TOTALS_WRITE_S: Final = 5.0
 """Totals of interactive work are written this often: so much is lost with the process."""
 DASHBOARD_TENANTS_MAX: Final = 20

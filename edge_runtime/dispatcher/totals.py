@@ -12,11 +12,10 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Final
 
-import msgspec
-
 from edge_runtime.contract import limits
 from edge_runtime.contract.overview import TenantRow, WorkDone
 from edge_runtime.contract.reasons import EnergyMethod, WearMethod
+from edge_runtime.dispatcher.core.booking import Books
 from edge_runtime.dispatcher.core.commands import BookWork, Command
 from edge_runtime.dispatcher.storage import Recovered, WorkTotal
 
@@ -79,7 +78,7 @@ class WorkTotals:
     def __init__(self, recovered: Recovered) -> None:
         self.fleet = Tally()
         self.tenants: dict[str, Tally] = {}
-        self._waiting: dict[tuple[str, str, EnergyMethod, WearMethod], BookWork] = {}
+        self._waiting = Books()
         for total in recovered.fleet_total:
             self.fleet.add(total, total.since_ms)
         for total in recovered.tenant_totals:
@@ -117,22 +116,11 @@ class WorkTotals:
 
     def wait(self, work: BookWork) -> None:
         """Keep interactive work until it is written."""
-        key = (work.tenant, work.vehicle, work.energy_method, work.wear_method)
-        known = self._waiting.get(key)
-        if known is not None:
-            work = msgspec.structs.replace(
-                known,
-                items=known.items + work.items,
-                credits=known.credits + work.credits,
-                energy_j=known.energy_j + work.energy_j,
-                wear_percent=known.wear_percent + work.wear_percent,
-            )
-        elif len(self._waiting) >= limits.TOTALS_WAITING_MAX:
+        if len(self._waiting) >= limits.TOTALS_WAITING_MAX:
             self.dropped += work.items
-            return
-        self._waiting[key] = work
+        else:
+            self._waiting.add(work)
 
     def take_waiting(self) -> list[BookWork]:
         """What waits; it is the caller's to write, or to give back by `wait`."""
-        waiting, self._waiting = list(self._waiting.values()), {}
-        return waiting
+        return self._waiting.take()

@@ -147,7 +147,7 @@ async def test_tenants_in_memory_are_bounded_and_never_wrong(
 async def test_interactive_work_waits_together_and_is_bounded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(limits, "TOTALS_WAITING_MAX", 1)
+    monkeypatch.setattr(limits, "TOTALS_WAITING_MAX", 2)
     store = SqliteStore(tmp_path / "new.db")
     totals = WorkTotals(await store.open(1_000))
     await store.close()
@@ -155,8 +155,10 @@ async def test_interactive_work_waits_together_and_is_bounded(
     for _ in range(3):
         totals.wait(work)
     totals.wait(msgspec.structs.replace(work, vehicle="other"))
-    (waiting,) = totals.take_waiting()
+    totals.wait(msgspec.structs.replace(work, vehicle="too many"))
+    waiting, other = totals.take_waiting()
     assert (waiting.items, waiting.credits, waiting.energy_j) == (6, 3.0, 30.0)
+    assert (other.vehicle, other.items) == ("other", 2)
     assert totals.take_waiting() == []
     assert totals.dropped == 2
 

@@ -16,6 +16,7 @@ from typing import Final
 
 from edge_runtime.contract import limits
 from edge_runtime.contract.messages import Chunk, ItemDone, Usage
+from edge_runtime.contract.reasons import EnergyMethod, WearMethod
 from edge_runtime.dispatcher.core.commands import BookWork
 
 _NOT_TOLD: Final = Usage()
@@ -55,3 +56,43 @@ def work_done(
         wear_method=usage.wear_method,
         is_interactive=is_interactive,
     )
+
+
+def together(one: BookWork, other: BookWork) -> BookWork:
+    """Work of one tenant on one car, known in the same ways, as one booking."""
+    return BookWork(
+        tenant=one.tenant,
+        vehicle=one.vehicle,
+        at_ms=one.at_ms,
+        items=one.items + other.items,
+        credits=one.credits + other.credits,
+        energy_j=one.energy_j + other.energy_j,
+        energy_method=one.energy_method,
+        wear_percent=one.wear_percent + other.wear_percent,
+        wear_method=one.wear_method,
+        is_interactive=one.is_interactive,
+    )
+
+
+class Books:
+    """Bookings that wait, one for each tenant, car and way of knowing."""
+
+    __slots__ = ("_waiting",)
+
+    def __init__(self) -> None:
+        self._waiting: dict[tuple[str, str, EnergyMethod, WearMethod], BookWork] = {}
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def add(self, work: BookWork) -> None:
+        """Put work to what waits of its kind."""
+        key = (work.tenant, work.vehicle, work.energy_method, work.wear_method)
+        known = self._waiting.get(key)
+        self._waiting[key] = work if known is None else together(known, work)
+
+    def take(self) -> list[BookWork]:
+        """What waits, which then does no more."""
+        waiting = list(self._waiting.values())
+        self._waiting.clear()
+        return waiting

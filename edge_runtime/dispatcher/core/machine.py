@@ -526,7 +526,7 @@ class DispatcherCore:
 
     def _book(self, job: Job, vehicle: str, chunk: Chunk, items: int, now: Now) -> None:
         if items:
-            self._state.emit(
+            self._state.work.add(
                 work_done(
                     chunk,
                     tenant=job.spec.tenant,

@@ -12,6 +12,7 @@ from edge_runtime.contract import limits
 from edge_runtime.contract.clock import Now
 from edge_runtime.contract.messages import Fence, Order, UnitOffer
 from edge_runtime.contract.reasons import JobState
+from edge_runtime.dispatcher.core.booking import Books
 from edge_runtime.dispatcher.core.commands import (
     Command,
     LoadItems,
@@ -73,6 +74,7 @@ class State:
         self.out: list[Command] = []
         self.offers: dict[str, list[UnitOffer]] = {}
         self.orders: dict[str, list[Order]] = {}
+        self.work = Books()
         self.dirty: dict[str, tuple[Job, int | None]] = {}
         self.status_queue: deque[tuple[int, Job]] = deque()
 
@@ -170,6 +172,7 @@ class State:
                 )
             self._announce(job, finished_ms, now)
         self.dirty.clear()
+        self.out += self.work.take()
         for vehicle, units in self.offers.items():
             self.out.extend(
                 PublishOffer(vehicle=vehicle, units=batch) for batch in _offer_batches(units)
