@@ -8,10 +8,12 @@ Invariants
 - Accounts are in force from the first key on, for ever: revoking keys never opens the door.
 - The first key is an operator's, and the last operator's key in force cannot be revoked.
 - A key is known, and a revoked one refused, from the moment that it is durable.
+- Keys are made and revoked one after the other: what was looked at still holds when it is written.
 
 Deliberately absent: passwords, sessions, expiry, scopes finer than a tenant.
 """
 
+import asyncio
 import base64
 import hashlib
 import hmac
@@ -78,6 +80,7 @@ class Accounts:
         self._now_ms = now_ms
         self._random_bytes = random_bytes
         self._keys: dict[str, _Known] = {}
+        self._changing = asyncio.Lock()
 
     async def open(self) -> None:
         """Read every key."""
@@ -114,6 +117,10 @@ class Accounts:
         if not ID_PATTERN.fullmatch(wanted.tenant):
             message = "a tenant is 1 to 64 of A-Z a-z 0-9 _ -"
             raise _refused(HTTPStatus.UNPROCESSABLE_ENTITY, "invalid_field", message, "tenant")
+        async with self._changing:
+            return await self._create(wanted)
+
+    async def _create(self, wanted: NewKey) -> KeyMade:
         if not self._keys and not wanted.is_operator:
             message = "the first key must be an operator's: with it, every caller needs one"
             raise _refused(
@@ -141,6 +148,10 @@ class Accounts:
 
     async def revoke(self, prefix: str) -> KeyView:
         """End a key, at once and for good; idempotent. Raises `Refusal` 404 or 409."""
+        async with self._changing:
+            return await self._revoke(prefix)
+
+    async def _revoke(self, prefix: str) -> KeyView:
         known = self._keys.get(prefix)
         if known is None:
             message = f"no key begins with {prefix[:80]!r}"

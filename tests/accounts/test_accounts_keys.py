@@ -1,5 +1,6 @@
 """Who is let in, as whom, and who is not."""
 
+import asyncio
 import sqlite3
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from edge_runtime.client import DispatcherRefused, EdgeClient, JobRefused
 from edge_runtime.contract.errors import ConfigError
 from edge_runtime.contract.http import NewKey
 from edge_runtime.dispatcher.accounts import Accounts
+from edge_runtime.dispatcher.front import Refusal
 from edge_runtime.dispatcher.storage import SqliteStore
 
 
@@ -110,6 +112,18 @@ async def test_a_revoked_key_is_refused_at_once_and_the_last_operators_cannot_go
         with pytest.raises(DispatcherRefused) as refused:
             await ops.revoke_key("er_nobody")
         assert refused.value.problem.status == 404
+
+
+async def test_of_operators_who_revoke_each_other_at_once_one_is_left(house: Guarded) -> None:
+    first = await house.make_key("ops", operator=True)
+    second = await house.make_key("ops", operator=True, by=first)
+    accounts = house.door.accounts
+    outcomes = await asyncio.gather(
+        *(accounts.revoke(key[:15]) for key in (first, second)), return_exceptions=True
+    )
+    (refused,) = [outcome for outcome in outcomes if isinstance(outcome, Refusal)]
+    assert refused.problem.code == "last_operator"
+    assert [accounts.caller(key) is None for key in (first, second)].count(True) == 1
 
 
 def _bytes_of_store(folder: Path) -> bytes:
