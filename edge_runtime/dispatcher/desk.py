@@ -232,6 +232,13 @@ class FrontDesk:
 
     # --- jobs ---
 
+    async def jobs_by_key(self, tenant: str, keys: Sequence[str]) -> dict[str, str]:
+        """A tenant's jobs by idempotency key; what is being accepted now is waited for."""
+        accepting = (self._accepting.get((tenant, key)) for key in keys)
+        await _within_timeout([entry[1] for entry in accepting if entry is not None])
+        known = await self._store.find_keys(tenant, keys)
+        return {key: found.job for key, found in known.items()}
+
     async def job(self, tenant: str | None, job: str) -> JobStatus:
         """A job's status."""
         live = self._service.core.state.jobs.get(job)

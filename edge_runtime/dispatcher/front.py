@@ -41,6 +41,13 @@ class Front(Protocol):
         """Accept jobs; returns after their durable commit, one answer a job in order."""
         ...
 
+    async def jobs_by_key(self, tenant: str, keys: Sequence[str]) -> dict[str, str]:
+        """A tenant's jobs by idempotency key; what is being accepted now is waited for.
+
+        `Refusal` 503 where it is not confirmed in time.
+        """
+        ...
+
     async def job(self, tenant: str | None, job: str) -> JobStatus:
         """A job's status; `Refusal` 404 where unknown. `tenant` None is the operator."""
         ...

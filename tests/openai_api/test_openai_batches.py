@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -22,7 +23,8 @@ from openai_house import (
 from edge_runtime.contract import limits
 from edge_runtime.contract.http import NewKey, Quota
 from edge_runtime.contract.messages import ItemDone, ItemFailed, ItemResult
-from edge_runtime.contract.reasons import ItemError
+from edge_runtime.contract.reasons import ItemError, JobState
+from edge_runtime.dispatcher.storage import SqliteStore
 
 
 async def test_a_batch_from_file_to_file(house: BatchHouse) -> None:
@@ -228,6 +230,37 @@ async def test_a_batch_goes_on_after_a_restart(open_house: Any, when: str) -> No
         files = {path.name for path in house.desk.shelf.path("x").parent.iterdir()}
         known = {file.id for file in (await client.files.list()).data}
         assert files == known, "nothing half-written is left"
+
+
+async def test_a_job_that_a_crash_made_unknown_ends_with_its_cancelled_batch(
+    open_house: Any, tmp_path: Path
+) -> None:
+    async with open_house() as house, house.openai() as client:
+        name = await begin(client, jsonl(request_line("a"), request_line("b")))
+        await until(client, name, lambda batch: batch.status == "in_progress")
+    # As if it had died between the job's acceptance and the record that names it, and the batch
+    # had been cancelled when it was back.
+    store = SqliteStore(tmp_path / "store.db")
+    await store.open(0)
+    batch, part = await store.record("batch", name), await store.record("part", f"{name}/0")
+    assert batch is not None
+    assert part is not None
+    fields = msgspec.msgpack.decode(part.body)
+    job, fields["job"] = fields["job"], ""
+    ended = msgspec.msgpack.decode(batch.body) | {"status": "cancelling", "end": "cancelled"}
+    encode = msgspec.msgpack.encode
+    await store.put_records(
+        [part._replace(body=encode(fields)), batch._replace(body=encode(ended))]
+    )
+    await store.close()
+    async with open_house() as house, house.openai() as client:
+        over = await until(client, name, is_over)
+        status = await house.service.store.job(job)
+        _, faults = await outputs(client, over)
+    assert over.status == "cancelled"
+    assert status is not None
+    assert status.state is JobState.CANCELLED
+    assert sorted(fault["custom_id"] for fault in faults) == ["a", "b"]
 
 
 async def test_fifty_thousand_and_one_lines_are_refused_at_once(house: BatchHouse) -> None:

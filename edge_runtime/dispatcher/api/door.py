@@ -9,8 +9,9 @@ Of two headers that say the same thing, neither is believed: a proxy may have re
 Cars have no key: what they fetch is signed or named by its hash. Probes of health have none.
 """
 
+import secrets
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from http import HTTPStatus
 from typing import Any, Final
 
@@ -146,9 +147,11 @@ def _unauthorized(message: str) -> Problem:
     )
 
 
-async def open_door(service: DispatcherService) -> Door:
+async def open_door(
+    service: DispatcherService, random_bytes: Callable[[int], bytes] = secrets.token_bytes
+) -> Door:
     """The accounts and quotas of a running dispatcher; says loudly where there are none."""
-    accounts = Accounts(service.store, lambda: service.clock().utc_ms)
+    accounts = Accounts(service.store, lambda: service.clock().utc_ms, random_bytes)
     quotas = Quotas(service.store, service.clock, service.counters)
     await accounts.open()
     await quotas.open()

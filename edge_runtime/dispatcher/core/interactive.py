@@ -748,6 +748,8 @@ class InteractiveCore:
             assert all(unit.number in self._units for unit in request.units)
             if request.is_queued:
                 assert request in queued
+            if request.ask.resume is not None:
+                assert len(request.units) <= 1, f"stream {number} is written by two cars"
         assert self._bytes == sum(_held_bytes(r.ask) for r in self._requests.values())
         assert self._by_tenant == Counter(r.ask.tenant for r in self._requests.values())
 

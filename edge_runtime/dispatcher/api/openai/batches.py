@@ -8,6 +8,7 @@ Invariants
   record comes before its job, whose idempotency key is the part's name.
 - Every line with something in it is in exactly one of the two files at the end; of a batch that
   is cancelled or expires while its file is still being read, every line that was read.
+- When a batch is over no job of it runs.
 - The end of a batch, its files' records and the end of its parts are one transaction.
 """
 
@@ -147,12 +148,21 @@ class Batches:
     """All batches of a dispatcher. `run` drives them for as long as it lives."""
 
     def __init__(
-        self, front: Front, store: Store, shelf: FileShelf, now_ms: Callable[[], int]
+        self,
+        front: Front,
+        store: Store,
+        shelf: FileShelf,
+        now_ms: Callable[[], int],
+        *,
+        random_bytes: Callable[[int], bytes],
+        stretch_lines: int,
     ) -> None:
         self._front = front
         self._store = store
         self._shelf = shelf
         self._now_ms = now_ms
+        self._random_bytes = random_bytes
+        self._stretch_lines = stretch_lines
         self._live: dict[str, _Live] = {}
         self._new: asyncio.Queue[_Live] = asyncio.Queue()
 
@@ -180,7 +190,7 @@ class Batches:
             raise _refused("too_many_batches", message, None, status)
         now_s = self._now_ms() // 1000
         batch = Batch(
-            id=f"batch_{secrets.token_hex(_ID_BYTES)}",
+            id=f"batch_{self._name()}",
             tenant=tenant,
             input_file_id=file.id,
             endpoint=wanted.endpoint,
@@ -318,7 +328,13 @@ class Batches:
         is_end = False
         while not is_end:
             stretch = await asyncio.to_thread(
-                read_stretch, path, batch.place, batch.endpoint, tasks, seen
+                read_stretch,
+                path,
+                batch.place,
+                batch.endpoint,
+                tasks,
+                seen,
+                lines_max=self._stretch_lines,
             )
             is_end = stretch.is_end
             batch.place = stretch.place
@@ -400,6 +416,8 @@ class Batches:
     async def _look(self, live: _Live) -> None:
         """Ask after each open job; cancel it where the batch is not to go on; count."""
         batch = live.batch
+        if batch.end != "completed":
+            await self._find_jobs(live)
         completed = 0.0
         failed = sum(len(part.bad) + len(part.lines) * (not part.job) for part in live.parts)
         for part in live.parts:
@@ -416,6 +434,20 @@ class Batches:
                 completed += status.done * lines_per_item
                 failed += int(status.failed * lines_per_item)
         batch.completed, batch.failed = int(completed), failed
+
+    async def _find_jobs(self, live: _Live) -> None:
+        """Take up jobs that their parts do not know: a crash, or a store's pause, came between."""
+        batch = live.batch
+        places = {
+            _part_id(batch, part.no): place
+            for place, part in enumerate(live.parts)
+            if part.lines and not part.job and part.problem is None
+        }
+        known = await self._front.jobs_by_key(batch.tenant, list(places)) if places else {}
+        for key, job in known.items():
+            place = places[key]
+            live.parts[place] = msgspec.structs.replace(live.parts[place], job=job)
+            live.dirty.append(live.parts[place])
 
     async def _status(self, batch: Batch, job: str) -> JobStatus | None:
         try:
@@ -437,15 +469,17 @@ class Batches:
                 for bad in part.bad:
                     failed += 1
                     error = {"code": bad.code, "message": bad.message, "line": bad.number}
-                    await faults.write(_line(bad.custom_id, None, {**error, "param": bad.param}))
+                    await faults.write(
+                        self._line(bad.custom_id, None, {**error, "param": bad.param})
+                    )
                 async for line, entries in self._answers(part):
                     body, fault = self._answer(batch, part, line, entries)
                     if fault is None:
                         completed += 1
-                        await done.write(_line(line.custom_id, body, None))
+                        await done.write(self._line(line.custom_id, body, None))
                     else:
                         failed += 1
-                        await faults.write(_line(line.custom_id, None, fault))
+                        await faults.write(self._line(line.custom_id, None, fault))
             batch.completed, batch.failed = completed, failed
             records = []
             for writing, name in ((done, "output"), (faults, "error")):
@@ -498,7 +532,7 @@ class Batches:
                 message = f"the result has {entry.ref.length} bytes, too many for a line"
                 return None, {"code": ItemError.RESULT_TOO_LARGE.value, "message": message}
             outputs.append(bytes(entry.output))
-        name = secrets.token_hex(_ID_BYTES)
+        name = self._name()
         try:
             body = answer_body(
                 batch.endpoint,
@@ -511,6 +545,20 @@ class Batches:
         except Bad as bad:
             return None, {"code": bad.code, "message": bad.message}
         return {"status_code": 200, "request_id": name, "body": body}, None
+
+    def _line(
+        self,
+        custom_id: str | None,
+        response: dict[str, Any] | None,
+        error: dict[str, Any] | None,
+    ) -> bytes:
+        """One line of an output or error file."""
+        name = f"batch_req_{self._name()}"
+        line = {"id": name, "custom_id": custom_id, "response": response, "error": error}
+        return _line_json(line) + b"\n"
+
+    def _name(self) -> str:
+        return self._random_bytes(_ID_BYTES).hex()
 
     # --- records ---
 
@@ -551,7 +599,10 @@ class Batches:
 
 
 class BatchDesk:
-    """Files and batches of one dispatcher; `run` for as long as it lives."""
+    """Files and batches of one dispatcher; `run` for as long as it lives.
+
+    A file is read and made durable `stretch_lines` lines at a time.
+    """
 
     def __init__(
         self,
@@ -560,9 +611,19 @@ class BatchDesk:
         folder: Path,
         quotas: Quotas,
         now_ms: Callable[[], int],
+        *,
+        random_bytes: Callable[[int], bytes] = secrets.token_bytes,
+        stretch_lines: int = limits.BATCH_PART_LINES,
     ) -> None:
-        self.shelf = FileShelf(store, folder, quotas, now_ms)
-        self.batches = Batches(front, store, self.shelf, now_ms)
+        self.shelf = FileShelf(store, folder, quotas, now_ms, random_bytes)
+        self.batches = Batches(
+            front,
+            store,
+            self.shelf,
+            now_ms,
+            random_bytes=random_bytes,
+            stretch_lines=stretch_lines,
+        )
 
     async def run(self) -> None:
         """Drive batches, for ever."""
@@ -571,15 +632,6 @@ class BatchDesk:
 
 def _part_id(batch: Batch, no: int) -> str:
     return f"{batch.id}/{no}"
-
-
-def _line(
-    custom_id: str | None, response: dict[str, Any] | None, error: dict[str, Any] | None
-) -> bytes:
-    """One line of an output or error file."""
-    name = f"batch_req_{secrets.token_hex(_ID_BYTES)}"
-    line = {"id": name, "custom_id": custom_id, "response": response, "error": error}
-    return _line_json(line) + b"\n"
 
 
 def _window_s(text: str) -> int:

@@ -121,12 +121,18 @@ class FileShelf:
     """Files of all tenants. `open` makes the folder and clears it of what is nobody's."""
 
     def __init__(
-        self, store: Store, folder: Path, quotas: Quotas, now_ms: Callable[[], int]
+        self,
+        store: Store,
+        folder: Path,
+        quotas: Quotas,
+        now_ms: Callable[[], int],
+        random_bytes: Callable[[int], bytes] = secrets.token_bytes,
     ) -> None:
         self._store = store
         self._folder = folder
         self.quotas = quotas
         self._now_ms = now_ms
+        self._random_bytes = random_bytes
         self._in_use: dict[str, str] = {}
         self._writing = 0
 
@@ -156,7 +162,7 @@ class FileShelf:
             message = "the disk is nearly full; what is left is kept for results"
             raise refusal(HTTPStatus.INSUFFICIENT_STORAGE, "store_nearly_full", message)
         self._writing += 1
-        path = self._folder / f"{secrets.token_hex(_ID_BYTES)}{_UNFINISHED}"
+        path = self._folder / f"{self._random_bytes(_ID_BYTES).hex()}{_UNFINISHED}"
         writing = await asyncio.to_thread(Writing, path)
         try:
             yield writing
@@ -180,7 +186,7 @@ class FileShelf:
     async def place(self, writing: Writing, tenant: str, stored: StoredFile) -> Record:
         """The finished file under its final name, and the record that makes it somebody's."""
         stored = msgspec.structs.replace(stored, lines=writing.lines)
-        file_id = f"file-{secrets.token_hex(_ID_BYTES)}"
+        file_id = f"file-{self._random_bytes(_ID_BYTES).hex()}"
         await asyncio.to_thread(writing.path.rename, self.path(file_id))
         return Record(
             FILE_KIND, file_id, tenant, self._now_ms(), _encode(stored), bytes=writing.size

@@ -13,8 +13,7 @@ The form of the events is OpenAI's: `data: {...}` for each piece, `data: [DONE]`
 
 import contextlib
 import secrets
-import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from http import HTTPStatus
 from typing import Any, Final, NamedTuple
 
@@ -49,6 +48,8 @@ _JSON: Final = b"application/json"
 _EVENTS: Final = b"text/event-stream"
 _DONE: Final = b"data: [DONE]\n\n"
 _ITEM_TYPE: Final = "application/json"
+_NAME_BYTES: Final = 12
+_SEED_BYTES: Final = 6
 _encode = msgspec.json.Encoder().encode
 
 _log = structlog.get_logger(__name__)
@@ -82,8 +83,13 @@ class Asked(NamedTuple):
 class LiveTexts:
     """`POST` on `PATHS`, over one running dispatcher."""
 
-    def __init__(self, service: DispatcherService) -> None:
+    def __init__(
+        self,
+        service: DispatcherService,
+        random_bytes: Callable[[int], bytes] = secrets.token_bytes,
+    ) -> None:
         self._service = service
+        self._random_bytes = random_bytes
 
     async def __call__(self, scope: Mapping[str, Any], receive: Receive, send: Any) -> None:
         """Answer one request."""
@@ -117,7 +123,7 @@ class LiveTexts:
             raise Bad("model_not_found", f"no model {model[:80]!r}", "model")
         asked = msgspec.json.decode(line.items[0].data or b"{}")
         if asked.get("temperature") and "seed" not in asked:
-            asked["seed"] = secrets.randbelow(limits.COUNT_MAX)
+            asked["seed"] = int.from_bytes(self._random_bytes(_SEED_BYTES))
 
         def resume(generated: tuple[int, ...]) -> bytes:
             return _encode(asked | {"generated": generated} if generated else asked)
@@ -126,8 +132,8 @@ class LiveTexts:
         return Asked(
             url=url,
             model=model,
-            name=secrets.token_hex(12),
-            made_s=int(time.time()),
+            name=self._random_bytes(_NAME_BYTES).hex(),
+            made_s=self._service.clock().utc_ms // 1000,
             is_streamed=bool(manner.stream),
             has_usage=options is not None and options.include_usage,
             resume=resume,

@@ -56,7 +56,13 @@ class Stretch(NamedTuple):
 
 
 def read_stretch(
-    path: Path, place: Place, endpoint: str, tasks: Mapping[str, str], seen: set[str]
+    path: Path,
+    place: Place,
+    endpoint: str,
+    tasks: Mapping[str, str],
+    seen: set[str],
+    *,
+    lines_max: int = limits.BATCH_PART_LINES,
 ) -> Stretch:
     """Read on from `place`; `seen` are the custom_ids so far, and grows. Raises `OSError`."""
     groups: dict[str, list[tuple[PartLine, Line]]] = {}
@@ -67,7 +73,7 @@ def read_stretch(
     with path.open("rb") as file:
         file.seek(offset)
         for raw, length in _lines(file):
-            if lines >= limits.BATCH_PART_LINES or size >= limits.BATCH_PART_BYTES:
+            if lines >= lines_max or size >= limits.BATCH_PART_BYTES:
                 is_end = False
                 break
             here, offset, number = offset, offset + length, number + 1
