@@ -4,7 +4,7 @@ Invariants
 - `Truth` is how the car really is. Sensors tell it, late, not at all or absurdly; the ledger
   judges by the truth.
 - The engine computes `answer(item)` and nothing else, in scripted time: what anybody delivers
-  can be compared with it.
+  can be compared with it. Of a generation it writes the one text of `sim.texts`.
 """
 
 import contextlib
@@ -23,6 +23,7 @@ from edge_runtime.contract.package import Package
 from edge_runtime.contract.reasons import ItemError, StopTier
 from edge_runtime.contract.tensors import Tensor
 from edge_runtime.sim.loop import SimLoop
+from edge_runtime.sim.texts import Text, read_asked
 from edge_runtime.vehicle.core.commands import SubmitRun
 from edge_runtime.vehicle.core.events import (
     EngineDied,
@@ -33,6 +34,7 @@ from edge_runtime.vehicle.core.events import (
     RunEnded,
     RunOutcome,
     SignalsRead,
+    TokensProduced,
 )
 from edge_runtime.vehicle.ports import EmitEvent
 
@@ -43,6 +45,9 @@ _STOP_LATENCY_MS: Final = 0.5
 _LOAD_S: Final = 0.5
 _HUNG_S: Final = 20.0
 _CRASH_S: Final = 0.05
+_TOKEN_S: Final = 0.25
+_TOKENS_AT_ONCE: Final = 3
+_WRITES: Final = "text-generation"
 SLOW_ITEM_S: Final = 8.0
 _CHARGE_STOP_PERCENT: Final = 50.0
 _COMPUTE_STOP_C: Final = 85.0
@@ -59,8 +64,13 @@ def tensor_answer(data: bytes) -> bytes:
     return hashlib.sha256(data).digest()[:8]
 
 
-def _output(run: SubmitRun, item: Item) -> bytes:
-    if not run.urgent:
+def _output(run: "_Run", item: Item) -> bytes:
+    if run.writes:
+        asked = read_asked(item.data)
+        text = Text(asked)
+        more = text.after(asked.generated, text.length - len(asked.generated))
+        return _encode(text.output(asked.generated + more))
+    if not run.order.urgent:
         return answer(item)
     return _encode([Tensor("y", "FP32", (2,), tensor_answer(item.data))])
 
@@ -224,6 +234,7 @@ class EngineScript:
 @dataclass
 class _Run:
     order: SubmitRun
+    writes: bool
     next: int = 0
 
 
@@ -269,7 +280,7 @@ class SimEngine:
         self._then: Callable[[], None] | None = None
         self._left_s = 0.0
         self.in_hand = b""
-        """The item that was begun last."""
+        """The item that was begun last, until it ends."""
         self.is_frozen = False
         self.fired: dict[str, int] = {"engine_hang": 0, "engine_crash": 0}
 
@@ -280,8 +291,7 @@ class SimEngine:
 
     def submit(self, run: SubmitRun, package: Package) -> None:
         """Queue a run behind those already here; an urgent one before the next item of others."""
-        del package
-        self._runs.append(_Run(run))
+        self._runs.append(_Run(run, package.spec.task == _WRITES))
         self._go_on()
 
     def cancel(self, run_id: int) -> None:
@@ -291,6 +301,7 @@ class SimEngine:
                 if run is self._runs[0]:
                     self._stop_timer()
                     self._then = None
+                    self.in_hand = b""
                 self._runs.remove(run)
                 stop = StopReport(tier=StopTier.TERMINATE, latency_ms=_STOP_LATENCY_MS)
                 ended = RunEnded(run_id, RunOutcome.CANCELLED, stop)
@@ -331,6 +342,7 @@ class SimEngine:
     def _reset(self) -> None:
         self._stop_timer()
         self._then = None
+        self.in_hand = b""
         self._runs.clear()
         self._loaded.clear()
         self.is_frozen = False
@@ -394,19 +406,49 @@ class SimEngine:
         elif item.data in self._script.poison or self._rng.random() < self._script.crash:
             self.fired["engine_crash"] += 1
             self._wait(_CRASH_S, lambda: self._die(run, item, ItemError.ENGINE_KILLED))
+        elif run.writes and run.order.streams:
+            self._write(run, item, read_asked(item.data).generated)
         else:
             slow = item.data in self._script.slow
             item_s = SLOW_ITEM_S if slow else self._script.item_s
             self._wait(item_s, lambda: self._finish(run, item))
 
+    def _write(self, run: _Run, item: Item, ids: tuple[int, ...]) -> None:
+        """Go on with a text that somebody reads as it comes."""
+        text = Text(read_asked(item.data))
+        count = min(self._rng.randint(1, _TOKENS_AT_ONCE), text.length - len(ids))
+        self._wait(count * _TOKEN_S, lambda: self._tell(run, item, text, ids, count))
+
+    def _tell(self, run: _Run, item: Item, text: Text, ids: tuple[int, ...], count: int) -> None:
+        more = text.after(ids, count)
+        known = ids + more
+        is_end = len(known) == text.length
+        self._emit(
+            TokensProduced(
+                run.order.run_id,
+                item.index,
+                len(ids),
+                more,
+                text.sure(known)[len(text.sure(ids)) :],
+                text.finish if is_end else None,
+            )
+        )
+        if self._then is not None or not self._runs or self._runs[0] is not run:
+            return  # being told, the agent stopped us
+        if is_end:
+            self._finish(run, item)
+        else:
+            self._write(run, item, known)
+
     def _finish(self, run: _Run, item: Item) -> None:
         run.next += 1
+        self.in_hand = b""
         run_id = run.order.run_id
         if item.data in self._script.broken:
             self._emit(ItemBroke(run_id, item.index, ItemError.UNDECODABLE_INPUT, "scripted"))
         else:
             busy_ms = self._script.item_s * 1000
-            self._emit(ItemFinished(run_id, item.index, _output(run.order, item), busy_ms))
+            self._emit(ItemFinished(run_id, item.index, _output(run, item), busy_ms))
         self._go_on()
 
     def _die(self, run: _Run, item: Item, code: ItemError) -> None:

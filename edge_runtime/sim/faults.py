@@ -24,8 +24,12 @@ from edge_runtime.contract.topics import Up
 from edge_runtime.dispatcher.storage import Store, StoreBusy
 from edge_runtime.sim.buses import car_url, overhear, service_url
 from edge_runtime.sim.car import good_signals
+from edge_runtime.sim.conversations import conversations
+from edge_runtime.sim.front import CONVERSATIONS, KEYHOLDERS, NIGHT_BATCHES
 from edge_runtime.sim.hosts import Host, SimStore, copy_files, cursors_in
+from edge_runtime.sim.keyholders import keyholders
 from edge_runtime.sim.nemesis import HALF, Nemesis, hosts_of, often
+from edge_runtime.sim.night_batches import night_batches
 from edge_runtime.sim.stewards import (
     clean_stops,
     drains,
@@ -698,6 +702,9 @@ NEMESES: Final[dict[str, Nemesis]] = {
     "echoes": echoes,
     "small_outboxes": small_outboxes,
     "visitors": visitors,
+    CONVERSATIONS: conversations,
+    KEYHOLDERS: keyholders,
+    NIGHT_BATCHES: night_batches,
 }
 
 RARER: Final = frozenset(
@@ -716,6 +723,9 @@ RARER: Final = frozenset(
     }
 )
 """Those that take part half as often: they bring jobs, readers and restarts, which cost time."""
+
+RAREST: Final = frozenset({CONVERSATIONS, KEYHOLDERS, NIGHT_BATCHES})
+"""Those that take part half as often again."""
 
 FAULT_KINDS: Final = (
     "loss",
@@ -785,6 +795,25 @@ FAULT_KINDS: Final = (
     "visit",
     "visitor_leaves",
     "visitor_hurries",
+    "conversation",
+    "listener_leaves",
+    "text_disturbed",
+    "text_moved",
+    "tokens_of_old_fence",
+    "tokens_of_other_car",
+    "key_made",
+    "key_used",
+    "key_revoked",
+    "revoked_key_used",
+    "key_guessed",
+    "operators_revoke_each_other",
+    "upload",
+    "batch",
+    "batch_cancelled",
+    "batch_and_kill",
+    "batch_ends_completed",
+    "batch_ends_cancelled",
+    "batch_ends_expired",
 )
 """Every kind that a campaign must have seen fire."""
 

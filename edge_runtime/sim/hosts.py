@@ -217,7 +217,9 @@ def copy_files(source: Path, target: Path) -> None:
     """Every file but locks and SQLite's shared memory, which a new process makes anew."""
     target.mkdir(parents=True)
     for file in sorted(source.iterdir()):
-        if file.is_file() and not file.name.endswith((".lock", "-shm")):
+        if file.is_dir():
+            copy_files(file, target / file.name)
+        elif not file.name.endswith((".lock", "-shm")):
             shutil.copyfile(file, target / file.name)
 
 

@@ -1,7 +1,8 @@
 """The promises, one function and one paragraph each; numbers are those of the method's reference.
 
 Those here look at the end, when the healed world has drained. `AT_ONCE` says in words which are
-judged where they would break: in `witness`, `ledger`, `world`, `tenants` and `buses`.
+judged where they would break: in `witness`, `ledger`, `world`, `buses`, and by nemeses that are
+people (`tenants`, `visitors`, `conversations`, `keyholders`, `night_batches`).
 """
 
 import contextlib
@@ -470,6 +471,18 @@ AT_ONCE: Final = (
     ),
     "S15. Of tenants that wait for the same cars none is passed over while its round lasts.",
     "S16. A dispatcher that is told to end gives out no attempt, and drains in time.",
+    (
+        "S17. What is read of a text is at every moment the beginning of the undisturbed one; one"
+        " car at a time writes it, and it ends in one finish or one error."
+    ),
+    (
+        "S18. A key is let in until somebody asks to revoke it, and never once that was answered;"
+        " an operator is always left."
+    ),
+    (
+        "S19. Every line of a batch that is over has one end, in its output or its error file, as"
+        " it deserves; what was answered of it stays, and none of its jobs runs on."
+    ),
     "L1. A program that is told to end does so.",
 )
 """What is judged at once, a line each, for people."""

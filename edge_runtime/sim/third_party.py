@@ -19,102 +19,82 @@ from edge_runtime.contract import codec
 from edge_runtime.contract.errors import Rejected
 from edge_runtime.contract.messages import FetchSince, JobResults
 from edge_runtime.sim.buses import tenant_url
-from edge_runtime.sim.ledger import Ledger, Submitted
+from edge_runtime.sim.ledger import Ledger
+from edge_runtime.sim.reader import Reader
 
 if TYPE_CHECKING:
     from edge_runtime.bus.memory import Faults, MemoryBroker
 
 _ASK_S: Final = 2.0
 _STAYS_S: Final = (2.0, 15.0, 40.0)
-_AWAY_S: Final = (0.5, 10.0)
 _HALF: Final = 0.5
 
 
-class ThirdParty:
-    """See the module. `read` has (cursor, item, whether good) by job, as they were taken."""
+class ThirdParty(Reader):
+    """See the module."""
 
     def __init__(self, name: str, tenant: str, ledger: Ledger, rng: random.Random) -> None:
-        self.name = name
-        self.read: dict[str, list[tuple[int, int, int]]] = {}
-        self._tenant = tenant
-        self._ledger = ledger
-        self._rng = rng
+        super().__init__(name, tenant, ledger, rng, _STAYS_S)
         self._jobs = f"er/1/t/{tenant}/jobs/+/results"
         self._answers = f"er/1/t/{tenant}/answers/{name}"
-
-    def cursor(self, job: str) -> int:
-        """Up to where it has read a job."""
-        read = self.read.get(job)
-        return read[-1][0] if read else 0
-
-    @property
-    def has_everything(self) -> bool:
-        """Whether it is as far as the requesters are."""
-        return all(
-            self.cursor(job.job) >= (job.read[-1].cursor if job.read else 0)
-            for job in self._own_jobs()
-        )
+        self._session_expiry_s = 0
 
     async def live(
         self, broker: "MemoryBroker", faults: "Faults", is_healed: Callable[[], bool]
     ) -> None:
-        """Come and go while there are faults, and stay when they have ended."""
+        """As every reader; with a session that the broker keeps, or with none."""
+        self._session_expiry_s = self.rng.choice((0, 600))
+        await super().live(broker, faults, is_healed)
+
+    async def visit(self, broker: "MemoryBroker", faults: "Faults") -> None:
+        """Until cancelled."""
         settings = BusSettings(
-            tenant_url(self._tenant),
+            tenant_url(self.tenant),
             f"er-{self.name}",
             subscriptions=((self._jobs, 1), (self._answers, 1)),
-            session_expiry_s=self._rng.choice((0, 600)),
+            session_expiry_s=self._session_expiry_s,
         )
-        while True:
-            stays_s = None if is_healed() else self._rng.choice(_STAYS_S)
-            async with MemoryBus(settings, broker, faults, rng=self._rng) as bus:
-                asking = asyncio.ensure_future(self._ask(bus))
-                try:
-                    async with asyncio.timeout(stays_s):
-                        async for event in bus.events():
-                            if isinstance(event, Message):
-                                self._hear(event)
-                except TimeoutError:
-                    self._ledger.note(f"{self.name} leaves")
-                finally:
-                    asking.cancel()
-            await asyncio.sleep(self._rng.choice(_AWAY_S))
+        async with MemoryBus(settings, broker, faults, rng=self.rng) as bus:
+            asking = asyncio.ensure_future(self._ask(bus))
+            try:
+                async for event in bus.events():
+                    if isinstance(event, Message):
+                        self._hear(event)
+            finally:
+                asking.cancel()
 
     async def _ask(self, bus: MemoryBus) -> None:
         """Ask for what follows the cursor of every job that somebody has read further."""
         while True:
             await asyncio.sleep(_ASK_S)
-            for job in self._own_jobs():
+            for job in self.own_jobs():
                 cursor = self.cursor(job.job)
                 if bus.is_connected and job.read and job.read[-1].cursor > cursor:
-                    self._ledger.fired["fetch_since"] += 1
+                    self.ledger.fired["fetch_since"] += 1
                     self._fetch(bus, job.job, cursor)
 
     def _fetch(self, bus: MemoryBus, job: str, cursor: int) -> None:
-        has_properties = self._rng.random() < _HALF
+        has_properties = self.rng.random() < _HALF
         request = FetchSince(
             job=job, cursor=cursor, respond_to="" if has_properties else self._answers
         )
         try:
             bus.publish_soon(
                 Message(
-                    f"er/1/t/{self._tenant}/request",
+                    f"er/1/t/{self.tenant}/request",
                     codec.encode(request),
                     response_topic=self._answers if has_properties else None,
                     correlation=b"%d" % cursor,
                 )
             )
         except BusOverflow as overflow:
-            self._ledger.note(f"{self.name}: {overflow}")
-
-    def _own_jobs(self) -> list[Submitted]:
-        return [job for job in self._ledger.jobs.values() if job.tenant == self._tenant]
+            self.ledger.note(f"{self.name}: {overflow}")
 
     def _hear(self, message: Message) -> None:
         try:
             told = codec.decode_public(message.payload)
         except Rejected as rejected:
-            self._ledger.violated("S4", f"{message.topic} does not decode: {rejected}")
+            self.ledger.violated("S4", f"{message.topic} does not decode: {rejected}")
             return
         if not isinstance(told, JobResults):
             return

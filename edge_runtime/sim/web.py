@@ -18,6 +18,11 @@ from edge_runtime.contract.limits import SIM_STREAM_PIECES_MAX
 from edge_runtime.sim.hosts import Host
 
 _NOTHING_S: Final = 45.0
+_PIECE_S: Final = 0.05
+OPERATOR: Final = "operator"
+"""Whose key goes with requests that are for no tenant."""
+_TENANT: Final = "x-tenant"
+_AUTHORIZATION: Final = "authorization"
 
 
 @dataclass
@@ -30,7 +35,9 @@ class Network:
     is_cut: bool = False
     host: Host | None = None
     app: Any = None
-    exchanges: "dict[_Exchange, None]" = field(default_factory=dict)
+    exchanges: "dict[Exchange, None]" = field(default_factory=dict)
+    keys: dict[str, str] = field(default_factory=dict)
+    """Which key everybody has, by tenant; none where there are no accounts."""
 
     async def cross(self) -> None:
         """One way over the network. Raises `Interrupted`."""
@@ -49,8 +56,8 @@ class Network:
             exchange.reset()
 
 
-class _Exchange:
-    """One request and its answer."""
+class Exchange:
+    """One request and its answer: `piece` after piece of it, once it has `started`."""
 
     def __init__(self, network: Network) -> None:
         self.network = network
@@ -77,12 +84,16 @@ class _Exchange:
         query: Mapping[str, Any] | None,
         body: bytes | None,
         headers: Mapping[str, str],
+        *,
+        pieces: int = 1,
     ) -> None:
-        """Run the application, in the dispatcher's life."""
+        """Run the application, in the dispatcher's life; the body comes in so many pieces."""
         network = self.network
         if network.app is None or network.host is None or not network.host.is_up:
             raise Interrupted("connection refused")
         lines = {"host": "127.0.0.1", "accept": MSGPACK, **headers}
+        if network.keys and _AUTHORIZATION not in lines:
+            lines[_AUTHORIZATION] = f"Bearer {network.keys[lines.get(_TENANT, OPERATOR)]}"
         scope = {
             "type": "http",
             "asgi": {"version": "3.0"},
@@ -98,11 +109,17 @@ class _Exchange:
             "server": ("127.0.0.1", 80),
             "state": {},
         }
-        sent = [{"type": "http.request", "body": body or b"", "more_body": False}]
+        sent = _pieces(body or b"", pieces)
 
         async def receive() -> Any:
+            if sent and pieces > 1:
+                await asyncio.sleep(_PIECE_S)
+                if network.is_cut:
+                    self.reset()
+                if self.is_reset:
+                    sent.clear()
             if sent:
-                return sent.pop()
+                return sent.popleft()
             await self.left.wait()
             return {"type": "http.disconnect"}
 
@@ -172,27 +189,58 @@ class _Exchange:
         self.reset()
 
 
+def _pieces(body: bytes, count: int) -> deque[dict[str, Any]]:
+    """A body as the application receives it."""
+    size = max(1, -(-len(body) // count))
+    parts = [body[start : start + size] for start in range(0, len(body), size)] or [b""]
+    return deque(
+        {"type": "http.request", "body": part, "more_body": place < len(parts)}
+        for place, part in enumerate(parts, 1)
+    )
+
+
+@asynccontextmanager
+async def opened(
+    network: Network,
+    method: str,
+    path: str,
+    body: bytes,
+    headers: Mapping[str, str],
+    *,
+    pieces: int = 1,
+) -> AsyncIterator[Exchange]:
+    """One request without a client. Raises `Interrupted`. Who leaves the block hangs up."""
+    one = Exchange(network)
+    try:
+        await network.cross()
+        one.begin(method, path, None, body, headers, pieces=pieces)
+        yield one
+    finally:
+        one.leave()
+
+
 async def exchange(
-    network: Network, method: str, path: str, body: bytes, headers: Mapping[str, str]
+    network: Network,
+    method: str,
+    path: str,
+    body: bytes,
+    headers: Mapping[str, str],
+    *,
+    pieces: int = 1,
 ) -> tuple[int, dict[str, str], bytes]:
-    """One request without a client: (status, headers, body).
+    """One request and its whole answer: (status, headers, body).
 
     Raises `Interrupted`. Who cancels it hangs up.
     """
-    one = _Exchange(network)
-    try:
-        await network.cross()
-        one.begin(method, path, None, body, headers)
+    async with opened(network, method, path, body, headers, pieces=pieces) as one:
         content = await one.body()
-    finally:
-        one.leave()
     return one.status, one.headers, content
 
 
 class _Response:
     """As much of a client's response as `StreamReader` reads."""
 
-    def __init__(self, exchange: _Exchange) -> None:
+    def __init__(self, exchange: Exchange) -> None:
         self.status = exchange.status
         self.headers = _Headers(exchange.headers)
         self.content = self
@@ -236,10 +284,10 @@ class SimTransport(Transport):
         *,
         is_operator: bool,
     ) -> bytes:
-        headers = {} if is_operator else {"x-tenant": self._tenant}
+        headers = {} if is_operator else {_TENANT: self._tenant}
         if body is not None:
             headers["content-type"] = MSGPACK
-        exchange = _Exchange(self._network)
+        exchange = Exchange(self._network)
         try:
             await self._network.cross()
             exchange.begin(method, path, query, body, headers)
@@ -255,10 +303,10 @@ class SimTransport(Transport):
         self, path: str, query: Mapping[str, Any], *, headers: Mapping[str, str] | None = None
     ) -> AsyncIterator[Any]:
         """One try at a stream."""
-        exchange = _Exchange(self._network)
+        exchange = Exchange(self._network)
         try:
             await self._network.cross()
-            lines = {"x-tenant": self._tenant, **(headers or {})}
+            lines = {_TENANT: self._tenant, **(headers or {})}
             exchange.begin("GET", path, query, None, lines)
             await exchange.started()
             if exchange.status >= FIRST_ERROR:

@@ -34,20 +34,17 @@ from edge_runtime.contract.messages import Item, JobStatus
 from edge_runtime.contract.package import Package
 from edge_runtime.contract.tensors import Tensor
 from edge_runtime.contract.topics import Topics
-from edge_runtime.dispatcher.api import build_app
-from edge_runtime.dispatcher.api.oip import OpenInference
 from edge_runtime.dispatcher.chores import Chores
 from edge_runtime.dispatcher.core.commands import BeginAttempt
-from edge_runtime.dispatcher.desk import FrontDesk
 from edge_runtime.dispatcher.service import DispatcherService, DispatcherSettings
 from edge_runtime.sim.buses import DrainWatch, WatchedBus, car_url, listeners, service_url
 from edge_runtime.sim.car import EngineScript, SimEngine, SimPackages, SimSensors, Truth
 from edge_runtime.sim.fair_shares import FairShares
+from edge_runtime.sim.front import WRITING, open_front
 from edge_runtime.sim.hosts import Host, OneLife, SimJournal, SimStore
 from edge_runtime.sim.ledger import Ledger, Seen, Submitted
 from edge_runtime.sim.loop import SimLoop
-from edge_runtime.sim.subscriber import Subscriber
-from edge_runtime.sim.third_party import ThirdParty
+from edge_runtime.sim.reader import Reader
 from edge_runtime.sim.web import Network, SimTransport
 from edge_runtime.sim.witness import Witness
 from edge_runtime.vehicle.agent import VehicleAgent, VehicleSettings
@@ -56,6 +53,11 @@ TENANT: Final = "sim"
 NEIGHBOUR: Final = "neighbour"
 FICKLE: Final = "fickle"
 TENANTS: Final = (TENANT, NEIGHBOUR, FICKLE)
+VISITOR: Final = "visitor"
+LISTENER: Final = "listener"
+NIGHT: Final = "night"
+PEOPLE: Final = (*TENANTS, VISITOR, LISTENER, NIGHT)
+"""All who call over HTTP; those who are no `TENANTS` have no password at the broker."""
 _RESTART_S: Final = 2.0
 _DRAIN_SLACK_S: Final = 1.0
 _POLICY: Final = "dwell_s = 1\n[consent]\ngiven = {consent}\nversion = 1\n"
@@ -73,10 +75,14 @@ _LOOK_S: Final = 2.0
 
 @dataclass(frozen=True)
 class Ground:
-    """What every world of a process stands on: real model packages in a real folder."""
+    """What every world of a process stands on: real model packages in a real folder.
+
+    `writing` is the ground of worlds where a model is to write texts.
+    """
 
     models: Path
     packages: Mapping[str, Package]
+    writing: "Ground | None" = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +121,11 @@ class WatchedBroker(MemoryBroker):
         if self.newer and f"/v/{self.newer}/up/" in message.topic:
             message = _with_one_more_field(message)
         return super().publish(message)
+
+    @property
+    def is_running(self) -> bool:
+        """Whether anybody reaches it."""
+        return self._is_running
 
     def retains_of(self, job: str) -> bool:
         """Whether a status of this job is retained."""
@@ -320,7 +331,7 @@ class World:
         self.seed = seed
         self.chosen: frozenset[str] = frozenset()
         """The nemeses that take part; known before anything starts."""
-        self.third_parties: list[ThirdParty | Subscriber] = []
+        self.third_parties: list[Reader] = []
         self.keepers: list[asyncio.Future[None]] = []
         """Who goes on when faults have stopped, as a nemesis does not."""
         self.quarantined: set[str] = set()
@@ -330,7 +341,7 @@ class World:
         self.rng = random.Random(seed)  # noqa: S311 - a simulation must be repeatable
         self.scale = scale
         self.folder = folder
-        self.packages = ground.packages
+        self._ground = ground
         self.topics = Topics()
         self.ledger = Ledger(self.topics)
         queue_max = self.fork("broker").choice((3, 30, 200))
@@ -342,7 +353,6 @@ class World:
         self.is_fetch_failing = False
         self.is_healed = False
         self._disk_rng = self.fork("disk")
-        self._models = ground.models
         self.dispatcher_faults = self.faults_for("dispatcher")
         self._dispatcher_rng = self.fork("dispatcher")
         self.dispatcher = Host("dispatcher", loop, folder, self._dispatch)
@@ -357,6 +367,16 @@ class World:
         self.plan: list[Planned] = []
         self.requesters: list[Host] = []
         self.add_requester("requester", TENANT, list(self._plan()))
+
+    @property
+    def ground(self) -> Ground:
+        """What this world stands on."""
+        return (WRITING & self.chosen and self._ground.writing) or self._ground
+
+    @property
+    def packages(self) -> Mapping[str, Package]:
+        """The model packages that there are."""
+        return self.ground.packages
 
     # --- seeds ---
 
@@ -489,12 +509,19 @@ class World:
         def open_bus(settings: BusSettings) -> Bus:
             return WatchedBus(settings, self.broker, self.dispatcher_faults, rng, self.ledger)
 
-        settings = DispatcherSettings(service_url("dispatcher"), models_dir=self._models)
+        settings = DispatcherSettings(service_url("dispatcher"), models_dir=self.ground.models)
         async with DispatcherService(settings, SimStore(host), open_bus, host.now) as service:
             self.service = service
             service.watchers.append(FairShares(service.core, self.ledger).watch)
-            desk = FrontDesk(service, lambda count: rng.randbytes(count).hex())
-            self.network.listen(host, build_app(desk, mounts={"v2": OpenInference(service)}))
+            app = await open_front(
+                service,
+                host.folder,
+                rng,
+                chosen=self.chosen,
+                network=self.network,
+                people=PEOPLE,
+            )
+            self.network.listen(host, app)
             service.announce("http://dispatcher")
             Chores(service).start()
             try:

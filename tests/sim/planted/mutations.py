@@ -807,6 +807,132 @@ _DRAINING = (
     ),
 )
 
+_CONVERSATIONS = (
+    Mutation(
+        "tokens-repeated",
+        "Tokens that a listener has read already are told again.",
+        "S17",
+        "dispatcher/core/interactive.py",
+        "            or tokens.offset < have\n",
+        "",
+        needs=("conversations", "lossy"),
+    ),
+    Mutation(
+        "token-gap-passed",
+        "Tokens are told though earlier ones are missing.",
+        "S17",
+        "dispatcher/core/interactive.py",
+        "        elif tokens.offset > have:\n",
+        "        elif tokens.offset > have + 8:\n",
+        needs=("conversations", "lossy"),
+    ),
+    Mutation(
+        "tokens-of-any-car",
+        "Whoever names a text's attempt may add to it.",
+        "S17",
+        "dispatcher/core/interactive.py",
+        "        if unit is None or unit.fence != fence or unit.vehicle != vehicle:\n",
+        "        if unit is None or unit.fence != fence:\n",
+        needs=("conversations",),
+    ),
+    Mutation(
+        "text-on-two-cars",
+        "A car that fell silent in a text keeps its attempt while another goes on.",
+        "S17",
+        "dispatcher/core/interactive.py",
+        "        if unit.is_silent or is_stream:\n",
+        "        if unit.is_silent:\n",
+        needs=("conversations",),
+    ),
+    Mutation(
+        "seed-of-each-car",
+        "The car that goes on with a text is not given its seed.",
+        "S17",
+        "dispatcher/api/openai/live.py",
+        'asked | {"generated": generated} if',
+        'asked | {"generated": generated, "seed": 1} if',
+        needs=("conversations",),
+    ),
+    Mutation(
+        "broken-text-looks-whole",
+        "A text that breaks off ends as if it were done.",
+        "S17",
+        "dispatcher/api/openai/live.py",
+        "        await _event(send, openai_error(openai_problem(error, asked.url)))\n",
+        "        del error\n",
+        needs=("conversations",),
+    ),
+)
+
+_KEYS = (
+    Mutation(
+        "revoked-until-restart",
+        "That a key is revoked is not written down.",
+        "S18",
+        "dispatcher/accounts.py",
+        "        await self._put(known._replace(view=view))\n",
+        "        self._keys[prefix] = known._replace(view=view)\n",
+        needs=("keyholders", "dispatcher_kills"),
+    ),
+    Mutation(
+        "key-by-its-name",
+        "Who knows the name of a key needs no more of it.",
+        "S18",
+        "dispatcher/accounts.py",
+        "        if known is None or not is_right or known",
+        "        if known is None or known",
+        needs=("keyholders",),
+    ),
+    Mutation(
+        "operators-end-each-other",
+        "Two revocations look at the same time whether an operator would be left.",
+        "S18",
+        "dispatcher/accounts.py",
+        "        async with self._changing:\n            return await self._revoke(prefix)\n",
+        "        return await self._revoke(prefix)\n",
+        needs=("keyholders",),
+    ),
+)
+
+_BATCHES = (
+    Mutation(
+        "batches-not-taken-up",
+        "A dispatcher that starts again leaves open batches where they are.",
+        "L4",
+        "dispatcher/api/openai/batches.py",
+        "        for record in await self._store.open_records(_BATCH):\n",
+        "        for record in ():\n",
+        needs=("night_batches", "dispatcher_kills"),
+    ),
+    Mutation(
+        "parts-forgotten-at-start",
+        "A dispatcher that starts again does not read the last part of a batch.",
+        "S19",
+        "dispatcher/api/openai/batches.py",
+        "        for no in range(batch.place.parts):\n",
+        "        for no in range(batch.place.parts - 1):\n",
+        needs=("night_batches", "dispatcher_kills"),
+    ),
+    Mutation(
+        "files-not-kept",
+        "The end of a batch is written down, and whose its files are is not.",
+        "S19",
+        "dispatcher/api/openai/batches.py",
+        "put_records([*files, self._record(ended)], parts)",
+        "put_records([self._record(ended)], parts)",
+        needs=("night_batches",),
+    ),
+    Mutation(
+        "cancel-forgotten",
+        "That a batch was cancelled is not written down before it is answered.",
+        "S19",
+        "dispatcher/api/openai/batches.py",
+        "            await self._put(live)\n            live.bell.set()\n",
+        "            live.bell.set()\n",
+        needs=("night_batches",),
+    ),
+)
+
 MUTATIONS = (
     *_DISPATCHER_CORE,
     *_SHARES,
@@ -816,4 +942,7 @@ MUTATIONS = (
     *_STEWARDS,
     *_VISITORS,
     *_DRAINING,
+    *_CONVERSATIONS,
+    *_KEYS,
+    *_BATCHES,
 )
