@@ -28,37 +28,41 @@ CALLER_SPAN = "b7ad6b7169203331"
 WAIT_S = 60.0
 
 
+class Stage:
+    """Traced processes on one broker, all killed in the end."""
+
+    def __init__(self, folder: Path, broker: str, stack: ExitStack) -> None:
+        write_synthetic("noop", folder / "models")
+        (folder / "policy.toml").write_text("dwell_s = 0.2\n[consent]\ngiven = true\nversion = 1\n")
+        self._folder, self._stack = folder, stack
+        port = free_port()
+        self.url = f"http://127.0.0.1:{port}"
+        self._bus = (f"--broker={broker}", f"--namespace=trace{port}")
+        self._http = f"--http=127.0.0.1:{port}"
+
+    def _start(self, name: str, *arguments: str) -> TracedService:
+        service = TracedService(self._folder / name, *arguments)
+        self._stack.callback(service.kill)
+        return service
+
+    def dispatcher(self, name: str = "dispatcher") -> TracedService:
+        """One more life of the dispatcher; the store is the same."""
+        places = (f"--store={self._folder / 'store.db'}", f"--models={self._folder / 'models'}")
+        return self._start(name, "dispatcher", *self._bus, self._http, *places)
+
+    def car(self) -> TracedService:
+        places = (
+            f"--state-dir={self._folder / 'car-1'}",
+            f"--policy={self._folder / 'policy.toml'}",
+        )
+        named = ("--id=car-1", "--sensors=simulated")
+        return self._start("car", "vehicle", *named, *self._bus, *places)
+
+
 @pytest.fixture
-def traced(tmp_path: Path, embedded_broker: BrokerProcess) -> Iterator[tuple[str, Path, Path]]:
-    """The URL of a dispatcher with one car, and the files of their spans."""
-    write_synthetic("noop", tmp_path / "models")
-    (tmp_path / "policy.toml").write_text("dwell_s = 0.2\n[consent]\ngiven = true\nversion = 1\n")
-    broker, port = embedded_broker.url(5), free_port()
-    namespace = f"trace{port}"
-    url = f"http://127.0.0.1:{port}"
+def stage(tmp_path: Path, embedded_broker: BrokerProcess) -> Iterator[Stage]:
     with ExitStack() as stack:
-        dispatcher = TracedService(
-            tmp_path / "dispatcher",
-            "dispatcher",
-            f"--broker={broker}",
-            f"--namespace={namespace}",
-            f"--store={tmp_path / 'store.db'}",
-            f"--models={tmp_path / 'models'}",
-            f"--http=127.0.0.1:{port}",
-        )
-        stack.callback(dispatcher.kill)
-        car = TracedService(
-            tmp_path / "car",
-            "vehicle",
-            "--id=car-1",
-            f"--broker={broker}",
-            f"--namespace={namespace}",
-            f"--state-dir={tmp_path / 'car-1'}",
-            f"--policy={tmp_path / 'policy.toml'}",
-            "--sensors=simulated",
-        )
-        stack.callback(car.kill)
-        yield url, dispatcher.spans, car.spans
+        yield Stage(tmp_path, embedded_broker.url(5), stack)
 
 
 def spans_in(path: Path, name: str) -> list[dict[str, Any]]:
@@ -84,9 +88,21 @@ async def until_ready(client: EdgeClient) -> None:
             await asyncio.sleep(0.05)
 
 
-async def run_job(url: str) -> str:
-    async with EdgeClient(url) as client, aiohttp.ClientSession() as http:
-        await until_ready(client)
+async def until_up(url: str) -> None:
+    async with aiohttp.ClientSession() as http, asyncio.timeout(WAIT_S):
+        while True:
+            try:
+                async with http.get(f"{url}/readyz") as answer:
+                    if answer.status == 200:
+                        return
+            except aiohttp.ClientError:
+                pass
+            await asyncio.sleep(0.05)
+
+
+async def submit(url: str) -> str:
+    """A job of three items whose request is in the caller's trace."""
+    async with aiohttp.ClientSession() as http:
         item = ItemInput(data=msgspec.msgpack.encode([from_numpy("x", np.ones(1, np.float32))]))
         body = msgspec.json.encode({"model": "noop", "items": [item] * 3})
         headers = {
@@ -96,16 +112,20 @@ async def run_job(url: str) -> str:
         async with http.post(f"{url}/v1/jobs", data=body, headers=headers) as answer:
             assert answer.status == 201, await answer.text()
             job: str = (await answer.json())["job"]
-        results = [result async for result in client.results(job)]
-        assert len(results) == 3
-        return job
+            return job
 
 
-async def test_a_job_is_one_trace_from_its_request_to_the_car(
-    traced: tuple[str, Path, Path],
-) -> None:
-    url, of_dispatcher, of_car = traced
-    job = await run_job(url)
+async def read(url: str, job: str) -> None:
+    async with EdgeClient(url) as client:
+        assert len([result async for result in client.results(job)]) == 3
+
+
+async def test_a_job_is_one_trace_from_its_request_to_the_car(stage: Stage) -> None:
+    of_dispatcher, of_car = stage.dispatcher().spans, stage.car().spans
+    async with EdgeClient(stage.url) as client:
+        await until_ready(client)
+    job = await submit(stage.url)
+    await read(stage.url, job)
     (request,) = await spans_of_trace(of_dispatcher, "POST /v1/jobs")
     assert request["parent"] == CALLER_SPAN
     assert request["attributes"]["http.response.status_code"] == 201
@@ -119,6 +139,23 @@ async def test_a_job_is_one_trace_from_its_request_to_the_car(
         assert span["start"] <= span["end"]
     for name in ("edge_runtime.unit", "edge_runtime.fence"):
         assert attempt["attributes"][name] == unit["attributes"][name]
+
+
+async def test_a_trace_outlives_the_dispatcher_that_began_it(stage: Stage) -> None:
+    first = stage.dispatcher()
+    await until_up(stage.url)
+    job = await submit(stage.url)
+    (request,) = await spans_of_trace(first.spans, "POST /v1/jobs")
+    first.kill()
+    second, car = stage.dispatcher("second"), stage.car()
+    await until_up(stage.url)
+    await read(stage.url, job)
+    (attempt,) = await spans_of_trace(second.spans, "attempt")
+    (unit,) = await spans_of_trace(car.spans, "unit")
+    assert attempt["parent"] == unit["parent"] == request["span"]
+    async with EdgeClient(stage.url) as client:
+        status = await client.status(job)
+    assert status.traceparent == f"00-{CALLER_TRACE}-{request['span']}-01"
 
 
 def test_without_an_sdk_the_library_is_not_even_loaded_by_a_car() -> None:
