@@ -469,7 +469,7 @@ class DispatcherCore:
         if chunk.model != job.spec.requirement.model:
             self._answer(unit.vehicle, chunk, ChunkVerdict.NOT_WANTED)
             return
-        open_before = len(unit.open)
+        open_before, done_before = len(unit.open), job.done
         done = 0
         for result in chunk.items:
             # Looked up each time: a chunk may name an item twice.
@@ -484,7 +484,7 @@ class DispatcherCore:
             state.fleet.worked(unit.row, done)
             model = job.spec.requirement.model
             state.pace.measured(model, unit.row, len(chunk.items), chunk.busy_ms)
-        self._book(job, unit.vehicle, chunk, done, now)
+        self._book(job, unit.vehicle, chunk, job.done - done_before, now)
         is_news = len(unit.open) < open_before
         verdict = ChunkVerdict.STORED if is_news else ChunkVerdict.ALREADY_HAVE
         self._answer(unit.vehicle, chunk, verdict)
@@ -515,12 +515,11 @@ class DispatcherCore:
             return
         state.counters["late_chunks"] += 1
         is_news = False
-        done = 0
+        done_before = job.done
         for result in chunk.items:
             if result.index in issued and self._settling.take_late(job, result, vehicle, now):
                 is_news = True
-                done += isinstance(result, ItemDone)
-        self._book(job, vehicle, chunk, done, now)
+        self._book(job, vehicle, chunk, job.done - done_before, now)
         verdict = ChunkVerdict.STORED if is_news else ChunkVerdict.ALREADY_HAVE
         self._answer(vehicle, chunk, verdict)
 

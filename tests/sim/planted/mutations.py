@@ -46,7 +46,7 @@ _SHARES = (
         "A car is credited whatever a chunk has, also where it only says it again.",
         "S17",
         "dispatcher/core/machine.py",
-        "        self._book(job, unit.vehicle, chunk, done, now)\n",
+        "        self._book(job, unit.vehicle, chunk, job.done - done_before, now)\n",
         "        self._book(job, unit.vehicle, chunk, len(chunk.items), now)\n",
     ),
     Mutation(
@@ -54,7 +54,7 @@ _SHARES = (
         "Who gives a result after its lease has ended is credited nothing.",
         "S17",
         "dispatcher/core/machine.py",
-        "        self._book(job, vehicle, chunk, done, now)\n",
+        "        self._book(job, vehicle, chunk, job.done - done_before, now)\n",
         "",
     ),
 )
