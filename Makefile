@@ -29,7 +29,7 @@ say = if [ -t 2 ]; then printf '\033[1m==> %s\033[0m\n' $(1) >&2; else printf '=
 apt_install = { apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
   apt-get install -qq --no-install-recommends $(1) >/dev/null; }
 
-.PHONY: help demo test test-system check bench bench-peers chaos fuzz planted clean setup models mosquitto chromium \
+.PHONY: help demo test test-system check bench bench-peers chaos fuzz openapi planted clean setup models mosquitto chromium \
   prometheus check-style check-types check-layers check-schemas
 
 help:
@@ -39,6 +39,7 @@ help:
 	@echo 'make check   style, types, layers, generated schemas; `make -k check` shows all faults'
 	@echo 'make bench   measurements, one JSON line each on stdout'
 	@echo 'make bench-peers  this system beside MLServer and LitServe, fetched for it (400 MB)'
+	@echo 'make openapi requests made from the OpenAPI document (OPENAPI_EXAMPLES=2000)'
 	@echo 'make fuzz    every decoder, with damaged inputs (ARGS="--seconds 600 --processes 2")'
 	@echo 'make chaos   faults on real processes, then a verdict (ARGS="--minutes 3 --seed 7")'
 	@echo 'make planted bugs planted in copies of the package, hunted by the simulation'
@@ -91,6 +92,11 @@ bench-peers: $(STAMPS)/dev $(STAMPS)/models mosquitto
 fuzz: $(STAMPS)/fuzz
 	@$(call say,'Fuzzing')
 	@$(BIN)/python tests/fuzz/campaign.py $(ARGS)
+
+OPENAPI_EXAMPLES ?= 300
+openapi: $(STAMPS)/dev
+	@OPENAPI_EXAMPLES=$(OPENAPI_EXAMPLES) $(BIN)/python -m pytest -n 0 -s \
+	  tests/e2e/test_openapi_document.py $(ARGS)
 
 chaos: $(STAMPS)/dev $(STAMPS)/models mosquitto
 	@$(BIN)/python tests/chaos/run.py $(ARGS)

@@ -593,6 +593,8 @@ HTTP_HEAD_S: Final = 20.0
 """How long a connection may be without a request, the time in which its head comes included."""
 HTTP_HEAD_MAX_BYTES: Final = 64 * 1024
 HTTP_HEADERS_MAX: Final = 128
+HTTP_LENGTH_DIGITS_MAX: Final = 20
+"""Of a Content-Length: the parser takes what fits in 64 bits."""
 HTTP_PIPELINE_MAX: Final = 16
 """Requests that wait on a connection behind the one that is being answered."""
 HTTP_UNREAD_S: Final = 180.0

@@ -39,7 +39,7 @@ class Wire:
         self.writer.write(data.encode("latin-1") if isinstance(data, str) else data)
         await self.writer.drain()
 
-    async def answer(self) -> Said:
+    async def answer(self, *, has_body: bool = True) -> Said:
         """The next answer; its body by its length, in chunks, or (HEAD, 204, 1xx) none."""
         async with asyncio.timeout(ANSWER_S):
             head = (await self.reader.readuntil(b"\r\n\r\n")).decode("latin-1")
@@ -49,7 +49,9 @@ class Wire:
                 name, _, value = line.partition(":")
                 headers[name.lower()] = value.strip()
             status = int(first.split()[1])
-            if headers.get("transfer-encoding") == "chunked":
+            if not has_body:
+                body = b""
+            elif headers.get("transfer-encoding") == "chunked":
                 body = b""
                 while size := int(await self.reader.readline(), 16):
                     body += (await self.reader.readexactly(size + 2))[:-2]

@@ -179,7 +179,6 @@ async def test_a_wrong_creation_names_its_header(
 
 async def test_paths_that_name_no_object(house: ObjectsHouse) -> None:
     for method, path in (
-        ("GET", "/objects"),
         ("GET", "/objects/../store.db"),
         ("GET", f"/objects/{NAME}/x"),
         ("GET", f"/objects/{NAME}"),
@@ -190,6 +189,8 @@ async def test_paths_that_name_no_object(house: ObjectsHouse) -> None:
     put = await house.ask("PUT", f"/objects/{NAME}", DATA)
     assert put.status == HTTPStatus.METHOD_NOT_ALLOWED
     assert put.headers["allow"] == "GET, HEAD, PATCH, DELETE, OPTIONS"
+    listed = await house.ask("GET", "/objects")
+    assert (listed.status, listed.headers["allow"]) == (405, "POST, OPTIONS")
     typed = await house.patch(NAME, 0, b"x", **{"Content-Type": "text/plain"})
     assert typed.status == HTTPStatus.UNSUPPORTED_MEDIA_TYPE
     options = await house.ask("OPTIONS", "/objects")

@@ -30,7 +30,7 @@ from edge_runtime.contract.errors import ConfigError
 from edge_runtime.contract.topics import DEFAULT_NAMESPACE, require_id
 
 if TYPE_CHECKING:
-    from edge_runtime.dispatcher.api import HttpServer
+    from edge_runtime.dispatcher.api import Api, Door, HttpServer
     from edge_runtime.dispatcher.service import DispatcherService
 
 _DEFAULT_STORE: Final = Path("dispatcher.db")
@@ -161,11 +161,21 @@ async def _serve(
     *,
     allow_remote: bool,
 ) -> "HttpServer":
-    """The HTTP API over a running service; beyond loopback only with accounts, or if told.
+    """The HTTP API over a running service; beyond loopback only with accounts, or if told."""
+    from edge_runtime.dispatcher.api import serve
+
+    app, door = await open_app(service, store, kept)
+    return await serve(app, *address, allow_remote=allow_remote or door.accounts.in_force)
+
+
+async def open_app(
+    service: "DispatcherService", store: Path, kept: KeptBeside = _BESIDE
+) -> tuple["Api", "Door"]:
+    """Everything that a running service answers over HTTP, and who may ask.
 
     Uploaded files lie in a folder beside the store, and objects where nothing else is said.
     """
-    from edge_runtime.dispatcher.api import BatchDesk, build_app, open_door, serve
+    from edge_runtime.dispatcher.api import BatchDesk, build_app, open_door
     from edge_runtime.dispatcher.api.objects import ObjectRoutes, open_objects
     from edge_runtime.dispatcher.api.oip import OpenInference
     from edge_runtime.dispatcher.api.openai.embeddings import LiveEmbeddings
@@ -193,7 +203,7 @@ async def _serve(
     )
     app.mount("objects", ObjectRoutes(objects, lender))
     mount_dashboard(app, service, desk)
-    return await serve(app, *address, allow_remote=allow_remote or door.accounts.in_force)
+    return app, door
 
 
 def _check_names(dispatcher_id: str, namespace: str) -> None:

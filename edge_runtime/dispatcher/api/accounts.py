@@ -79,6 +79,10 @@ class AccountRoutes:
         if not ID_PATTERN.fullmatch(tenant):
             raise refusal(HTTPStatus.NOT_FOUND, "not_found", "no such tenant", field="tenant")
         async with self._body(request) as body:
+            if not body.data:
+                # Elsewhere no body is {}; here that would be "no limits at all".
+                message = "send the quota; {} is one without limits"
+                raise refusal(HTTPStatus.BAD_REQUEST, "malformed", message)
             quota: Quota = _quota.decode(body)
         quotas = self._door.quotas
         if tenant == DEFAULT_QUOTA:

@@ -26,9 +26,9 @@ from edge_runtime.dispatcher.api.door import Door
 from edge_runtime.dispatcher.api.forms import refuse
 from edge_runtime.dispatcher.api.openai import BatchDesk
 from edge_runtime.dispatcher.api.openai.embeddings import LiveEmbeddings
-from edge_runtime.dispatcher.api.openai.routes import OPENAI_ROUTES
 from edge_runtime.dispatcher.api.openapi import openapi_json
 from edge_runtime.dispatcher.api.operations import OPERATIONS
+from edge_runtime.dispatcher.api.operations_of_others import OPENAI
 from edge_runtime.dispatcher.api.problems import answer_exception, duplicate_header
 from edge_runtime.dispatcher.api.routes import Routes
 from edge_runtime.dispatcher.api.streams import OpenStreams
@@ -189,22 +189,18 @@ def _router() -> Litestar:
 
     One for all APIs of a process: to build it takes some 20 ms, and it remembers nothing.
     """
+    operations = (*OPERATIONS, *OPENAI)
+    methods: dict[str, set[str]] = {"/openapi.json": {"GET"}}
+    for operation in operations:
+        methods.setdefault(operation.path, set()).add(operation.method)
+    # Before the others: Litestar's own answer to OPTIONS knows only the method that came first.
     handlers = [
-        HTTPRouteHandler(
-            _litestar_path(operation.path),
-            http_method=operation.method,  # type: ignore[arg-type]  # a literal type; the table holds str
-            status_code=int(HTTPStatus.OK),
-        )(_handler(operation.handler))
-        for operation in OPERATIONS
+        _route(path, "OPTIONS", _allowing(", ".join(sorted({*there, "OPTIONS"}))))
+        for path, there in methods.items()
     ]
-    handlers += [
-        HTTPRouteHandler(_litestar_path(path), http_method=method, status_code=int(HTTPStatus.OK))(  # type: ignore[arg-type]  # as above
-            _handler(handler)
-        )
-        for method, path, handler in OPENAI_ROUTES
-    ]
+    handlers += [_route(each.path, each.method, _handler(each.handler)) for each in operations]
     return Litestar(
-        [*handlers, HTTPRouteHandler("/openapi.json", http_method="GET")(_openapi)],
+        [*handlers, _route("/openapi.json", "GET", _openapi)],
         openapi_config=None,
         logging_config=None,
         request_max_body_size=None,  # bodies.py bounds them, with a Problem
@@ -220,6 +216,25 @@ def _handler(name: str) -> Callable[[Request[Any, Any, Any]], Awaitable[ASGIApp]
         return cast("ASGIApp", await find(routes)(request))
 
     return handle
+
+
+def _route(
+    path: str, method: str, handle: Callable[[Request[Any, Any, Any]], Awaitable[ASGIApp]]
+) -> HTTPRouteHandler:
+    # The status is the answer's own; Litestar would want no body with a 204.
+    return HTTPRouteHandler(
+        _litestar_path(path),
+        http_method=method,  # type: ignore[arg-type]  # a literal type; the table holds str
+        status_code=int(HTTPStatus.OK),
+    )(handle)
+
+
+def _allowing(allow: str) -> Callable[[Request[Any, Any, Any]], Awaitable[ASGIApp]]:
+    async def options(request: Request[Any, Any, Any]) -> ASGIApp:
+        del request
+        return Answer(b"", JSON, HTTPStatus.NO_CONTENT, allow=allow)
+
+    return options
 
 
 def _litestar_path(path: str) -> str:

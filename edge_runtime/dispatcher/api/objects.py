@@ -33,7 +33,7 @@ from edge_runtime.dispatcher.accounts_quotas import Quotas
 from edge_runtime.dispatcher.api.files import span_of
 from edge_runtime.dispatcher.api.forms import refuse
 from edge_runtime.dispatcher.api.pace import Pace
-from edge_runtime.dispatcher.api.problems import WrongMethod, problem_of, refusal
+from edge_runtime.dispatcher.api.problems import WrongMethod, problem_of, refusal, too_large
 from edge_runtime.dispatcher.api.queries import tenant_of
 from edge_runtime.dispatcher.front import Refusal
 from edge_runtime.dispatcher.lending import Lender, Loan
@@ -111,7 +111,9 @@ class ObjectRoutes:
             await _send(send, HTTPStatus.NO_CONTENT, _options())
             return
         tenant = tenant_of(request)
-        if not sha256 and method == "POST":
+        if not sha256:
+            if method != "POST":
+                raise WrongMethod("POST, OPTIONS")
             _require_tus(request)
             await self._create(request, tenant, send)
         elif not _SHA256.fullmatch(sha256):
@@ -187,6 +189,10 @@ class ObjectRoutes:
                 f"send {OFFSET_TYPE}",
                 field="Content-Type",
             )
+        announced = request.headers.get("content-length", "")
+        if _NUMBER.fullmatch(announced) and int(announced) > limits.OBJECT_MAX_BYTES:
+            name, most = "OBJECT_MAX_BYTES", limits.OBJECT_MAX_BYTES
+            raise Refusal(too_large("body", f"an object has at most {most} bytes", name, most))
         offset = _number(request, "upload-offset")
         upload = await self._objects.append(tenant, sha256, offset, _body(request))
         await _send(send, HTTPStatus.NO_CONTENT, _upload_headers(upload))

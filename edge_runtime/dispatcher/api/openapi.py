@@ -14,7 +14,9 @@ import msgspec
 from edge_runtime import __version__
 from edge_runtime.contract import http
 from edge_runtime.contract.messages import ResultEntry
+from edge_runtime.dispatcher.api.door import API_KEY_HEADER, needs_no_key
 from edge_runtime.dispatcher.api.operations import OPERATIONS, Operation, Schema
+from edge_runtime.dispatcher.api.operations_of_others import DESCRIBED, OPENAI
 from edge_runtime.dispatcher.api.wire import JSON, MSGPACK, NDJSON
 
 _REF: Final = "#/components/schemas/{name}"
@@ -41,9 +43,21 @@ _FeedEntry: Final = _as_documented(http.FeedEntry, "FeedEntry", result=_ResultEn
 _DOCUMENTED: Final[dict[Any, Any]] = {ResultEntry: _ResultEntry, http.FeedEntry: _FeedEntry}
 
 
+ALL_OPERATIONS: Final = (*OPERATIONS, *OPENAI, *DESCRIBED)
+_COMMON: Final = (400, 401, 403, 422, 429, 431, 503)
+"""Refusals before any route: the request itself, its key, its tenant's name and quota; no room."""
+_OF_BODIES: Final = (408, 413, 415)
+"""Refusals of whatever reads a body: too slow, too large, in a form that is none."""
+_KEYS: Final = {
+    "bearer": {"type": "http", "scheme": "bearer"},
+    "header": {"type": "apiKey", "in": "header", "name": API_KEY_HEADER},
+}
+
+
 def _body_types() -> list[Any]:
-    types: list[Any] = [http.Problem]
-    for operation in OPERATIONS:
+    types: list[Any] = []
+    for operation in ALL_OPERATIONS:
+        types.append(operation.refusal)
         candidates = [operation.body, *operation.answers.values(), *operation.stream]
         types += [t for t in candidates if t is not None and t is not bytes]
     documented = [_DOCUMENTED.get(t, t) for t in types]
@@ -61,7 +75,7 @@ def openapi_json() -> bytes:
         return by_type[str(_DOCUMENTED.get(body_type, body_type))]
 
     paths: dict[str, dict[str, Any]] = {}
-    for operation in OPERATIONS:
+    for operation in ALL_OPERATIONS:
         entry = paths.setdefault(operation.path, {})
         entry[operation.method.lower()] = _operation(operation, schema_of)
     return msgspec.json.format(
@@ -77,7 +91,7 @@ def openapi_json() -> bytes:
                     ),
                 },
                 "paths": paths,
-                "components": {"schemas": components},
+                "components": {"schemas": components, "securitySchemes": _KEYS},
             }
         ),
         indent=2,
@@ -95,6 +109,7 @@ def _operation(operation: Operation, schema_of: Any) -> dict[str, Any]:
             "in": parameter.place,
             "schema": parameter.schema,
             "description": parameter.description,
+            **({"required": True} if parameter.is_required else {}),
         }
         for parameter in operation.parameters
     ]
@@ -105,16 +120,23 @@ def _operation(operation: Operation, schema_of: Any) -> dict[str, Any]:
         "parameters": parameters,
         "responses": _responses(operation, schema_of),
     }
+    if not needs_no_key(operation.path):
+        # Without accounts everybody may; with them, with one of these.
+        document["security"] = [{name: []} for name in _KEYS]
     if operation.body is not None:
+        fields = msgspec.structs.fields(operation.body)
         document["requestBody"] = {
-            "required": True,
-            "content": _both_forms(schema_of(operation.body)),
+            "required": operation.method == "PUT" or any(field.required for field in fields),
+            "content": _forms(operation, schema_of(operation.body)),
         }
+    elif operation.sends is not None:
+        document["requestBody"] = {"required": True, "content": operation.sends}
     return document
 
 
-def _both_forms(schema: Schema) -> dict[str, Any]:
-    return {JSON: {"schema": schema}, MSGPACK: {"schema": schema}}
+def _forms(operation: Operation, schema: Schema) -> dict[str, Any]:
+    content = {"schema": schema}
+    return {JSON: content} if operation.is_json else {JSON: content, MSGPACK: content}
 
 
 def _responses(operation: Operation, schema_of: Any) -> dict[str, Any]:
@@ -128,13 +150,18 @@ def _responses(operation: Operation, schema_of: Any) -> dict[str, Any]:
         elif body_type is bytes:
             response["content"] = {_OCTETS: {"schema": {"type": "string", "format": "binary"}}}
         elif body_type is not None:
-            response["content"] = _both_forms(schema_of(body_type))
+            response["content"] = _forms(operation, schema_of(body_type))
+            response["content"] |= {
+                media_type: {"schema": {"type": "string"}} for media_type in operation.also_answers
+            }
         responses[str(status)] = response
-    problem = _both_forms(schema_of(http.Problem))
-    for status in operation.problems:
-        responses[str(status)] = {
-            "description": HTTPStatus(status).phrase,
-            "content": problem,
-        }
-    responses["default"] = {"description": "Any other refusal", "content": problem}
+    problem = _forms(operation, schema_of(operation.refusal))
+    of_bodies = _OF_BODIES if operation.body is not None or operation.sends is not None else ()
+    for status in sorted({*_COMMON, *of_bodies, *operation.problems}):
+        if str(status) in responses:
+            continue
+        refused: dict[str, Any] = {"description": HTTPStatus(status).phrase}
+        if operation.method != "HEAD":
+            refused["content"] = problem
+        responses[str(status)] = refused
     return responses

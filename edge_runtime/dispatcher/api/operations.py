@@ -1,7 +1,7 @@
 """The table of operations: method, path, handler, parameters and bodies.
 
 Both the application's routes and the OpenAPI document are made from it, so neither can know an
-operation that the other does not.
+operation that the other does not. `operations_of_others` has those of other conventions.
 """
 
 from collections.abc import Sequence
@@ -10,14 +10,17 @@ from typing import Any, Final
 
 from edge_runtime.contract import http, limits
 from edge_runtime.contract.messages import JobStatus, ResultEntry
+from edge_runtime.contract.reasons import JobState
 from edge_runtime.dispatcher.api.door import DEFAULT_TENANT, TENANT_HEADER
 from edge_runtime.dispatcher.api.queries import ALL_TENANTS, PAGE_DEFAULT
 
 Schema = dict[str, Any]
 
+_STATES: Final = [state.value for state in JobState if state is not JobState.UNKNOWN]
 _COUNT: Final[Schema] = {"type": "integer", "minimum": 0}
 _FLAG: Final[Schema] = {"type": "boolean", "default": False}
 _ID: Final[Schema] = {"type": "string", "pattern": "^[A-Za-z0-9_-]{1,64}$"}
+_SCOPES: Final[Schema] = {"type": "string", "pattern": r"^(\*|[A-Za-z0-9_-]{1,64})$"}
 _BYTES: Final[Schema] = {"type": "string", "contentMediaType": "application/octet-stream"}
 
 
@@ -29,6 +32,7 @@ class Parameter:
     schema: Schema
     description: str
     place: str = "query"
+    is_required: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +43,10 @@ class Operation:
     (`accounts.usage`).
 
     `answers` maps a status to its body's type: a struct, a list of one, bytes, or None where the
-    answer has no body. `stream` lists what the elements of a streamed 200 may be.
+    answer has no body. `stream` lists what the elements of a streamed 200 may be. `problems` are
+    the refusals that are this operation's own. `is_json` bodies have no MessagePack form; `sends`
+    is what OpenAPI says of a body that is none of both; `also_answers` are other media types of
+    the same 200.
     """
 
     method: str
@@ -52,6 +59,10 @@ class Operation:
     problems: Sequence[int] = ()
     stream: Sequence[Any] = ()
     tags: Sequence[str] = field(default=("jobs",))
+    refusal: Any = http.Problem
+    is_json: bool = False
+    sends: dict[str, Any] | None = None
+    also_answers: Sequence[str] = ()
 
 
 _TENANT = Parameter(
@@ -62,13 +73,11 @@ _TENANT = Parameter(
 )
 _SCOPE = Parameter(
     TENANT_HEADER,
-    {"type": "string", "default": DEFAULT_TENANT},
+    {**_SCOPES, "default": DEFAULT_TENANT},
     f"Whose jobs; `{ALL_TENANTS}` is the operator, who sees all.",
     "header",
 )
-_OPERATOR_SCOPE = Parameter(
-    TENANT_HEADER, {"type": "string"}, "Whose; without it, all tenants'.", "header"
-)
+_OPERATOR_SCOPE = Parameter(TENANT_HEADER, _SCOPES, "Whose; without it, all tenants'.", "header")
 _LIMIT = Parameter(
     "limit",
     {"type": "integer", "minimum": 0, "maximum": limits.HTTP_PAGE_MAX, "default": PAGE_DEFAULT},
@@ -105,7 +114,7 @@ OPERATIONS: Final[tuple[Operation, ...]] = (
         summary="List jobs, newest first",
         parameters=(
             _SCOPE,
-            Parameter("state", {"type": "string"}, "Only jobs in this state."),
+            Parameter("state", {"enum": _STATES}, "Only jobs in this state."),
             _LIMIT,
             Parameter("before", _ID, "Only jobs older than this one."),
         ),
@@ -309,7 +318,8 @@ OPERATIONS: Final[tuple[Operation, ...]] = (
         path="/v1/models/{digest}/manifest",
         handler="manifest",
         summary="A package's canonical manifest: the bytes that its digest is of",
-        answers={200: bytes},
+        answers={200: dict[str, Any]},
+        is_json=True,
         problems=(404,),
         tags=("models",),
     ),
@@ -331,7 +341,8 @@ OPERATIONS: Final[tuple[Operation, ...]] = (
         path="/v1/metadata/{name}",
         handler="metadata",
         summary="Signed metadata of the model repository (TUF), such as timestamp.json",
-        answers={200: bytes},
+        answers={200: dict[str, Any]},
+        is_json=True,
         problems=(404,),
         tags=("models",),
     ),

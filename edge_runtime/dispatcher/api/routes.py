@@ -194,9 +194,11 @@ class Routes:
 
     async def job_attempts(self, request: _Request) -> ASGIApp:
         """One job's attempts in order of offer."""
+        scope, job = queries.scope_of(request), _job_in(request)
+        await self._front.job(scope, job)
         attempts = await self._front.attempts(
-            queries.scope_of(request),
-            _job_in(request),
+            scope,
+            job,
             limit=queries.page_limit(request),
             after=queries.integer(request, "after", 0),
         )

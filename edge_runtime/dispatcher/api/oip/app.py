@@ -337,10 +337,8 @@ def _not_found(parts: list[str], method: str) -> OipError:
 async def _send(
     send: Any, status: HTTPStatus, body: bytes, media_type: bytes, more: list[tuple[bytes, bytes]]
 ) -> None:
-    headers = [
-        (b"content-type", media_type),
-        (b"content-length", str(len(body)).encode()),
-        *more,
-    ]
+    headers = [(b"content-length", str(len(body)).encode()), *more]
+    if body:
+        headers.append((b"content-type", media_type))
     await send({"type": "http.response.start", "status": int(status), "headers": headers})
     await send({"type": "http.response.body", "body": body})

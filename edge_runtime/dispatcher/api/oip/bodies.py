@@ -40,12 +40,14 @@ def header(headers: Headers, name: bytes) -> str | None:
     return None if found is None else found.decode("latin-1").strip()
 
 
-def length_header(headers: Headers, name: bytes) -> int | None:
-    """The value of a header that is a length. Raises `OipError` for anything but digits."""
+def length_header(
+    headers: Headers, name: bytes, digits_max: int = limits.OIP_LENGTH_DIGITS_MAX
+) -> int | None:
+    """The value of a header that is a length. Raises `OipError` for anything but a few digits."""
     text = header(headers, name)
     if text is None:
         return None
-    if not (text.isascii() and text.isdigit()) or len(text) > limits.OIP_LENGTH_DIGITS_MAX:
+    if not (text.isascii() and text.isdigit()) or len(text) > digits_max:
         raise bad(f"the header {name.decode()} is not a length: {text[:40]!r}")
     return int(text)
 
@@ -122,15 +124,11 @@ async def read_body(headers: Headers, receive: Receive, large: LargeBody | None 
     And `Refusal` 503 where too many large ones are in memory.
     """
     room = large or LargeBody()
-    declared = length_header(headers, b"content-length")
+    declared = length_header(headers, b"content-length", limits.HTTP_LENGTH_DIGITS_MAX)
     if declared is not None:
         # Only what has come is counted: who announces much and sends nothing takes nothing.
         room.check(declared)
-    message = await _next(receive)
-    body: bytes = message.get("body", b"")
-    if message.get("more_body", False):
-        body = await _rest(body, receive, room)
-    room.hold(len(body))
+    body = await _whole(receive, room)
     encoding = header(headers, b"content-encoding")
     if encoding is None or encoding in {"", "identity"}:
         return body
@@ -144,8 +142,9 @@ async def _next(receive: Receive) -> dict[str, Any]:
     return message
 
 
-async def _rest(first: bytes, receive: Receive, room: LargeBody) -> bytes:
-    parts, size = [first], len(first)
+async def _whole(receive: Receive, room: LargeBody) -> bytes:
+    parts: list[bytes] = []
+    size = 0
     try:
         async with asyncio.timeout(limits.OIP_BODY_MAX_S):
             while True:

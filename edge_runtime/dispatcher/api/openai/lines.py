@@ -99,12 +99,16 @@ class _Sampling(msgspec.Struct, frozen=True, kw_only=True):
         return {name: value for name, value in named.items() if value is not None}
 
 
-class _ChatBody(_Sampling, frozen=True, kw_only=True):
+class ChatBody(_Sampling, frozen=True, kw_only=True):
+    """The body of a chat; fields that are not known are passed over."""
+
     model: str
     messages: Annotated[list[_Message], Meta(min_length=1)]
 
 
-class _CompletionBody(_Sampling, frozen=True, kw_only=True):
+class CompletionBody(_Sampling, frozen=True, kw_only=True):
+    """The body of a completion; fields that are not known are passed over."""
+
     model: str
     prompt: Text
 
@@ -144,8 +148,8 @@ _encode = msgspec.json.Encoder().encode
 _decode_line = msgspec.json.Decoder(_LineBody).decode
 _decode_id = msgspec.json.Decoder(_OnlyId).decode
 _decode_embeddings = msgspec.json.Decoder(EmbeddingsBody).decode
-_decode_chat = msgspec.json.Decoder(_ChatBody).decode
-_decode_completion = msgspec.json.Decoder(_CompletionBody).decode
+_decode_chat = msgspec.json.Decoder(ChatBody).decode
+_decode_completion = msgspec.json.Decoder(CompletionBody).decode
 _decode_output = msgspec.msgpack.Decoder().decode
 _SYNTAX: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
@@ -236,7 +240,7 @@ def _embeddings(custom_id: str, body: EmbeddingsBody) -> Line:
     return Line(custom_id, EMBEDDINGS, body.model, items, is_base64)
 
 
-def _chat(custom_id: str, body: _ChatBody) -> Line:
+def _chat(custom_id: str, body: ChatBody) -> Line:
     messages = [
         {"role": message.role, "content": _content(message.content)} for message in body.messages
     ]
@@ -251,7 +255,7 @@ def _content(content: str | list[_ContentPart]) -> str:
     return "".join(part.text or "" for part in content)
 
 
-def _completion(custom_id: str, body: _CompletionBody) -> Line:
+def _completion(custom_id: str, body: CompletionBody) -> Line:
     asked = {"prompt": body.prompt, **body.parameters()}
     return _generation(custom_id, COMPLETIONS, body.model, asked)
 

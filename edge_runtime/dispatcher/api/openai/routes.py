@@ -37,23 +37,6 @@ _PAGE_DEFAULT: Final = 20
 _batch_request: Final = TypedBody(BatchRequest)
 
 
-OPENAI_ROUTES: Final = (
-    ("GET", "/v1/models", "openai.models"),
-    ("GET", "/v1/models/{name}", "openai.model"),
-    ("POST", "/v1/embeddings", "openai.embeddings"),
-    ("POST", "/v1/files", "openai.upload"),
-    ("GET", "/v1/files", "openai.files"),
-    ("GET", "/v1/files/{name}", "openai.file"),
-    ("DELETE", "/v1/files/{name}", "openai.delete_file"),
-    ("GET", "/v1/files/{name}/content", "openai.content"),
-    ("POST", "/v1/batches", "openai.create_batch"),
-    ("GET", "/v1/batches", "openai.batches"),
-    ("GET", "/v1/batches/{name}", "openai.batch"),
-    ("POST", "/v1/batches/{name}/cancel", "openai.cancel_batch"),
-)
-"""Method, path and handler. Their document is OpenAI's own, not this dispatcher's."""
-
-
 class OpenAiRoutes:
     """The handlers. Files and batches need a desk, embeddings `embed`."""
 
