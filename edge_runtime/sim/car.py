@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 import msgspec
 
+from edge_runtime.contract.limits import OUTPUT_MAX_BYTES
 from edge_runtime.contract.messages import Item, StopReport
 from edge_runtime.contract.package import Package
 from edge_runtime.contract.reasons import ItemError, StopTier
@@ -54,9 +55,17 @@ _COMPUTE_STOP_C: Final = 85.0
 _encode: Final = msgspec.msgpack.Encoder().encode
 
 
+WIDE: Final = b"\xb1"
+"""What items end in whose output does not travel inline."""
+_WIDE_TIMES: Final = 3_700
+
+
 def answer(item: Item) -> bytes:
     """The one right output of an item: a function of its data alone."""
-    return _encode(hashlib.sha256(item.data).hexdigest()[:16])
+    digest = hashlib.sha256(item.data)
+    if item.data.endswith(WIDE):
+        return _encode(digest.digest() * _WIDE_TIMES)
+    return _encode(digest.hexdigest()[:16])
 
 
 def tensor_answer(data: bytes) -> bytes:
@@ -73,6 +82,15 @@ def _output(run: "_Run", item: Item) -> bytes:
     if not run.order.urgent:
         return answer(item)
     return _encode([Tensor("y", "FP32", (2,), tensor_answer(item.data))])
+
+
+def _finished(run: "_Run", item: Item, busy_ms: float) -> ItemFinished | ItemBroke:
+    output, order = _output(run, item), run.order
+    if len(output) > (order.output_max_bytes or OUTPUT_MAX_BYTES):
+        return ItemBroke(order.run_id, item.index, ItemError.RESULT_TOO_LARGE, "scripted")
+    is_large = len(output) > OUTPUT_MAX_BYTES
+    sha256 = hashlib.sha256(output).hexdigest() if is_large else ""
+    return ItemFinished(order.run_id, item.index, output, busy_ms, sha256)
 
 
 def good_signals() -> dict[str, float | bool | int | None]:
@@ -448,7 +466,7 @@ class SimEngine:
             self._emit(ItemBroke(run_id, item.index, ItemError.UNDECODABLE_INPUT, "scripted"))
         else:
             busy_ms = self._script.item_s * 1000
-            self._emit(ItemFinished(run_id, item.index, _output(run, item), busy_ms))
+            self._emit(_finished(run, item, busy_ms))
         self._go_on()
 
     def _die(self, run: _Run, item: Item, code: ItemError) -> None:

@@ -22,10 +22,11 @@ from edge_runtime.contract.errors import Rejected, RemoteError
 from edge_runtime.contract.messages import Chunk, Fence, ItemDone, Results, UnitOffer
 from edge_runtime.contract.topics import Up
 from edge_runtime.dispatcher.storage import Store, StoreBusy
+from edge_runtime.sim.bulk import bulky
 from edge_runtime.sim.buses import car_url, overhear, service_url
 from edge_runtime.sim.car import good_signals
 from edge_runtime.sim.conversations import conversations
-from edge_runtime.sim.front import CONVERSATIONS, KEYHOLDERS, NIGHT_BATCHES
+from edge_runtime.sim.front import BULKY, CONVERSATIONS, KEYHOLDERS, NIGHT_BATCHES
 from edge_runtime.sim.hosts import Host, SimStore, copy_files, cursors_in
 from edge_runtime.sim.keyholders import keyholders
 from edge_runtime.sim.nemesis import HALF, Nemesis, hosts_of, often
@@ -705,6 +706,7 @@ NEMESES: Final[dict[str, Nemesis]] = {
     CONVERSATIONS: conversations,
     KEYHOLDERS: keyholders,
     NIGHT_BATCHES: night_batches,
+    BULKY: bulky,
 }
 
 RARER: Final = frozenset(
@@ -720,6 +722,7 @@ RARER: Final = frozenset(
         "echoes",
         "small_outboxes",
         "visitors",
+        BULKY,
     }
 )
 """Those that take part half as often: they bring jobs, readers and restarts, which cost time."""
@@ -814,6 +817,15 @@ FAULT_KINDS: Final = (
     "batch_ends_completed",
     "batch_ends_cancelled",
     "batch_ends_expired",
+    "upload_cut",
+    "fetch_cut",
+    "wrong_bytes",
+    "crash_after_upload",
+    "network_forbidden",
+    "exchange_broken_off",
+    "false_reference",
+    "foreign_object",
+    "foreign_output",
 )
 """Every kind that a campaign must have seen fire."""
 
@@ -846,6 +858,7 @@ def heal(world: World) -> None:
     world.broker.start()
     world.broker.newer = ""
     world.is_fetch_failing = False
+    world.exchange_faults.heal()
     for host in hosts_of(world):
         host.utc_offset_ms = 0
         host.disk.is_full = host.disk.is_failing = False

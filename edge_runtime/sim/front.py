@@ -14,15 +14,19 @@ from edge_runtime.dispatcher.accounts import Accounts
 from edge_runtime.dispatcher.accounts_quotas import Quotas
 from edge_runtime.dispatcher.api import Api, BatchDesk, build_app, open_door
 from edge_runtime.dispatcher.api.app import Mount
+from edge_runtime.dispatcher.api.objects import ObjectRoutes
 from edge_runtime.dispatcher.api.oip import OpenInference
 from edge_runtime.dispatcher.api.openai.live import PATHS, LiveTexts
 from edge_runtime.dispatcher.desk import FrontDesk
+from edge_runtime.dispatcher.objects import Objects
 from edge_runtime.dispatcher.service import DispatcherService
+from edge_runtime.sim.objects import SimKept
 from edge_runtime.sim.web import OPERATOR, Network
 
 CONVERSATIONS: Final = "conversations"
 KEYHOLDERS: Final = "keyholders"
 NIGHT_BATCHES: Final = "night_batches"
+BULKY: Final = "bulky"
 WRITING: Final = frozenset({CONVERSATIONS, NIGHT_BATCHES})
 """The nemeses that want a model which writes."""
 FILES: Final = "files"
@@ -38,8 +42,12 @@ async def open_front(
     chosen: frozenset[str],
     network: Network,
     people: tuple[str, ...],
+    kept: Path,
 ) -> Api:
-    """The application over a running service; `people` are the tenants who will call."""
+    """The application over a running service; `people` are the tenants who will call.
+
+    `kept` is where objects lie.
+    """
     mounts: dict[str, Mount] = {"v2": OpenInference(service)}
     door = quotas = batches = None
     if CONVERSATIONS in chosen:
@@ -48,7 +56,14 @@ async def open_front(
         door = await open_door(service, rng.randbytes)
         quotas = door.quotas
         await _hand_out_keys(door.accounts, network, people)
-    desk = FrontDesk(service, lambda count: rng.randbytes(count).hex(), quotas=quotas)
+    objects = None
+    if BULKY in chosen:
+        quotas = quotas or Quotas(service.store, service.clock)
+        objects = await _open_objects(service, kept, quotas, rng)
+        mounts["objects"] = ObjectRoutes(objects)
+    desk = FrontDesk(
+        service, lambda count: rng.randbytes(count).hex(), quotas=quotas, objects=objects
+    )
     if NIGHT_BATCHES in chosen:
         batches = BatchDesk(
             desk,
@@ -62,6 +77,23 @@ async def open_front(
         await batches.shelf.open()
         service.spawn(batches.run)
     return build_app(desk, door=door, mounts=mounts, batches=batches)
+
+
+async def _open_objects(
+    service: DispatcherService, kept: Path, quotas: Quotas, rng: random.Random
+) -> Objects:
+    objects = Objects(
+        service.store,
+        SimKept(kept),
+        kept.with_name("uploads"),
+        quotas=quotas,
+        clock=service.clock,
+        counters=service.counters,
+        random_bytes=rng.randbytes,
+    )
+    await objects.open()
+    service.spawn(objects.sweep_forever)
+    return objects
 
 
 async def _hand_out_keys(accounts: Accounts, network: Network, people: tuple[str, ...]) -> None:

@@ -6,6 +6,7 @@ people (`tenants`, `visitors`, `conversations`, `keyholders`, `night_batches`).
 """
 
 import contextlib
+import hashlib
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +19,7 @@ from edge_runtime.contract.limits import (
     SIM_ATTEMPTS_PER_UNIT_MAX,
     SIM_STARTS_PER_ITEM_MAX,
 )
-from edge_runtime.contract.messages import Fence, Item, ResultError
+from edge_runtime.contract.messages import Fence, Item, OutputReference, ResultError
 from edge_runtime.contract.reasons import ItemError, JobState
 from edge_runtime.dispatcher.core.events import JobSpec
 from edge_runtime.dispatcher.storage import StoreDamaged
@@ -39,6 +40,7 @@ _JOB_NO: Final = {
 }
 _ROUNDING: Final = 1e-6
 _spec: Final = msgspec.msgpack.Decoder(JobSpec)
+_reference: Final = msgspec.msgpack.Decoder(OutputReference)
 _error: Final = msgspec.msgpack.Decoder(ResultError)
 _issued: Final = msgspec.msgpack.Decoder(tuple[int, ...])
 
@@ -326,6 +328,28 @@ def s6_cars_follow_the_newest_fence(world: World, db: sqlite3.Connection) -> Non
             world.ledger.violated("S6", f"{car.name} took unit {unit} at {older} after {newer}")
 
 
+def s20_outputs_stay(world: World, db: sqlite3.Connection) -> None:
+    """S20. What a result refers to is there, whole, and its job's, as long as the job is kept."""
+    if world.ledger.has_gone_back:
+        return
+    rows = db.execute(
+        "SELECT j.id, j.tenant, r.reference FROM result r JOIN job j ON j.no=r.job_no"
+        " WHERE r.reference IS NOT NULL"
+    ).fetchall()
+    for job, tenant, blob in rows:
+        ref = _reference.decode(blob)
+        path = world.kept / tenant / ref.sha256
+        data = path.read_bytes() if path.exists() else b""
+        if len(data) != ref.length or hashlib.sha256(data).hexdigest() != ref.sha256:
+            world.ledger.violated("S20", f"{job} refers to {ref.sha256[:8]}, which is not there")
+        name = f"{tenant}/{ref.sha256}"
+        record = db.execute(
+            "SELECT body FROM record WHERE kind='object' AND id=? AND NOT is_open", (name,)
+        ).fetchone()
+        if record is None or job.encode() not in record[0]:
+            world.ledger.violated("S20", f"{name} is not kept for {job}")
+
+
 def l1_everything_ends(world: World, db: sqlite3.Connection) -> None:
     """L1. Once faults have stopped, every accepted job ends."""
     for job, state in db.execute("SELECT id, state FROM job"):
@@ -391,11 +415,11 @@ def journals_are_empty(world: World, db: sqlite3.Connection) -> None:
 
 
 def kept_rows(journal: Path) -> dict[str, int]:
-    """How many attempts and chunks a journal holds, by table."""
+    """How many attempts, chunks and outputs a journal holds, by table."""
     with contextlib.closing(sqlite3.connect(f"file:{journal}?mode=ro", uri=True)) as db:
         return {
             table: db.execute(f"SELECT count(*) FROM {table}").fetchone()[0]  # noqa: S608 - constant names
-            for table in ("attempt", "chunk")
+            for table in ("attempt", "chunk", "output")
         }
 
 
@@ -483,6 +507,10 @@ AT_ONCE: Final = (
         "S19. Every line of a batch that is over has one end, in its output or its error file, as"
         " it deserves; what was answered of it stays, and none of its jobs runs on."
     ),
+    (
+        "S20. A result refers to an output only when that is kept whole; cars lose none that they"
+        " have room for."
+    ),
     "L1. A program that is told to end does so.",
 )
 """What is judged at once, a line each, for people."""
@@ -503,6 +531,7 @@ CHECKS: Final[tuple[Callable[[World, sqlite3.Connection], None], ...]] = (
     s5_work_is_counted_once,
     s6_fences,
     s6_cars_follow_the_newest_fence,
+    s20_outputs_stay,
     l1_everything_ends,
     l1_engines_are_free,
     l1_desired_models_are_held,

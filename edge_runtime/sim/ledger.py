@@ -8,6 +8,7 @@ import hashlib
 from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Final
 
 from edge_runtime.bus import Message
 from edge_runtime.contract import codec
@@ -16,6 +17,8 @@ from edge_runtime.contract.limits import SIM_STORY_LINES_MAX
 from edge_runtime.contract.messages import Fence, JobResults, RequestRefused
 from edge_runtime.contract.topics import Down, Topics
 
+BULK: Final = "bulk"
+"""What the keys of jobs begin with whose inputs and outputs do not travel inline."""
 _NO_RESULTS = ("/status", "/request")
 
 
@@ -71,6 +74,8 @@ class Ledger:
         self.feed: list[tuple[int, str, int]] = []
         self.readers: list[object] = []
         self.lies: set[bytes] = set()
+        self.doubted: set[str] = set()
+        """Jobs of which somebody has said that outputs are there, and they are not."""
         self.unanswered: set[str] = set()
         """Who asks and waits, and has had no answer since faults have stopped."""
         self.interactive: set[int] = set()

@@ -5,6 +5,7 @@ dispatcher's death breaks what is open, as a reset connection does.
 """
 
 import asyncio
+import io
 import random
 from collections import deque
 from collections.abc import AsyncIterator, Mapping
@@ -86,30 +87,20 @@ class Exchange:
         headers: Mapping[str, str],
         *,
         pieces: int = 1,
+        is_cut: bool = False,
     ) -> None:
-        """Run the application, in the dispatcher's life; the body comes in so many pieces."""
+        """Run the application, in the dispatcher's life; the body comes in so many pieces.
+
+        With `is_cut` its sender hangs up behind the last of them.
+        """
         network = self.network
         if network.app is None or network.host is None or not network.host.is_up:
             raise Interrupted("connection refused")
         lines = {"host": "127.0.0.1", "accept": MSGPACK, **headers}
         if network.keys and _AUTHORIZATION not in lines:
             lines[_AUTHORIZATION] = f"Bearer {network.keys[lines.get(_TENANT, OPERATOR)]}"
-        scope = {
-            "type": "http",
-            "asgi": {"version": "3.0"},
-            "http_version": "1.1",
-            "method": method,
-            "path": path,
-            "raw_path": path.encode(),
-            "root_path": "",
-            "scheme": "http",
-            "query_string": urlencode(query or {}).encode(),
-            "headers": [(k.lower().encode(), v.encode()) for k, v in lines.items()],
-            "client": ("127.0.0.1", 1),
-            "server": ("127.0.0.1", 80),
-            "state": {},
-        }
-        sent = _pieces(body or b"", pieces)
+        scope = _scope(method, path, query, lines)
+        sent = _pieces(body or b"", pieces, is_cut=is_cut)
 
         async def receive() -> Any:
             if sent and pieces > 1:
@@ -120,7 +111,8 @@ class Exchange:
                     sent.clear()
             if sent:
                 return sent.popleft()
-            await self.left.wait()
+            if not is_cut:
+                await self.left.wait()
             return {"type": "http.disconnect"}
 
         async def send(message: Any) -> None:
@@ -189,12 +181,33 @@ class Exchange:
         self.reset()
 
 
-def _pieces(body: bytes, count: int) -> deque[dict[str, Any]]:
+def _scope(
+    method: str, path: str, query: Mapping[str, Any] | None, headers: Mapping[str, str]
+) -> dict[str, Any]:
+    """A request as a server tells its application of it."""
+    return {
+        "type": "http",
+        "asgi": {"version": "3.0"},
+        "http_version": "1.1",
+        "method": method,
+        "path": path,
+        "raw_path": path.encode(),
+        "root_path": "",
+        "scheme": "http",
+        "query_string": urlencode(query or {}).encode(),
+        "headers": [(name.lower().encode(), value.encode()) for name, value in headers.items()],
+        "client": ("127.0.0.1", 1),
+        "server": ("127.0.0.1", 80),
+        "state": {},
+    }
+
+
+def _pieces(body: bytes, count: int, *, is_cut: bool = False) -> deque[dict[str, Any]]:
     """A body as the application receives it."""
     size = max(1, -(-len(body) // count))
     parts = [body[start : start + size] for start in range(0, len(body), size)] or [b""]
     return deque(
-        {"type": "http.request", "body": part, "more_body": place < len(parts)}
+        {"type": "http.request", "body": part, "more_body": is_cut or place < len(parts)}
         for place, part in enumerate(parts, 1)
     )
 
@@ -208,12 +221,13 @@ async def opened(
     headers: Mapping[str, str],
     *,
     pieces: int = 1,
+    is_cut: bool = False,
 ) -> AsyncIterator[Exchange]:
     """One request without a client. Raises `Interrupted`. Who leaves the block hangs up."""
     one = Exchange(network)
     try:
         await network.cross()
-        one.begin(method, path, None, body, headers, pieces=pieces)
+        one.begin(method, path, None, body, headers, pieces=pieces, is_cut=is_cut)
         yield one
     finally:
         one.leave()
@@ -259,6 +273,9 @@ class _Headers:
         """A header, whatever its case."""
         return self._headers.get(name.lower(), default)
 
+    def __getitem__(self, name: str) -> str:
+        return self._headers[name.lower()]
+
 
 class SimTransport(Transport):
     """The client's transport on a `Network`."""
@@ -275,28 +292,20 @@ class SimTransport(Transport):
     async def close(self) -> None:
         """There is nothing to close."""
 
-    async def _once(
-        self,
-        method: str,
-        path: str,
-        query: Mapping[str, Any] | None,
-        body: bytes | None,
-        *,
-        is_operator: bool,
-    ) -> bytes:
-        headers = {} if is_operator else {_TENANT: self._tenant}
-        if body is not None:
-            headers["content-type"] = MSGPACK
+    async def _try(self, method: str, path: str, **request: Any) -> tuple[Any, bytes]:
+        data = request.get("data")
+        body = data.read() if isinstance(data, io.IOBase) else data
+        headers = {name.lower(): value for name, value in request["headers"].items()}
         exchange = Exchange(self._network)
         try:
             await self._network.cross()
-            exchange.begin(method, path, query, body, headers)
+            exchange.begin(method, path, request.get("params"), body, headers)
             content = await exchange.body()
         finally:
             exchange.leave()
         if exchange.status >= FIRST_ERROR:
             raise refused(exchange.status, content)
-        return content
+        return _Response(exchange), content
 
     @asynccontextmanager
     async def stream(

@@ -9,6 +9,8 @@ Invariants
 - S10: what is said on a tenant's topics is about that tenant's jobs.
 - S11: an item with strikes is offered alone.
 - S12: a car lets go of a chunk only after the dispatcher's answer to it.
+- S20: nobody tells of an output by reference that the dispatcher does not keep whole; a car loses
+  one, or has no room for it, only where a disk was full or went back.
 - S13: nothing of an interactive unit is in the store when it is offered, or in the car's journal
   when it is answered; a car never says that it has taken one.
 
@@ -19,6 +21,7 @@ older store was put back, since words from before may still be under way.
 
 import sqlite3
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from edge_runtime.bus import Message
 from edge_runtime.contract import codec
@@ -28,11 +31,13 @@ from edge_runtime.contract.messages import (
     Chunk,
     ChunkAnswer,
     Fence,
+    ItemDone,
+    ItemFailed,
     JobResults,
     JobStatus,
     Taken,
 )
-from edge_runtime.contract.reasons import ChunkVerdict
+from edge_runtime.contract.reasons import ChunkVerdict, ItemError
 from edge_runtime.contract.topics import Down, Topics, Up
 from edge_runtime.dispatcher.core.commands import (
     AddStrike,
@@ -41,7 +46,7 @@ from edge_runtime.dispatcher.core.commands import (
     WithdrawFailures,
 )
 from edge_runtime.sim.hosts import Host
-from edge_runtime.sim.ledger import Ledger
+from edge_runtime.sim.ledger import BULK, Ledger
 
 _ChunkKey = tuple[str, int, Fence, int]
 
@@ -49,7 +54,8 @@ _ChunkKey = tuple[str, int, Fence, int]
 class Witness:
     """See the module. `heard` takes every message that the broker takes."""
 
-    def __init__(self, ledger: Ledger, topics: Topics, dispatcher: Host) -> None:
+    def __init__(self, ledger: Ledger, topics: Topics, dispatcher: Host, kept: Path) -> None:
+        self._kept = kept
         self._ledger = ledger
         self._topics = topics
         self._dispatcher = dispatcher
@@ -63,6 +69,7 @@ class Witness:
         self._hopeless: set[_ChunkKey] = set()
         self._owners: dict[str, str] = {}
         self._proven: set[tuple[str | int, ...]] = set()
+        self._proven_whole: set[str] = set()
         self._db: sqlite3.Connection | None = None
         self._db_inode = -1
 
@@ -129,6 +136,8 @@ class Witness:
         job = None if row is None else self._ledger.jobs.get(row[0])
         if job is None or self._ledger.fired["stale_journal"]:
             return
+        if job.key.startswith(BULK) or job.job in self._ledger.doubted:
+            return  # its inputs, and outputs, may be out of reach, or are said to be there
         if vehicle not in self._ledger.deaths.get(job.data[index], ()):
             self._ledger.violated(
                 "S2", f"{job.job} item {index} is struck for nothing on {vehicle}"
@@ -218,6 +227,9 @@ class Witness:
     def _published(self, results: JobResults) -> None:
         if not self._ledger.was_requeued(results.job) and results.job not in self._ledger.deleting:
             for entry in results.results:
+                if entry.ref is not None:
+                    path = self._kept / (self._owner(results.job) or "") / entry.ref.sha256
+                    self._require_whole(path, entry.ref.length, f"{results.job} {entry.cursor}")
                 self._require_stored(
                     ("result", results.job, entry.cursor),
                     "SELECT 1 FROM result r JOIN job j ON j.no=r.job_no"
@@ -262,8 +274,28 @@ class Witness:
             if key not in self._chunks and chunk.job in self._ledger.deleted:
                 self._hopeless.add(key)
             self._chunks[key] = chunk
+            self._look_at_outputs(results.vehicle, chunk)
             self._require_held(results.vehicle, (chunk.unit, *chunk.fence, chunk.seq))
             self._require_next(results.vehicle, chunk)
+
+    def _look_at_outputs(self, vehicle: str, chunk: Chunk) -> None:
+        for item in chunk.items:
+            if isinstance(item, ItemDone) and item.ref is not None:
+                tenant = item.ref.url.split("/")[3]
+                path = self._kept / tenant / item.ref.sha256
+                self._require_whole(path, item.ref.length, f"{vehicle} {chunk.unit} {item.index}")
+            elif isinstance(item, ItemFailed) and item.code is ItemError.OUTPUT_UNAVAILABLE:
+                fired = self._ledger.fired
+                is_excused = fired["disk_full"] or fired["disk_error"] or fired["stale_journal"]
+                if not is_excused and any(word in item.message for word in _LOST):
+                    self._ledger.violated("S20", f"{vehicle} has lost an output: {item.message}")
+
+    def _require_whole(self, path: Path, length: int, what: str) -> None:
+        if self._ledger.has_gone_back or what in self._proven_whole:
+            return
+        self._proven_whole.add(what)
+        if not path.exists() or path.stat().st_size != length:
+            self._ledger.violated("S20", f"{what} refers to an output that is not there")
 
     def _require_unwritten(self, vehicle: str, chunk: Chunk) -> None:
         """Of an interactive unit no journal has anything."""
@@ -286,6 +318,10 @@ class Witness:
             self._ledger.violated(
                 "S1", f"{vehicle} told of {_words(key)} before its journal held it"
             )
+
+
+_LOST = ("no room", "has lost")
+"""What a car says of an output that it computed and does not have."""
 
 
 def _words(key: Iterable[str | int]) -> str:

@@ -12,7 +12,7 @@ import math
 import random
 import sqlite3
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -44,6 +44,7 @@ from edge_runtime.sim.front import WRITING, open_front
 from edge_runtime.sim.hosts import Host, OneLife, SimJournal, SimStore
 from edge_runtime.sim.ledger import Ledger, Seen, Submitted
 from edge_runtime.sim.loop import SimLoop
+from edge_runtime.sim.objects import DISPATCHER_URL, ExchangeFaults, SimExchange
 from edge_runtime.sim.reader import Reader
 from edge_runtime.sim.web import Network, SimTransport
 from edge_runtime.sim.witness import Witness
@@ -175,6 +176,7 @@ class Car:
         self.sensors = SimSensors(self.truth, lambda: self.host.now().boot_ns, period_s)
         self.engine: SimEngine | None = None
         self._engine_life: OneLife | None = None
+        self._exchanging_life: OneLife | None = None
         self._withdrawals: list[tuple[float, float]] = []
         self.policy = folder / f"{name}.toml"
         self._policies = 0
@@ -298,6 +300,28 @@ class Car:
         self.engine = SimEngine(emit, world.loop, self.script, self.rng, self)
         return self.engine
 
+    @contextlib.asynccontextmanager
+    async def _exchanging(self) -> AsyncIterator[SimExchange]:
+        """The process through which it fetches inputs and hands outputs over."""
+        world, life = self.world, self.host.life
+
+        def note(kind: str) -> None:
+            world.ledger.fault(kind, self.name)
+
+        def die() -> None:
+            world.kill(self.host, self.rng.choice((0.5, 3.0)))
+
+        self._exchanging_life = life
+        try:
+            yield SimExchange(world.network, world.exchange_faults, note, die)
+        finally:
+            self._exchanging_life = None
+
+    @property
+    def is_exchanging(self) -> bool:
+        """Whether it fetches something, or hands something over."""
+        return self._exchanging_life is not None and self._exchanging_life is self.host.life
+
     async def _main(self, host: Host) -> None:
         world = self.world
         settings = VehicleSettings(
@@ -316,6 +340,7 @@ class Car:
             clock=host.now,
             open_journal=lambda path: SimJournal(path, host, world.disk_delay_s),
             rng=self.rng,
+            start_fetching=self._exchanging,
         )
         async with agent:
             await agent.wait_ended()
@@ -350,6 +375,9 @@ class World:
         )
         self.all_faults: dict[str, Faults] = {}
         self.network = Network(self.fork("network"))
+        self.exchange_faults = ExchangeFaults()
+        self.kept = folder / "objects" / "kept"
+        """Where objects lie, by tenant and SHA-256."""
         self.is_fetch_failing = False
         self.is_healed = False
         self._disk_rng = self.fork("disk")
@@ -359,7 +387,7 @@ class World:
         self.dispatcher.on_end = self.came_to_an_end
         self.service: DispatcherService | None = None
         self.cars = [Car(self, f"car{n}", folder) for n in range(scale.cars)]
-        self.witness = Witness(self.ledger, self.topics, self.dispatcher)
+        self.witness = Witness(self.ledger, self.topics, self.dispatcher, self.kept)
         self.witness.watch([car.host for car in self.cars])
         self.ledger.witnesses.append(self.witness.heard)
         self.dispatcher.open_files.append(self.witness.close)
@@ -520,9 +548,10 @@ class World:
                 chosen=self.chosen,
                 network=self.network,
                 people=PEOPLE,
+                kept=self.kept,
             )
             self.network.listen(host, app)
-            service.announce("http://dispatcher")
+            service.announce(DISPATCHER_URL)
             Chores(service).start()
             try:
                 await service.wait_failed()

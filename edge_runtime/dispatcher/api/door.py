@@ -75,7 +75,7 @@ def needs_no_key(path: str) -> bool:
     if path in _OPEN_PATHS or path.startswith("/v1/metadata/"):
         return True
     if path.startswith("/objects/for-cars/"):
-        return True  # a ticket in the path says what may be read
+        return True  # a ticket in the path says what may be read, or put
     if path.startswith("/dashboard"):
         return not path.startswith("/dashboard/data/")  # the pages hold nothing
     is_package = path.startswith("/v1/models/")

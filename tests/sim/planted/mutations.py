@@ -933,6 +933,91 @@ _BATCHES = (
     ),
 )
 
+_OBJECTS = (
+    Mutation(
+        "output-told-before-handed-over",
+        "A chunk is sent while the output that it refers to is still to be handed over.",
+        "S20",
+        "vehicle/core/outbox.py",
+        "                self._uploads.append(chunk)\n                continue\n",
+        "                self._uploads.append(chunk)\n",
+        needs=("bulky",),
+    ),
+    Mutation(
+        "output-not-journalled",
+        "An output is not written to the journal: there is nothing to hand over.",
+        "S20",
+        "vehicle/core/work.py",
+        "        for sha256, output in outputs.items():\n",
+        "        for sha256, output in NO_OUTPUTS.items():\n",
+        needs=("bulky",),
+    ),
+    Mutation(
+        "outputs-dropped-at-start",
+        "A car that starts again knows nothing of the outputs in its journal.",
+        "S20",
+        "vehicle/core/machine.py",
+        "        held = {(o.unit, o.fence, o.seq, o.sha256) for o in snapshot.outputs}\n",
+        "        held = {(o.unit, o.fence, o.seq, o.sha256) for o in snapshot.outputs[:0]}\n",
+        needs=("bulky",),
+    ),
+    Mutation(
+        "outputs-kept-when-answered",
+        "An answered chunk's outputs stay in the journal.",
+        "S12",
+        "vehicle/journal.py",
+        '                for table in ("chunk", "output"):\n',
+        '                for table in ("chunk",):\n',
+        needs=("bulky",),
+    ),
+    Mutation(
+        "output-believed",
+        "A result that refers to an output is taken without a look whether that is there.",
+        "S20",
+        "dispatcher/objects.py",
+        "        if stored is None or not stored.is_whole:\n"
+        '            return "the output was not uploaded to its end"\n',
+        "        if stored is None or not stored.is_whole:\n            return None\n",
+        needs=("bulky",),
+    ),
+    Mutation(
+        "output-of-anybody",
+        "Outputs may be put without a ticket.",
+        "S10",
+        "dispatcher/objects.py",
+        "        if not self._is_ticket(ticket, _OUTPUTS, tenant, job):\n            raise",
+        "        if not ticket:\n            raise",
+        needs=("bulky",),
+    ),
+    Mutation(
+        "object-of-anybody",
+        "A car's address of an object is believed without its ticket.",
+        "S10",
+        "dispatcher/objects.py",
+        "        if not self._is_ticket(ticket, tenant, sha256):\n",
+        "        if not ticket:\n",
+        needs=("bulky",),
+    ),
+    Mutation(
+        "output-goes-before-its-job",
+        "Objects go when their time is over, whether or not a job uses them.",
+        "S20, S4",
+        "dispatcher/objects.py",
+        "                if stored.is_whole and await self._is_used(stored):\n",
+        "                if not stored.is_whole and await self._is_used(stored):\n",
+        needs=("bulky", "clock_jumps"),
+    ),
+    Mutation(
+        "wrong-bytes-kept",
+        "What was uploaded is kept without a look at its hash.",
+        "S20, S5",
+        "dispatcher/objects.py",
+        "        if sha256 != stored.sha256:\n",
+        "        if not sha256:\n",
+        needs=("bulky",),
+    ),
+)
+
 MUTATIONS = (
     *_DISPATCHER_CORE,
     *_SHARES,
@@ -945,4 +1030,5 @@ MUTATIONS = (
     *_CONVERSATIONS,
     *_KEYS,
     *_BATCHES,
+    *_OBJECTS,
 )
