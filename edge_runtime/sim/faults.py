@@ -333,7 +333,8 @@ async def stale_journals(world: World, rng: random.Random) -> None:
         world.ledger.fault("stale_journal", car.name)
         world.kill(car.host, 1.0)
         for file in saved.iterdir():
-            (car.host.folder / file.name).write_bytes(file.read_bytes())
+            if file.is_file():  # not the folders of what is under way
+                (car.host.folder / file.name).write_bytes(file.read_bytes())
         if not (saved / "journal.db-wal").exists():
             (car.host.folder / "journal.db-wal").unlink(missing_ok=True)
 
