@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import os
 import struct
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -20,6 +21,23 @@ from edge_runtime.contract.messages import ItemDone, ItemFailed, ItemResult, Tok
 from edge_runtime.contract.reasons import ItemError
 
 BOUNDARY = "b0undary"
+
+
+async def test_a_file_is_durable_under_its_name_before_it_is_answered(
+    house: BatchHouse, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    named: list[set[str]] = []
+    fsync, folder = os.fsync, tmp_path / "files"
+
+    def watched(descriptor: int) -> None:
+        if Path(f"/proc/self/fd/{descriptor}").readlink() == folder:
+            named.append({entry.name for entry in folder.iterdir()})
+        fsync(descriptor)
+
+    monkeypatch.setattr("os.fsync", watched)
+    async with house.openai() as client:
+        file = await upload(client, jsonl(request_line("a")))
+    assert named == [{file}], "its folder was synced once, when it had its name"
 
 
 def form(*parts: tuple[str, bytes], end: bool = True) -> bytes:

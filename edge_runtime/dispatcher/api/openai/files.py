@@ -23,6 +23,7 @@ from edge_runtime.contract import limits
 from edge_runtime.dispatcher.accounts_quotas import Load, Quotas
 from edge_runtime.dispatcher.api.problems import refusal
 from edge_runtime.dispatcher.storage import Record, Store
+from edge_runtime.pki.files import sync_path
 
 _log = structlog.get_logger(__name__)
 
@@ -187,7 +188,7 @@ class FileShelf:
         """The finished file under its final name, and the record that makes it somebody's."""
         stored = msgspec.structs.replace(stored, lines=writing.lines)
         file_id = f"file-{self._random_bytes(_ID_BYTES).hex()}"
-        await asyncio.to_thread(writing.path.rename, self.path(file_id))
+        await asyncio.to_thread(_move, writing.path, self.path(file_id))
         return Record(
             FILE_KIND, file_id, tenant, self._now_ms(), _encode(stored), bytes=writing.size
         )
@@ -254,6 +255,12 @@ class FileShelf:
         for record in await self._store.records(FILE_KIND, None, limits.FILES_SWEPT_MAX):
             if self._is_expired(_view(record)) and record.id not in self._in_use:
                 await self._remove(record.id)
+
+
+def _move(path: Path, target: Path) -> None:
+    """Give a file its final name, durably: the store is not to know a file that a crash unnames."""
+    path.rename(target)
+    sync_path(target.parent)
 
 
 def _view(record: Record) -> FileView:
