@@ -81,6 +81,8 @@ class Ledger:
         self.interactive: set[int] = set()
         """Units that somebody waits for, of which nothing is ever written down."""
         self.witnesses: list[Callable[[Message], None]] = []
+        self.statuses: dict[str, list[bytes]] = {}
+        """Digests of what was to be retained of each job's status, in order; empty for none."""
         self.told_tenants = 0
         """Messages on tenants' topics: results, statuses, requests and their answers."""
         self.now_s = 0.0
@@ -116,6 +118,11 @@ class Ledger:
         self.fired[kind] += 1
         self.note(f"fault {kind} {what}")
 
+    def was_repeated(self, job: str) -> bool:
+        """Whether what the broker heard last of a job's status it had heard before."""
+        *before, last = self.statuses.get(job, [b""])
+        return last in before
+
     def restored(self, kept: dict[str, int]) -> None:
         """An operator put an older store back: what came after it is given up, knowingly.
 
@@ -138,6 +145,9 @@ class Ledger:
         digest = hashlib.sha256(message.payload).hexdigest()[:8]
         self.note(f"{sender} -> {message.topic} {len(message.payload)} {digest}")
         self.told_tenants += "/t/" in message.topic
+        if message.retain and "/jobs/" in message.topic:
+            said = hashlib.sha256(message.payload).digest() if message.payload else b""
+            self.statuses.setdefault(message.topic.split("/")[-2], []).append(said)
         if message.topic.endswith(f"/dn/{Down.WORK.value}"):
             self._offered(message)
         elif "/t/" in message.topic and not message.topic.endswith(_NO_RESULTS):
