@@ -91,7 +91,10 @@ async def upload(transport: Transport, data: bytes) -> str:
         except Interrupted as cut:
             await patience.wait(cut)
         except DispatcherRefused as refused:
-            raise JobRefused(refused.problem) from None
+            if refused.problem.status != HTTPStatus.LOCKED:
+                raise JobRefused(refused.problem) from None
+            # Somebody else begins to upload the same bytes.
+            await patience.wait(Interrupted(refused.problem.message, refused.problem))
         else:
             return sha256
 

@@ -192,7 +192,7 @@ class _Ear:
         parts = offer.outputs.split("/")
         kind = self._rng.choice(("tenant", "ticket", "job"))
         if kind == "tenant":
-            parts[3] = NEIGHBOUR
+            parts[3] = TENANT if offer.tenant == NEIGHBOUR else NEIGHBOUR
         elif kind == "ticket":
             parts[4] = self._rng.randbytes(16).hex()
         else:

@@ -265,3 +265,11 @@ async def test_an_open_job_goes_on_with_its_references_after_a_restart(
             async with garage.car():
                 sums = {r.item: sum_in(r.output) async for r in client.results(job)}
     assert sums == {0: 100_000.0, 1: 10.0}
+
+
+async def test_two_who_upload_the_same_bytes_at_once_both_have_them(house: ObjectsHouse) -> None:
+    data = os.urandom(2_000_000)
+    async with asyncio.timeout(WAIT_S), house.client() as one, house.client() as other:
+        names = await asyncio.gather(*(who.upload(data) for who in (one, other, one, other)))
+    assert set(names) == {digest_of(data)}
+    assert len(house.objects) == 1
