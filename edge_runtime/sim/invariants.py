@@ -117,7 +117,7 @@ def s14_usage(world: World, db: sqlite3.Connection) -> None:
 
 
 def s17_work_is_booked_once(world: World, db: sqlite3.Connection) -> None:
-    """S17. A car is credited the price of each result that it gave, each once."""
+    """S21. A car is credited the price of each result that it gave, each once."""
     gave: dict[str, tuple[int, float]] = {}
     for vehicle, spec, items in db.execute(
         "SELECT r.vehicle, j.spec, count(*) FROM result r JOIN job j ON j.no=r.job_no"
@@ -138,7 +138,7 @@ def s17_work_is_booked_once(world: World, db: sqlite3.Connection) -> None:
         is_right = booked_items == items and abs(booked_credits - earned) < _ROUNDING
         if not is_right and (is_whole or booked_items < items):
             world.ledger.violated(
-                "S17",
+                "S21",
                 f"{vehicle} gave {items} results worth {earned}, booked are {booked_items}"
                 f" worth {booked_credits}",
             )
@@ -147,7 +147,7 @@ def s17_work_is_booked_once(world: World, db: sqlite3.Connection) -> None:
         for kind in ("fleet", "tenant")
     )
     if fleet != tenants:
-        world.ledger.violated("S17", f"the fleet finished {fleet} items, its tenants {tenants}")
+        world.ledger.violated("S21", f"the fleet finished {fleet} items, its tenants {tenants}")
 
 
 def s2_failures_have_causes(world: World, db: sqlite3.Connection) -> None:

@@ -44,7 +44,7 @@ _SHARES = (
     Mutation(
         "credited-again",
         "A car is credited whatever a chunk has, also where it only says it again.",
-        "S17",
+        "S21",
         "dispatcher/core/machine.py",
         "        self._book(job, unit.vehicle, chunk, job.done - done_before, now)\n",
         "        self._book(job, unit.vehicle, chunk, len(chunk.items), now)\n",
@@ -52,7 +52,7 @@ _SHARES = (
     Mutation(
         "late-work-for-nothing",
         "Who gives a result after its lease has ended is credited nothing.",
-        "S17",
+        "S21",
         "dispatcher/core/machine.py",
         "        self._book(job, vehicle, chunk, job.done - done_before, now)\n",
         "",
