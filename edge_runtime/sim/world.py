@@ -659,6 +659,8 @@ class World:
 
 def is_passing(error: DispatcherRefused) -> bool:
     """Whether asking again later may be answered otherwise."""
+    if error.problem.code == "unknown_object":
+        return True  # an older store was put back: what was uploaded is uploaded again
     return error.problem.status in {429, 502, 503, 504, 507}
 
 
