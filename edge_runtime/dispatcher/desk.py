@@ -242,7 +242,11 @@ class FrontDesk:
     async def job(self, tenant: str | None, job: str) -> JobStatus:
         """A job's status."""
         live = self._service.core.state.jobs.get(job)
-        status = live.status() if live is not None else await self._store.job(job)
+        # An ended one is in memory as long as a car has to answer for it, deleted or not.
+        if live is not None and not live.is_over:
+            status: JobStatus | None = live.status()
+        else:
+            status = await self._store.job(job)
         if status is None or (tenant is not None and status.tenant != tenant):
             raise _unknown_job(job)
         return status
