@@ -584,9 +584,12 @@ HTTP_SHUTDOWN_S: Final = 5
 HTTP_CONNECTIONS_MAX: Final = 10_000
 """Connections at once, where the process may open as many files; one costs 10 to 15 KB."""
 HTTP_FILES_RESERVED: Final = 384
-"""Of the files that a process may open, those that are no connections: a turn of accepting
-(`HTTP_BACKLOG`) before any of them can be refused, and the store, the broker, files being read."""
+"""Of the files that a process may open, those that are no connections: the turns of accepting
+(`HTTP_ACCEPTS_A_TURN`) before the first of them can be refused and closed, which are four, and the
+store, the broker, files being read."""
+HTTP_ACCEPTS_A_TURN: Final = 32
 HTTP_BACKLOG: Final = 256
+"""Connections that wait in the kernel to be accepted."""
 HTTP_IDLE_KEPT_S: Final = 1.0
 """A connection that has had no request for so long makes room for a new one where there is none."""
 HTTP_HEAD_S: Final = 20.0

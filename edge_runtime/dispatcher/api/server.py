@@ -102,7 +102,7 @@ async def serve(
         app,
         loop="none",
         http=cast("type[asyncio.Protocol]", functools.partial(Connection, connections)),
-        backlog=limits.HTTP_BACKLOG,
+        backlog=limits.HTTP_ACCEPTS_A_TURN,
         ws="none",
         lifespan="off",
         access_log=access_log,
@@ -116,7 +116,10 @@ async def serve(
     task = asyncio.create_task(server.serve(sockets=[listener]), name="http-server")
     listening = asyncio.create_task(server.listening.wait())
     await asyncio.wait({task, listening}, return_when=asyncio.FIRST_COMPLETED)
-    if not listening.done():
+    if listening.done():
+        # To asyncio `backlog` is also how many it accepts before it looks at any of them.
+        listener.listen(limits.HTTP_BACKLOG)
+    else:
         listening.cancel()
         listener.close()
         await task
