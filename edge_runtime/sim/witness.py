@@ -23,6 +23,8 @@ import sqlite3
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import msgspec
+
 from edge_runtime.bus import Message
 from edge_runtime.contract import codec
 from edge_runtime.contract.errors import Rejected
@@ -273,7 +275,10 @@ class Witness:
                 continue
             if key not in self._chunks and chunk.job in self._ledger.deleted:
                 self._hopeless.add(key)
-            self._chunks[key] = chunk
+            # A journal that went back numbers another chunk alike: `stored` may mean either.
+            known = self._chunks.get(key, chunk).items
+            items = {result.index: result for result in (*known, *chunk.items)}
+            self._chunks[key] = msgspec.structs.replace(chunk, items=tuple(items.values()))
             self._look_at_outputs(results.vehicle, chunk)
             self._require_held(results.vehicle, (chunk.unit, *chunk.fence, chunk.seq))
             self._require_next(results.vehicle, chunk)

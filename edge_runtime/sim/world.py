@@ -171,7 +171,7 @@ class Car:
         self.host.on_death = self._process_died
         self.drain = DrainWatch(name, world.ledger)
         # Which item its journal has as started when it dies, nobody can tell from outside.
-        self._in_doubt: deque[bytes] = deque(maxlen=SIM_ITEMS_IN_DOUBT_MAX)
+        self._in_doubt: deque[bytes] = deque()
         period_s = world.fork(f"{name}/sensors").choice(_SENSOR_PERIODS_S)
         self.sensors = SimSensors(self.truth, lambda: self.host.now().boot_ns, period_s)
         self.engine: SimEngine | None = None
@@ -274,6 +274,9 @@ class Car:
     def started(self, item: Item) -> None:
         """The computation of an item begins."""
         self._in_doubt.append(item.data)
+        if not (self.host.disk.is_failing or self.host.disk.is_full):
+            while len(self._in_doubt) > SIM_ITEMS_IN_DOUBT_MAX:
+                self._in_doubt.popleft()
         self.world.ledger.starts[item.data] += 1
         self.world.ledger.note(f"{self.name} computes {item.data[-4:].hex()}")
         since_s = self.truth.wrong_since_s
