@@ -176,6 +176,7 @@ async def test_a_cancel_stops_at_the_next_node(synthetic: Synthetic) -> None:
         run_id = rig.submit(synthetic("loop-forever"), [vector(1), vector(2)])
         await rig.started(run_id, 0)
         pid = rig.pid
+        await until_cpu_grew(pid, ticks=5)  # it is told before the model runs
         rig.engine.cancel(run_id)
         ended = await rig.ended(run_id)
         assert ended.outcome is RunOutcome.CANCELLED
