@@ -15,11 +15,11 @@ import contextlib
 import hashlib
 import json
 import shutil
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 from obstore.store import MemoryStore
 
@@ -41,6 +41,8 @@ _TUS: Final = {"tus-resumable": "1.0.0"}
 _PIECE_BYTES: Final = 32 * 1024
 _FIRST_ERROR: Final = 400
 _PASSING: Final = frozenset({408, 409, 423})
+_Wanted = TypeVar("_Wanted", ObjectOrder, UploadOrder)
+_Why = TypeVar("_Why")
 _GONE: Final = frozenset({HTTPStatus.NOT_FOUND, HTTPStatus.GONE})
 
 
@@ -126,14 +128,7 @@ class SimExchange(FetchProcess):
 
     async def objects(self, order: Order) -> ObjectsHeld:
         """Have each object, or say why nobody can."""
-        broken = {}
-        for wanted in order.objects:
-            try:
-                why = await self._get(wanted)
-            except Interrupted as cut:
-                raise FetchFailed(cut.cause) from cut
-            if why is not None:
-                broken[wanted.sha256] = why
+        broken = await _each(order.objects, self._get)
         return ObjectsHeld(broken, self.received_bytes)
 
     async def _get(self, wanted: ObjectOrder) -> str | None:
@@ -169,14 +164,7 @@ class SimExchange(FetchProcess):
 
     async def uploads(self, order: Order) -> UploadsTaken:
         """Put each file, or say why it never will be taken."""
-        refused = {}
-        for wanted in order.uploads:
-            try:
-                why = await self._put(wanted)
-            except Interrupted as cut:
-                raise FetchFailed(cut.cause) from cut
-            if why is not None:
-                refused[wanted.sha256] = why
+        refused = await _each(order.uploads, self._put)
         if self._faults.deaths:
             self._faults.deaths -= 1
             self._note("crash_after_upload")
@@ -232,6 +220,21 @@ class SimExchange(FetchProcess):
 
 
 # --- a process's own files: no other process waits while it reads them ---------------------------
+
+
+async def _each(
+    wanted: tuple[_Wanted, ...], exchange: Callable[[_Wanted], Awaitable[_Why | None]]
+) -> dict[str, _Why]:
+    """Exchange one after the other; by SHA-256 why those that nobody can have or take."""
+    problems = {}
+    for one in wanted:
+        try:
+            why = await exchange(one)
+        except Interrupted as cut:
+            raise FetchFailed(cut.cause) from cut
+        if why is not None:
+            problems[one.sha256] = why
+    return problems
 
 
 def _size_of(path: Path) -> int:

@@ -276,9 +276,10 @@ class Witness:
             if key not in self._chunks and chunk.job in self._ledger.deleted:
                 self._hopeless.add(key)
             # A journal that went back numbers another chunk alike: `stored` may mean either.
-            known = self._chunks.get(key, chunk).items
-            items = {result.index: result for result in (*known, *chunk.items)}
-            self._chunks[key] = msgspec.structs.replace(chunk, items=tuple(items.values()))
+            known = self._chunks.setdefault(key, chunk)
+            if known.items != chunk.items:
+                items = {result.index: result for result in (*known.items, *chunk.items)}
+                self._chunks[key] = msgspec.structs.replace(chunk, items=tuple(items.values()))
             self._look_at_outputs(results.vehicle, chunk)
             self._require_held(results.vehicle, (chunk.unit, *chunk.fence, chunk.seq))
             self._require_next(results.vehicle, chunk)
