@@ -167,6 +167,11 @@ TOKENS_TEXT_MAX_CHARS: Final = 16 * 1024
 INTERACTIVE_CAR_UNITS_MAX: Final = 8
 """Interactive units that a car holds, beside its durable ones."""
 INTERACTIVE_FENCES_REMEMBERED_MAX: Final = 1_024
+INTERACTIVE_OUTPUTS_MAX_BYTES: Final = 64 * 1024 * 1024
+"""Outputs of interactive requests over `OUTPUT_MAX_BYTES` that a car, or the dispatcher, holds in
+memory at a time: on their way to requesters who wait."""
+INTERACTIVE_UPLOAD_TRIES: Final = 3
+"""How often a car tries to hand in an output of an interactive request."""
 INTERACTIVE_IN_FLIGHT: Final = 2
 """Units that the dispatcher keeps on a car: one is computed while the next one travels."""
 INTERACTIVE_BATCH_ROWS_MAX: Final = 64
@@ -199,6 +204,8 @@ INTERACTIVE_POOL_MS: Final = 250
 OIP_BODY_MAX_BYTES: Final = 1024 * 1024
 """Largest body of an inference request, packed or not; its tensors travel inline, in JSON they may
 be several times as long."""
+OIP_JSON_OUTPUT_MAX_BYTES: Final = 4 * 1024 * 1024
+"""Largest output tensor that is written as JSON; a larger one is asked for as binary."""
 OIP_LARGE_BODY_MAX_BYTES: Final = OBJECT_MAX_BYTES + OIP_BODY_MAX_BYTES
 """Largest body with binary tensors, packed or not: one object, and the JSON before it."""
 OIP_LARGE_BODIES_MAX_BYTES: Final = 128 * 1024 * 1024

@@ -5,6 +5,7 @@ nothing here waits longer than `SUBMIT_TIMEOUT_S` except the two streams.
 """
 
 from collections.abc import AsyncIterator, Sequence
+from http import HTTPStatus
 from pathlib import Path
 from typing import Protocol
 
@@ -32,6 +33,15 @@ class Refusal(EdgeError):  # noqa: N818 - named for what the dispatcher does
     def __init__(self, problem: Problem) -> None:
         super().__init__(problem.message)
         self.problem = problem
+
+
+def refusal(
+    status: HTTPStatus, code: str, message: str, field: str | None = None, limit: str | None = None
+) -> Refusal:
+    """A `Refusal` of its parts."""
+    return Refusal(
+        Problem(code=code, message=message, status=int(status), field=field, limit=limit)
+    )
 
 
 class Front(Protocol):

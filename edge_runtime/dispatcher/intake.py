@@ -6,6 +6,7 @@ objects says so (`output_problem`); until that is known, what refers to objects 
 again.
 """
 
+import functools
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import Final
@@ -16,6 +17,7 @@ from edge_runtime.bus import Message
 from edge_runtime.contract import codec, limits
 from edge_runtime.contract.errors import Rejected, RejectionReason
 from edge_runtime.contract.messages import (
+    INTERACTIVE_JOB,
     Birth,
     Chunk,
     ItemDone,
@@ -54,6 +56,8 @@ class Intake:
         self._acks = codec.acks_decoder()
         self._results = codec.results_decoder()
         self.output_problem: OutputProblem | None = None
+        self.request_output_problem: Callable[[Reference], str | None] = _not_offered
+        """The same of requests that wait."""
 
     def events(self, message: Message) -> list[Event]:
         """The events in a message; none where it was rejected (and counted)."""
@@ -101,16 +105,25 @@ class Intake:
         """The chunk, a reference that leads to no whole output replaced by its item's failure."""
         if not any(isinstance(item, ItemDone) and item.ref is not None for item in chunk.items):
             return chunk
+        if chunk.job == INTERACTIVE_JOB:
+            problem = self.request_output_problem
+            items = tuple(_judged(item, problem) for item in chunk.items)
+            return msgspec.structs.replace(chunk, items=items)
         if self.output_problem is None:
             raise Rejected(RejectionReason.STORE_UNAVAILABLE, "who keeps objects is not there yet")
-        items = tuple(_judged(chunk.job, item, self.output_problem) for item in chunk.items)
+        of_job = functools.partial(self.output_problem, chunk.job)
+        items = tuple(_judged(item, of_job) for item in chunk.items)
         return msgspec.structs.replace(chunk, items=items)
 
 
-def _judged(job: str, item: ItemResult, output_problem: OutputProblem) -> ItemResult:
+def _not_offered(_ref: Reference) -> str:
+    return "no place was offered for outputs of requests"
+
+
+def _judged(item: ItemResult, output_problem: Callable[[Reference], str | None]) -> ItemResult:
     if isinstance(item, ItemFailed) or item.ref is None:
         return item
-    problem = output_problem(job, item.ref)
+    problem = output_problem(item.ref)
     if problem is None:
         return item
     # Not final: the car may be what is broken, and another may do better.

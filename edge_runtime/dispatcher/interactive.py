@@ -6,13 +6,16 @@ Invariants
   here waits for the store, and nothing here writes to it.
 - A caller that is cancelled leaves: in the same call the car that computes for it is told to stop.
 - Every request that waits when the desk closes ends with `InteractiveFailure`.
+- What cars hand in (`receiver`) goes with the last request of its unit.
 """
 
 import asyncio
 import functools
-from collections import deque
+from collections import Counter, deque
 from collections.abc import AsyncGenerator, Callable
 from typing import assert_never
+
+import msgspec
 
 from edge_runtime.bus import Message
 from edge_runtime.contract import codec, limits
@@ -24,6 +27,7 @@ from edge_runtime.contract.messages import (
     Control,
     Reference,
     Tokens,
+    UnitOffer,
     WorkOffer,
 )
 from edge_runtime.contract.reasons import CancelReason, ChunkVerdict
@@ -43,6 +47,7 @@ from edge_runtime.dispatcher.core.interactive_parts import (
     InteractiveEvent,
     InteractiveTick,
     OfferUnit,
+    OutputComes,
     RequesterLeft,
     Resume,
     Streamed,
@@ -50,6 +55,7 @@ from edge_runtime.dispatcher.core.interactive_parts import (
 )
 from edge_runtime.dispatcher.core.placement import Requirement
 from edge_runtime.dispatcher.core.state import State
+from edge_runtime.dispatcher.receiving import Receiver
 from edge_runtime.dispatcher.tracing import current_traceparent
 
 _MSGPACK = "application/x-msgpack"
@@ -104,6 +110,8 @@ class InteractiveDesk:
         """Set while no request waits."""
         self.quiet.set()
         self.watchers: list[Watcher] = []
+        self.receiver: Receiver | None = None
+        """Where cars may hand in large outputs; without one they end as `result_too_large`."""
         self.on_work: Callable[[BookWork], object] = lambda _: None
         """Told of what cars have finished."""
 
@@ -230,6 +238,17 @@ class InteractiveDesk:
 
     # --- for the service ---
 
+    def receive_outputs(
+        self, counters: Counter[str], random_bytes: Callable[[int], bytes]
+    ) -> Receiver:
+        """From now on cars may hand in large outputs, at the receiver's places."""
+
+        def comes(unit: int, size_bytes: int) -> None:
+            self._handle(OutputComes(unit=unit, size_bytes=size_bytes))
+
+        self.receiver = Receiver(self.core.is_out, comes, counters, random_bytes)
+        return self.receiver
+
     def heard(self, event: Event) -> bool:
         """Take what a car says of an interactive unit; whether it was of one."""
         match event:
@@ -266,6 +285,8 @@ class InteractiveDesk:
     def _handle(self, event: InteractiveEvent) -> None:
         now = self._clock()
         self._carry_out(self.core.handle(event, now))
+        if self.receiver is not None:
+            self.receiver.forget_ended()
         due_ms = self.core.next_deadline_ms()
         if due_ms is None or self._is_closed:
             return
@@ -284,12 +305,12 @@ class InteractiveDesk:
         for command in commands:
             match command:
                 case OfferUnit(vehicle=vehicle, unit=unit):
-                    work = WorkOffer(vehicle=vehicle, units=(unit,))
+                    work = WorkOffer(vehicle=vehicle, units=(self._with_place(unit),))
                     self._send(vehicle, Down.WORK, work, unit.traceparent)
                 case Answered(number=number):
                     future = self._waiting.get(number)
                     if future is not None and not future.done():
-                        future.set_result(command)
+                        future.set_result(self._whole(command))
                 case Streamed(number=number, tokens=tokens):
                     stream = self._streams.get(number)
                     if stream is not None:
@@ -316,6 +337,19 @@ class InteractiveDesk:
                     self._send(vehicle, Down.CONTROL, Control(vehicle=vehicle, orders=(answer,)))
                 case _:
                     assert_never(command)
+
+    def _with_place(self, unit: UnitOffer) -> UnitOffer:
+        if self.receiver is None:
+            return unit
+        place = self.receiver.place(unit.tenant, unit.unit)
+        return msgspec.structs.replace(unit, outputs=place)
+
+    def _whole(self, answered: Answered) -> Answered:
+        """The answer with its output, wherever that is."""
+        if answered.ref is None or self.receiver is None:
+            return answered
+        output = self.receiver.read(answered.ref)
+        return msgspec.structs.replace(answered, output=output, ref=None)
 
     def _send(
         self, vehicle: str, kind: Down, body: WorkOffer | Control, traceparent: str | None = None

@@ -19,7 +19,7 @@ import contextlib
 import hashlib
 import secrets
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from http import HTTPStatus
 from typing import Final
 
@@ -55,10 +55,16 @@ class Loan:
 
 
 class Lender:
-    """What is lent now."""
+    """What is lent now; tickets are `random_bytes`."""
 
-    def __init__(self, quotas: Quotas, counters: Counter[str] | None = None) -> None:
+    def __init__(
+        self,
+        quotas: Quotas,
+        counters: Counter[str] | None = None,
+        random_bytes: Callable[[int], bytes] = secrets.token_bytes,
+    ) -> None:
         self._quotas = quotas
+        self._random_bytes = random_bytes
         self._counters: Counter[str] = Counter() if counters is None else counters
         self._loans: dict[tuple[str, str, str], Loan] = {}
 
@@ -75,7 +81,7 @@ class Lender:
             raise _too_large(len(data))
         async with self._quotas.hold(tenant, lambda: Load(bytes=len(data))):
             sha256 = await asyncio.to_thread(_sha256_of, data)
-            ticket = secrets.token_hex(_TICKET_BYTES)
+            ticket = self._random_bytes(_TICKET_BYTES).hex()
             loan = self._loans[tenant, ticket, sha256] = Loan(sha256, data)
             self._counters["inputs_lent"] += 1
             try:

@@ -42,7 +42,7 @@ from edge_runtime.contract.clock import Now
 from edge_runtime.contract.http import JobRequest, Problem
 from edge_runtime.contract.messages import Reference
 from edge_runtime.dispatcher.accounts_quotas import Load, Quotas
-from edge_runtime.dispatcher.front import Refusal
+from edge_runtime.dispatcher.front import Refusal, refusal
 from edge_runtime.dispatcher.objects_kept import KeptObjects, ObjectsUnavailable
 from edge_runtime.dispatcher.storage import Record, Store, StoreError
 
@@ -169,10 +169,10 @@ class Objects:
         """
         status = await self._store.job(job)
         if status is None or status.tenant != tenant:
-            raise _refusal(HTTPStatus.NOT_FOUND, "unknown_job", f"no job {job[:64]}", "job")
+            raise refusal(HTTPStatus.NOT_FOUND, "unknown_job", f"no job {job[:64]}", "job")
         if status.state.is_terminal:
             message = f"the job is {status.state.value}: it wants no more outputs"
-            raise _refusal(HTTPStatus.GONE, "job_over", message, "job")
+            raise refusal(HTTPStatus.GONE, "job_over", message, "job")
         upload = await self._begin_or_find(tenant, sha256, length, is_output=True)
         async with self._changing:
             stored = self._find(tenant, sha256)
@@ -187,7 +187,7 @@ class Objects:
         known = self._objects.get(f"{tenant}/{sha256}")
         if known is not None:
             if known.length != length:
-                raise _refusal(
+                raise refusal(
                     HTTPStatus.CONFLICT,
                     "other_length",
                     f"this object was begun with {known.length} bytes",
@@ -211,7 +211,7 @@ class Objects:
 
     def _require_room(self, length: int) -> None:
         if length > limits.OBJECT_MAX_BYTES:
-            raise _refusal(
+            raise refusal(
                 HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
                 "too_large",
                 f"an object has at most {limits.OBJECT_MAX_BYTES} bytes, not {length}",
@@ -220,13 +220,13 @@ class Objects:
             )
         if length < 1:
             message = "an object has at least one byte"
-            raise _refusal(
+            raise refusal(
                 HTTPStatus.UNPROCESSABLE_ENTITY, "invalid_field", message, "Upload-Length"
             )
         if len(self._objects) >= limits.OBJECTS_MAX:
             message = "this dispatcher holds as many objects as it takes"
             limit = f"OBJECTS_MAX={limits.OBJECTS_MAX}"
-            raise _refusal(HTTPStatus.INSUFFICIENT_STORAGE, "objects_full", message, None, limit)
+            raise refusal(HTTPStatus.INSUFFICIENT_STORAGE, "objects_full", message, None, limit)
         with _disk_faults():
             self._spool.mkdir(parents=True, exist_ok=True)
             free = shutil.disk_usage(self._spool).free
@@ -234,18 +234,18 @@ class Objects:
         if free - 2 * length < limits.STORE_RESERVE_BYTES:
             message = f"the disk for uploads has {free} bytes left"
             limit = f"STORE_RESERVE_BYTES={limits.STORE_RESERVE_BYTES}"
-            raise _refusal(HTTPStatus.INSUFFICIENT_STORAGE, "disk_full", message, None, limit)
+            raise refusal(HTTPStatus.INSUFFICIENT_STORAGE, "disk_full", message, None, limit)
 
     @contextlib.contextmanager
     def _alone(self, name: str) -> Iterator[None]:
         """One writer of an object at a time."""
         if name in self._busy:
             message = "another request is writing this object"
-            raise _refusal(HTTPStatus.LOCKED, "locked", message)
+            raise refusal(HTTPStatus.LOCKED, "locked", message)
         if len(self._busy) >= limits.OBJECT_UPLOADS_MAX:
             limit = f"OBJECT_UPLOADS_MAX={limits.OBJECT_UPLOADS_MAX}"
             message = "too many uploads at once; try again"
-            raise _refusal(HTTPStatus.SERVICE_UNAVAILABLE, "busy", message, None, limit)
+            raise refusal(HTTPStatus.SERVICE_UNAVAILABLE, "busy", message, None, limit)
         self._busy.add(name)
         try:
             yield
@@ -274,12 +274,12 @@ class Objects:
         """
         stored = self._find(tenant, sha256)
         if stored.is_whole:
-            raise _refusal(HTTPStatus.CONFLICT, "already_whole", "this object is whole")
+            raise refusal(HTTPStatus.CONFLICT, "already_whole", "this object is whole")
         with self._alone(stored.name), _disk_faults():
             path = self._spooled(stored)
             present = await asyncio.to_thread(_size_of, path)
             if offset != present:
-                raise _refusal(
+                raise refusal(
                     HTTPStatus.CONFLICT,
                     "wrong_offset",
                     f"the upload goes on at byte {present}, not {offset}",
@@ -298,7 +298,7 @@ class Objects:
         if sha256 != stored.sha256:
             await self._drop(stored)
             message = "the bytes have another SHA-256 than the object's name; begin again"
-            raise _refusal(HTTPStatus.UNPROCESSABLE_ENTITY, "wrong_hash", message, "sha256")
+            raise refusal(HTTPStatus.UNPROCESSABLE_ENTITY, "wrong_hash", message, "sha256")
         try:
             await self._kept.put(stored.name, path)
         except ObjectsUnavailable as error:
@@ -338,7 +338,7 @@ class Objects:
     def require_output_ticket(self, tenant: str, ticket: str, job: str) -> None:
         """`Refusal` 404 unless the ticket is the one of `output_place`."""
         if not self._is_ticket(ticket, _OUTPUTS, tenant, job):
-            raise _refusal(HTTPStatus.NOT_FOUND, "unknown_job", f"no job {job[:64]}", "job")
+            raise refusal(HTTPStatus.NOT_FOUND, "unknown_job", f"no job {job[:64]}", "job")
 
     def output_problem(self, job: str, ref: Reference) -> str | None:
         """What is wrong with an output that a car refers to; None for one that may be taken.
@@ -419,7 +419,7 @@ class Objects:
             stored = self._find(tenant, sha256)
             with self._alone(stored.name):
                 if await self._is_used(stored):
-                    raise _refusal(HTTPStatus.CONFLICT, "in_use", "a job uses this object")
+                    raise refusal(HTTPStatus.CONFLICT, "in_use", "a job uses this object")
                 await self._drop(stored)
 
     async def sweep_forever(self) -> None:
@@ -510,7 +510,7 @@ async def _append(path: Path, offset: int, length: int, body: AsyncIterator[byte
                 waiting.clear()
                 size = offset
                 await asyncio.to_thread(file.truncate, offset)
-                raise _refusal(
+                raise refusal(
                     HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
                     "too_large",
                     f"the body goes beyond the object's {length} bytes",
@@ -572,22 +572,14 @@ def _disk_faults() -> Iterator[None]:
     except OSError as error:
         code = "disk_full" if error.errno in _FULL else "disk_failed"
         message = f"the upload cannot be written: {error.strerror}"
-        raise _refusal(HTTPStatus.INSUFFICIENT_STORAGE, code, message) from error
-
-
-def _refusal(
-    status: HTTPStatus, code: str, message: str, field: str | None = None, limit: str | None = None
-) -> Refusal:
-    return Refusal(
-        Problem(code=code, message=message, status=int(status), field=field, limit=limit)
-    )
+        raise refusal(HTTPStatus.INSUFFICIENT_STORAGE, code, message) from error
 
 
 def _unknown(sha256: str) -> Refusal:
     message = f"no object {sha256[:64]}: it was never uploaded to its end, or has expired"
-    return _refusal(HTTPStatus.NOT_FOUND, "unknown_object", message, "sha256")
+    return refusal(HTTPStatus.NOT_FOUND, "unknown_object", message, "sha256")
 
 
 def _unavailable() -> Refusal:
     message = "the store of objects does not answer; try again"
-    return _refusal(HTTPStatus.SERVICE_UNAVAILABLE, "objects_unavailable", message)
+    return refusal(HTTPStatus.SERVICE_UNAVAILABLE, "objects_unavailable", message)

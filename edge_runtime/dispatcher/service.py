@@ -12,6 +12,7 @@ Invariants
 
 import asyncio
 import contextlib
+import secrets
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -63,6 +64,7 @@ from edge_runtime.dispatcher.core.machine import DispatcherCore
 from edge_runtime.dispatcher.intake import Intake, OutputProblem
 from edge_runtime.dispatcher.interactive import InteractiveDesk
 from edge_runtime.dispatcher.publisher import Publisher
+from edge_runtime.dispatcher.receiving import Receiver
 from edge_runtime.dispatcher.requests import TenantRequests
 from edge_runtime.dispatcher.shelf import Shelf
 from edge_runtime.dispatcher.storage import Recovered, Store, StoreDamaged, StoreError
@@ -246,6 +248,14 @@ class DispatcherService:
         """
         self._output_place = place
         self._intake.output_problem = problem
+
+    def receive_outputs(
+        self, random_bytes: Callable[[int], bytes] = secrets.token_bytes
+    ) -> Receiver:
+        """From now on cars may hand in large outputs of requests that wait."""
+        receiver = self.interactive.receive_outputs(self.counters, random_bytes)
+        self._intake.request_output_problem = receiver.problem
+        return receiver
 
     def _rebuild(self, recovered: Recovered, now: Now) -> None:
         core = DispatcherCore(

@@ -1,4 +1,4 @@
-"""A nemesis with much to say: jobs whose inputs and outputs do not travel inline.
+"""A nemesis with much to say: jobs and visitors whose inputs and outputs do not travel inline.
 
 Its own faults are of the exchanges: cut in the middle, with other bytes, forbidden by an owner
 while they go on, followed by the death of the car; and people who refer to what is not there, or
@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import random
 from collections.abc import AsyncIterator
+from functools import partial
 from http import HTTPStatus
 from typing import Final
 
@@ -34,10 +35,12 @@ from edge_runtime.sim.buses import service_url
 from edge_runtime.sim.car import WIDE, good_signals
 from edge_runtime.sim.ledger import BULK
 from edge_runtime.sim.nemesis import HALF, often
+from edge_runtime.sim.visitors import Visits
 from edge_runtime.sim.web import exchange
 from edge_runtime.sim.world import NEIGHBOUR, TENANT, Planned, World
 
 _FIRST: Final = 6_000_000
+_FIRST_VISIT: Final = 7_000_000
 _LARGE_VALUES: Final = 30_000
 _WIDE: Final = 0.75
 _DAY_S: Final = 86_400.0
@@ -52,6 +55,8 @@ _KINDS: Final = (
     "false_reference",
     "foreign_object",
     "foreign_output",
+    "visit",
+    "visit",
 )
 
 
@@ -78,7 +83,15 @@ async def bulky(world: World, rng: random.Random) -> None:
         plan.append(Planned(TENANT, f"{BULK}{job}", data, after_s, _DAY_S))
     world.add_requester(BULK, TENANT, plan).start()
     world.exchange_faults.piece_s = rng.choice((0.0, 0.3, 2.0))
-    ear = _Ear(world, rng)
+
+    def asked(number: int) -> bytes:
+        kind = rng.randrange(3)
+        return bulky_item(number, is_large=kind > 0, is_wide=kind < 2)  # noqa: PLR2004 - of three
+
+    visits = Visits(world, rng, "bulky_visitor", _FIRST_VISIT, asked)
+    largest = partial(bulky_item, is_large=True, is_wide=True)
+    visits.keep_asking(visits.until_answered(largest))
+    ear = _Ear(world, rng, visits)
     async with ear.listening():
         await often(world, rng, 4, ear.strike)
 
@@ -86,9 +99,10 @@ async def bulky(world: World, rng: random.Random) -> None:
 class _Ear:
     """Hears every offer, and strikes."""
 
-    def __init__(self, world: World, rng: random.Random) -> None:
+    def __init__(self, world: World, rng: random.Random, visits: Visits) -> None:
         self._world = world
         self._rng = rng
+        self._visits = visits
         self._offers: dict[tuple[int, str], UnitOffer] = {}
         everybody = ("er/1/+/v/+/dn/work", 1)
         settings = BusSettings(service_url("bulk"), BULK, subscriptions=(everybody,))
@@ -132,6 +146,8 @@ class _Ear:
                 self._lie()
             case "foreign_object":
                 await self._read_foreign()
+            case "visit":
+                await self._visits.visit()
             case _:
                 await self._put_foreign()
 

@@ -18,6 +18,7 @@ from edge_runtime.dispatcher.api.objects import ObjectRoutes
 from edge_runtime.dispatcher.api.oip import OpenInference
 from edge_runtime.dispatcher.api.openai.live import PATHS, LiveTexts
 from edge_runtime.dispatcher.desk import FrontDesk
+from edge_runtime.dispatcher.lending import Lender
 from edge_runtime.dispatcher.objects import Objects
 from edge_runtime.dispatcher.service import DispatcherService
 from edge_runtime.sim.objects import SimKept
@@ -48,7 +49,8 @@ async def open_front(
 
     `kept` is where objects lie.
     """
-    mounts: dict[str, Mount] = {"v2": OpenInference(service)}
+    mounts: dict[str, Mount] = {}
+    lender = None
     door = quotas = batches = None
     if CONVERSATIONS in chosen:
         mounts |= dict.fromkeys(PATHS, LiveTexts(service, rng.randbytes))
@@ -60,7 +62,10 @@ async def open_front(
     if BULKY in chosen:
         quotas = quotas or Quotas(service.store, service.clock)
         objects = await _open_objects(service, kept, quotas, rng)
-        mounts["objects"] = ObjectRoutes(objects)
+        lender = Lender(quotas, service.counters, rng.randbytes)
+        receiver = service.receive_outputs(rng.randbytes)
+        mounts["objects"] = ObjectRoutes(objects, lender, receiver)
+    mounts["v2"] = OpenInference(service, lender)
     desk = FrontDesk(
         service, lambda count: rng.randbytes(count).hex(), quotas=quotas, objects=objects
     )

@@ -442,7 +442,12 @@ def s12_chunks_wait_for_answers(world: World, db: sqlite3.Connection) -> None:
 
 
 def s13_interactive_leaves_no_trace(world: World, db: sqlite3.Connection) -> None:
-    """S13. Of a request that somebody waited for nothing is in the store or in any journal."""
+    """S13. Of a request that somebody waited for nothing is kept.
+
+    Not in the store, not in any journal, and its large outputs in nobody's memory.
+    """
+    for name in world.holders_of_answers:
+        world.ledger.violated("S13", f"{name} holds outputs that nobody waits for")
     interactive = world.ledger.interactive
     kept = {unit for (unit,) in db.execute("SELECT unit FROM attempt")} & interactive
     for unit in sorted(kept):

@@ -209,7 +209,8 @@ def _is_at_rest(world: World) -> bool:
     """Whether all is told, every car holds what it should and none keeps what it should not."""
     journals = [car.host.folder / "journal.db" for car in world.cars]
     is_kept = any(any(kept_rows(path).values()) for path in journals if path.exists())
-    return world.has_told_all and not world.has_wishes and not is_kept
+    has_said_all = world.has_told_all and not world.holders_of_answers
+    return has_said_all and not world.has_wishes and not is_kept
 
 
 def _judge(world: World) -> None:

@@ -175,6 +175,7 @@ class Car:
         period_s = world.fork(f"{name}/sensors").choice(_SENSOR_PERIODS_S)
         self.sensors = SimSensors(self.truth, lambda: self.host.now().boot_ns, period_s)
         self.engine: SimEngine | None = None
+        self.agent: VehicleAgent | None = None
         self._engine_life: OneLife | None = None
         self._exchanging_life: OneLife | None = None
         self._withdrawals: list[tuple[float, float]] = []
@@ -321,6 +322,11 @@ class Car:
             self._exchanging_life = None
 
     @property
+    def has_answers(self) -> bool:
+        """Whether it has large outputs for who waits, which it has not handed in."""
+        return self.agent is not None and self.agent.core.work.handover.size_bytes > 0
+
+    @property
     def is_exchanging(self) -> bool:
         """Whether it fetches something, or hands something over."""
         return self._exchanging_life is not None and self._exchanging_life is self.host.life
@@ -346,6 +352,7 @@ class Car:
             start_fetching=self._exchanging,
         )
         async with agent:
+            self.agent = agent
             await agent.wait_ended()
 
 
@@ -479,6 +486,13 @@ class World:
         # Some jobs have no reader; they end all the same.
         is_idle = self.service is not None and not self.service.core.state.jobs
         return is_read and is_idle and all(is_true() for is_true in self.waits_for)
+
+    @property
+    def holders_of_answers(self) -> list[str]:
+        """Who has large outputs of requests in memory."""
+        receiver = None if self.service is None else self.service.interactive.receiver
+        holders = [car.name for car in self.cars if car.has_answers]
+        return holders if receiver is None or not len(receiver) else ["the dispatcher", *holders]
 
     def came_to_an_end(self, host: Host) -> None:
         """A host's program ended by itself; what supervises it starts it again."""

@@ -40,6 +40,7 @@ from edge_runtime.bus import (
 from edge_runtime.contract import limits
 from edge_runtime.contract.clock import NS_PER_MS, PLAUSIBLE_UTC_MS, Now
 from edge_runtime.contract.errors import ConfigError, RejectionReason
+from edge_runtime.contract.messages import Fence
 from edge_runtime.contract.package import KNOWN_TASKS
 from edge_runtime.contract.reasons import HoldReason
 from edge_runtime.contract.topics import DEFAULT_NAMESPACE, Topics, require_id
@@ -254,11 +255,11 @@ class VehicleAgent:
             )
             self._outputs = OutputSender(
                 self.settings.state_dir / "outputs",
-                read=self._journal.output,
+                read=self._output,
                 urls=self._hosts.urls,
                 tell=self.tell,
                 may_upload=lambda unit, fence: (
-                    self.core.is_upload_allowed and self.core.work.outbox.holds((unit, fence))
+                    self.core.is_upload_allowed and self.core.work.holds_outputs((unit, fence))
                 ),
                 start=self._start_fetching,
             )
@@ -512,6 +513,14 @@ class VehicleAgent:
             self._bus.publish_soon(message)
         except BusOverflow:
             self.overflows += 1  # the bus counts and logs it; the core sends again
+
+    def _output(self, unit: int, fence: Fence, seq: int, sha256: str) -> bytes | None:
+        """An output that is to be handed over: a request's from memory, a job's from the journal.
+
+        Called beside the loop's thread; a look at a dictionary is one step of the interpreter.
+        """
+        held = self.core.work.handover.output((unit, fence), seq, sha256)
+        return self._journal.output(unit, fence, seq, sha256) if held is None else held
 
     # --- sources of events -----------------------------------------------------------------
 

@@ -77,6 +77,27 @@ def test_a_car_is_given_time_to_fetch_before_another_is_asked() -> None:
     assert len(r.units) == 2
 
 
+def test_a_car_is_given_time_to_hand_in_what_it_has_announced() -> None:
+    r = rig("car-1", "car-2")
+    number = r.ask()
+    (unit,) = r.units
+    assert r.core.is_out(unit)
+    r.wait(limits.INTERACTIVE_SILENCE_MS - 100)
+    length = limits.OBJECT_MAX_BYTES
+    r.send(p.OutputComes(unit=unit, size_bytes=length))
+    hand_in_ms = limits.INTERACTIVE_FETCH_MS + length // limits.INTERACTIVE_FETCH_BYTES_PER_MS
+    for _ in range(2):
+        for car in ("car-1", "car-2"):
+            r.says(car)
+        r.wait(hand_in_ms // 2)
+    assert len(r.units) == 1
+    r.answer(unit)
+    assert number in r.ended
+    assert not r.core.is_out(unit)
+    r.send(p.OutputComes(unit=unit, size_bytes=length))  # late: nobody waits
+    assert not r.units
+
+
 def test_what_is_lent_counts_in_the_memory_of_what_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "INTERACTIVE_BYTES_MAX", 500_000)
     r = Rig()

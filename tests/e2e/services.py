@@ -53,6 +53,16 @@ class Service:
             self.process.send_signal(signal.SIGTERM)
         return self.process.wait(20)
 
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Stopped by SIGSTOP while the block runs."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self.process.send_signal(signal.SIGCONT)
+
     @property
     def is_running(self) -> bool:
         return self.process is not None and self.process.poll() is None

@@ -154,7 +154,10 @@ async def open_house(
         await objects.open()
         desk = FrontDesk(service, quotas=door.quotas, objects=objects)
         lender = Lender(door.quotas, service.counters)
-        mounts = {"objects": ObjectRoutes(objects, lender), "v2": OpenInference(service, lender)}
+        mounts = {
+            "objects": ObjectRoutes(objects, lender, service.receive_outputs()),
+            "v2": OpenInference(service, lender),
+        }
         app = build_app(desk, door=door, mounts=mounts)
         server = await serve(app, port=port)
         service.announce(server.url)

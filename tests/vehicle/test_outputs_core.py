@@ -1,11 +1,12 @@
 """The car's core and large outputs: kept, handed over, and only then told of; or given up."""
 
 import msgspec
-from car_bench import MODEL, POLICY, Bench, ask, offer, only, sha256_of
+import pytest
+from car_bench import INTERACTIVE_UNIT, MODEL, POLICY, Bench, ask, offer, only, sha256_of
 
 from edge_runtime.contract import limits
 from edge_runtime.contract.messages import Fence, ItemDone, ItemFailed, UnitOffer
-from edge_runtime.contract.reasons import HoldReason, ItemError, Outcome
+from edge_runtime.contract.reasons import CancelReason, HoldReason, ItemError, Outcome
 from edge_runtime.vehicle.core import commands as c
 from edge_runtime.vehicle.core import events as e
 from edge_runtime.vehicle.core.machine import NO_PREFETCH, NO_UPLOAD
@@ -223,11 +224,110 @@ def test_so_much_that_waits_makes_no_more_and_may_still_leave() -> None:
     assert not car.core.work.outbox.is_full
 
 
-def test_an_interactive_answer_stays_inline() -> None:
+def answering(items: tuple[int, ...] = (0,)) -> Bench:
+    """A car that computes for who waits, and may hand over."""
     car = Bench().open()
-    said = car.send(e.UnitsOffered((ask(outputs=PLACE),)))
-    (run,) = only(c.SubmitRun, said)
+    (run,) = only(c.SubmitRun, car.send(e.UnitsOffered((ask(items=items, outputs=PLACE),))))
+    assert run.output_max_bytes == limits.OBJECT_MAX_BYTES
+    return car
+
+
+def test_a_large_answer_is_told_of_when_it_was_handed_over_and_never_journaled() -> None:
+    car = answering()
+    car.finish_large(INTERACTIVE_UNIT, 0)
+    (upload,) = car.uploads
+    held = car.core.work.handover
+    key = upload.unit, upload.fence
+    assert held.output(key, upload.seq, sha256_of(0)) == bytes(limits.OUTPUT_MAX_BYTES + 1)
+    assert held.output(key, upload.seq, sha256_of(1)) is None
+    assert car.core.work.holds_outputs(key)
+    assert not car.published()
+    car.hand_over()
+    (chunk,) = car.published()
+    assert isinstance(chunk.items[0], ItemDone)
+    assert chunk.items[0].ref == upload.references[0]
+    assert chunk.ending is not None
+    assert held.size_bytes == 0
+    assert not car.core.work.holds_outputs(key)
+    assert not car.journal.outputs
+
+
+def test_a_large_answer_keeps_no_small_one_waiting_and_the_end_waits_for_both() -> None:
+    car = answering(items=(0, 1, 2))
+    car.finish_large(INTERACTIVE_UNIT, 0)
+    car.compute(INTERACTIVE_UNIT, 1)
+    assert sorted(results(car)) == [1]
+    car.finish_large(INTERACTIVE_UNIT, 2)
+    second = car.uploads[1]
+    car.send(e.OutputsUploaded(second.unit, second.fence, second.seq, ()))
+    assert sorted(results(car)) == [1], "the end of the unit would say that 0 is not done"
+    car.handed_over |= {sha256_of(0), sha256_of(2)}
+    car.hand_over()
+    assert sorted(results(car)) == [0, 1, 2]
+    assert list(car.endings().values()) == [Outcome.COMPLETED]
+
+
+@pytest.mark.parametrize("is_refused", [True, False])
+def test_a_large_answer_that_nobody_takes_has_failed(*, is_refused: bool) -> None:
+    car = answering()
+    car.finish_large(INTERACTIVE_UNIT, 0)
+    if is_refused:
+        car.hand_over(e.RefusedOutput(sha256_of(0), "413 too_large", is_final=True))
+    else:
+        for _ in range(limits.INTERACTIVE_UPLOAD_TRIES):
+            assert not car.published()
+            car.fail_upload()
+        assert not car.uploads
+    failed = results(car)[0]
+    assert isinstance(failed, ItemFailed)
+    expected = ItemError.RESULT_TOO_LARGE if is_refused else ItemError.OUTPUT_UNAVAILABLE
+    assert failed.code is expected
+    assert len(car.endings()) == 1
+
+
+def test_an_answer_that_nobody_waits_for_any_more_is_dropped() -> None:
+    for items in ((0,), (0, 1)):  # with the first, the car has ended the unit
+        car = answering(items)
+        car.finish_large(INTERACTIVE_UNIT, 0)
+        car.cancel(INTERACTIVE_UNIT, 1, CancelReason.NOT_AWAITED)
+        assert car.core.work.handover.size_bytes == 0
+        car.hand_over()
+        assert not car.published()
+
+
+def test_withdrawn_consent_drops_large_answers() -> None:
+    car = answering()
+    car.finish_large(INTERACTIVE_UNIT, 0)
+    withdrawn = msgspec.structs.replace(POLICY, consent=Consent(given=False, version=1))
+    car.send(e.PolicyChanged(withdrawn))
+    assert car.core.work.handover.size_bytes == 0
+    car.hand_over()
+    assert not car.published()
+
+
+def test_a_car_holds_a_bounded_amount_of_large_answers() -> None:
+    most = limits.INTERACTIVE_OUTPUTS_MAX_BYTES // limits.OBJECT_MAX_BYTES
+    car = answering(items=tuple(range(most + 1)))
+    for index in range(most + 1):
+        car.finish_large(INTERACTIVE_UNIT, index, limits.OBJECT_MAX_BYTES)
+    assert len(car.uploads) == most
+    for _ in range(most):
+        car.hand_over()
+    told = results(car)
+    failed = told.pop(most)
+    assert isinstance(failed, ItemFailed)
+    assert failed.code is ItemError.OUTPUT_UNAVAILABLE
+    assert all(isinstance(item, ItemDone) for item in told.values())
+
+
+def test_without_a_place_a_large_answer_is_too_large() -> None:
+    car = Bench().open()
+    (run,) = only(c.SubmitRun, car.send(e.UnitsOffered((ask(),))))
     assert run.output_max_bytes is None
+    car.finish_large(INTERACTIVE_UNIT, 0)
+    failed = results(car)[0]
+    assert isinstance(failed, ItemFailed)
+    assert failed.code is ItemError.RESULT_TOO_LARGE
 
 
 def test_a_cancelled_jobs_output_is_told_of_as_refused() -> None:
@@ -241,3 +341,10 @@ def test_a_cancelled_jobs_output_is_told_of_as_refused() -> None:
     (chunk,) = car.published()
     assert chunk.model == MODEL
     assert isinstance(chunk.items[0], ItemFailed)
+
+
+def test_where_the_owner_allows_no_network_a_large_answer_has_failed_at_once() -> None:
+    car = answering()
+    car.finish_large(INTERACTIVE_UNIT, 0)
+    car.fail_upload(was_allowed=False)
+    assert isinstance(results(car)[0], ItemFailed)

@@ -201,7 +201,7 @@ async def open_app(
         batches=batches,
         embed=LiveEmbeddings(service),
     )
-    app.mount("objects", ObjectRoutes(objects, lender))
+    app.mount("objects", ObjectRoutes(objects, lender, service.receive_outputs()))
     mount_dashboard(app, service, desk)
     return app, door
 

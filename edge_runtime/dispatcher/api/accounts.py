@@ -13,9 +13,8 @@ from edge_runtime.dispatcher.accounts_quotas import EVERYBODY
 from edge_runtime.dispatcher.api import queries
 from edge_runtime.dispatcher.api.bodies import Body, BodyBudget, TypedBody
 from edge_runtime.dispatcher.api.door import Door
-from edge_runtime.dispatcher.api.problems import refusal
 from edge_runtime.dispatcher.api.wire import answer
-from edge_runtime.dispatcher.front import Front
+from edge_runtime.dispatcher.front import Front, refusal
 
 DEFAULT_QUOTA: Final = "default-quota"
 """The path's name for tenants without a quota of their own; `*` is no good name in a path."""

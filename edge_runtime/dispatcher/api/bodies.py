@@ -29,12 +29,11 @@ from edge_runtime.dispatcher.api.problems import (
     from_validation,
     malformed,
     named_limit,
-    refusal,
     too_large,
     unprocessable,
 )
 from edge_runtime.dispatcher.api.wire import names_msgpack
-from edge_runtime.dispatcher.front import Refusal
+from edge_runtime.dispatcher.front import Refusal, refusal
 
 T = TypeVar("T")
 

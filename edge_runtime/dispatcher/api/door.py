@@ -22,9 +22,9 @@ from edge_runtime.contract.http import Problem
 from edge_runtime.contract.topics import ID_PATTERN
 from edge_runtime.dispatcher.accounts import Accounts, Caller
 from edge_runtime.dispatcher.accounts_quotas import Quotas
-from edge_runtime.dispatcher.api.problems import duplicate_header, refusal, unprocessable
+from edge_runtime.dispatcher.api.problems import duplicate_header, unprocessable
 from edge_runtime.dispatcher.core.events import WeightSet
-from edge_runtime.dispatcher.front import Refusal
+from edge_runtime.dispatcher.front import Refusal, refusal
 from edge_runtime.dispatcher.service import DispatcherService
 
 _log = structlog.get_logger(__name__)

@@ -17,7 +17,7 @@ from litestar.datastructures import Headers
 from litestar.types import Receive, Scope, Send
 
 from edge_runtime.contract import limits
-from edge_runtime.dispatcher.api.problems import refusal
+from edge_runtime.dispatcher.front import refusal
 
 _RANGE: Final = re.compile(r"bytes=(?P<first>\d{0,18})-(?P<last>\d{0,18})")
 

@@ -8,6 +8,7 @@ extensions creation, expiration and termination; the metadata `sha256` (64 hex d
 
 Cars have no key: they read at an address with a ticket in it, which an offer names, and put outputs
 by the same protocol under another: `POST` to the job's, `PATCH` under it. There they read nothing.
+Outputs of requests that wait go the same way, to a place of their unit (`dispatcher.receiving`).
 
 Deliberately absent: `creation-with-upload` and concatenation; which object may be read or goes
 when, which `dispatcher.objects` decides.
@@ -21,7 +22,7 @@ from email.utils import formatdate
 from functools import partial
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import structlog
 from litestar.connection import Request
@@ -33,12 +34,13 @@ from edge_runtime.dispatcher.accounts_quotas import Quotas
 from edge_runtime.dispatcher.api.files import span_of
 from edge_runtime.dispatcher.api.forms import refuse
 from edge_runtime.dispatcher.api.pace import Pace
-from edge_runtime.dispatcher.api.problems import WrongMethod, problem_of, refusal, too_large
+from edge_runtime.dispatcher.api.problems import WrongMethod, problem_of, too_large
 from edge_runtime.dispatcher.api.queries import tenant_of
-from edge_runtime.dispatcher.front import Refusal
+from edge_runtime.dispatcher.front import Refusal, refusal
 from edge_runtime.dispatcher.lending import Lender, Loan
 from edge_runtime.dispatcher.objects import CARS_PATH, Objects, StoredObject, Upload
 from edge_runtime.dispatcher.objects_kept import ObjectsUnavailable, kept_at, kept_in_folder
+from edge_runtime.dispatcher.receiving import Receiver
 from edge_runtime.dispatcher.service import DispatcherService
 
 TUS_VERSION: Final = "1.0.0"
@@ -73,12 +75,22 @@ async def open_objects(
     return objects
 
 
+class _AwaitedUnit(NamedTuple):
+    """A unit of requests that wait, and who takes its outputs."""
+
+    receiver: Receiver
+    number: int
+
+
 class ObjectRoutes:
     """The ASGI application under `/objects`."""
 
-    def __init__(self, objects: Objects, lender: Lender | None = None) -> None:
+    def __init__(
+        self, objects: Objects, lender: Lender | None = None, receiver: Receiver | None = None
+    ) -> None:
         self._objects = objects
         self._lender = lender
+        self._receiver = receiver
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Serve one request."""
@@ -132,20 +144,37 @@ class ObjectRoutes:
             case ("GET", tenant, ticket, sha256) if _is_path(tenant, ticket, sha256):
                 await self._read_lent_or_kept(request, tenant, ticket, sha256, send)
             case ("POST", tenant, ticket, job) if _is_path(tenant, ticket, job=job):
-                self._objects.require_output_ticket(tenant, ticket, job)
+                unit = self._unit_at(tenant, ticket, job)
                 _require_tus(request)
                 sha256, length = _wanted(request)
-                upload = await self._objects.create_output(tenant, job, sha256, length)
+                if unit is None:
+                    upload = await self._objects.create_output(tenant, job, sha256, length)
+                    headers = _upload_headers(upload)
+                else:
+                    headers = _offset_header(unit.receiver.create(unit.number, sha256, length))
                 location = f"{CARS_PATH}/{rest}/{sha256}"
-                await _send(
-                    send, HTTPStatus.CREATED, {"location": location, **_upload_headers(upload)}
-                )
+                await _send(send, HTTPStatus.CREATED, {"location": location, **headers})
             case ("PATCH", tenant, ticket, job, sha256) if _is_path(tenant, ticket, sha256, job):
-                self._objects.require_output_ticket(tenant, ticket, job)
+                unit = self._unit_at(tenant, ticket, job)
                 _require_tus(request)
-                await self._append(request, tenant, sha256, send)
+                if unit is None:
+                    await self._append(request, tenant, sha256, send)
+                    return
+                offset = _offset(request)
+                body = _body(request)
+                size = await unit.receiver.append(unit.number, sha256, offset, body)
+                await _send(send, HTTPStatus.NO_CONTENT, _offset_header(size))
             case _:
                 raise refusal(HTTPStatus.NOT_FOUND, "not_found", "no such path")
+
+    def _unit_at(self, tenant: str, ticket: str, job: str) -> _AwaitedUnit | None:
+        """The unit of requests whose outputs go here; None where it is the place of a job."""
+        if self._receiver is not None:
+            number = self._receiver.unit_at(tenant, ticket, job)
+            if number is not None:
+                return _AwaitedUnit(self._receiver, number)
+        self._objects.require_output_ticket(tenant, ticket, job)
+        return None
 
     async def _read_lent_or_kept(
         self, request: _Request, tenant: str, ticket: str, sha256: str, send: Any
@@ -182,18 +211,7 @@ class ObjectRoutes:
         await self._append(request, tenant, sha256, send)
 
     async def _append(self, request: _Request, tenant: str, sha256: str, send: Any) -> None:
-        if request.headers.get("content-type", "") != OFFSET_TYPE:
-            raise refusal(
-                HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
-                "unsupported_media_type",
-                f"send {OFFSET_TYPE}",
-                field="Content-Type",
-            )
-        announced = request.headers.get("content-length", "")
-        if _NUMBER.fullmatch(announced) and int(announced) > limits.OBJECT_MAX_BYTES:
-            name, most = "OBJECT_MAX_BYTES", limits.OBJECT_MAX_BYTES
-            raise Refusal(too_large("body", f"an object has at most {most} bytes", name, most))
-        offset = _number(request, "upload-offset")
+        offset = _offset(request)
         upload = await self._objects.append(tenant, sha256, offset, _body(request))
         await _send(send, HTTPStatus.NO_CONTENT, _upload_headers(upload))
 
@@ -259,6 +277,22 @@ def _wanted(request: _Request) -> tuple[str, int]:
     return sha256, length
 
 
+def _offset(request: _Request) -> int:
+    """Where an upload is to go on."""
+    if request.headers.get("content-type", "") != OFFSET_TYPE:
+        raise refusal(
+            HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+            "unsupported_media_type",
+            f"send {OFFSET_TYPE}",
+            field="Content-Type",
+        )
+    announced = request.headers.get("content-length", "")
+    if _NUMBER.fullmatch(announced) and int(announced) > limits.OBJECT_MAX_BYTES:
+        name, most = "OBJECT_MAX_BYTES", limits.OBJECT_MAX_BYTES
+        raise Refusal(too_large("body", f"an object has at most {most} bytes", name, most))
+    return _number(request, "upload-offset")
+
+
 def _require_tus(request: _Request) -> None:
     if request.headers.get("tus-resumable", "") != TUS_VERSION:
         raise refusal(
@@ -315,7 +349,11 @@ def _options() -> dict[str, str]:
 
 def _upload_headers(upload: Upload) -> dict[str, str]:
     expires = formatdate(upload.stored.expires_ms / 1000, usegmt=True)
-    return {"upload-offset": str(upload.offset), "upload-expires": expires}
+    return {**_offset_header(upload.offset), "upload-expires": expires}
+
+
+def _offset_header(offset: int) -> dict[str, str]:
+    return {"upload-offset": str(offset)}
 
 
 async def _send(send: Any, status: HTTPStatus, headers: dict[str, str]) -> None:

@@ -6,7 +6,8 @@ from http import HTTPStatus
 from typing import Any, Final
 
 from edge_runtime.contract import limits
-from edge_runtime.dispatcher.api.problems import named_limit, refusal
+from edge_runtime.dispatcher.api.problems import named_limit
+from edge_runtime.dispatcher.front import refusal
 
 _END: Final = "http.request"
 

@@ -33,20 +33,6 @@ _ROUTING_CODES = {
 }
 
 
-def refusal(
-    status: HTTPStatus,
-    code: str,
-    message: str,
-    *,
-    field: str | None = None,
-    limit: str | None = None,
-) -> Refusal:
-    """A `Refusal` that the API raises for itself."""
-    return Refusal(
-        Problem(code=code, message=message, status=int(status), field=field, limit=limit)
-    )
-
-
 class WrongMethod(Refusal):
     """405; `allow` is the header that goes with it (RFC 9110, 15.5.6): what the path does take."""
 

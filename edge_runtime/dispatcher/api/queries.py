@@ -9,8 +9,8 @@ from edge_runtime.contract import limits
 from edge_runtime.contract.reasons import JobState
 from edge_runtime.contract.topics import ID_PATTERN
 from edge_runtime.dispatcher.api.door import AUTHORIZATION, caller_in, tenant_in, tenant_named
-from edge_runtime.dispatcher.api.problems import named_limit, refusal
-from edge_runtime.dispatcher.front import Refusal
+from edge_runtime.dispatcher.api.problems import named_limit
+from edge_runtime.dispatcher.front import Refusal, refusal
 
 ALL_TENANTS: Final = "*"
 PAGE_DEFAULT: Final = 100

@@ -31,7 +31,6 @@ from edge_runtime.dispatcher.api.files import answer_file
 from edge_runtime.dispatcher.api.openai import BatchDesk
 from edge_runtime.dispatcher.api.openai.embeddings import LiveEmbeddings
 from edge_runtime.dispatcher.api.openai.routes import OpenAiRoutes
-from edge_runtime.dispatcher.api.problems import refusal
 from edge_runtime.dispatcher.api.streams import OpenStreams, Page, StreamAnswer
 from edge_runtime.dispatcher.api.wire import (
     JSON,
@@ -40,7 +39,7 @@ from edge_runtime.dispatcher.api.wire import (
     answer,
     media_type_for,
 )
-from edge_runtime.dispatcher.front import Front, Refusal
+from edge_runtime.dispatcher.front import Front, Refusal, refusal
 
 FEED_POSITION_HEADER: Final = "feed-position"
 _Request = Request[Any, Any, Any]

@@ -59,6 +59,7 @@ from edge_runtime.dispatcher.core.interactive_parts import (
     InteractiveTick,
     Key,
     OfferUnit,
+    OutputComes,
     Pool,
     Request,
     RequesterLeft,
@@ -112,6 +113,8 @@ class InteractiveCore:
                 self._left(number, now)
             case VerdictReceived(vehicle=vehicle, verdict=verdict):
                 self._verdict(vehicle, verdict, now)
+            case OutputComes(unit=number, size_bytes=size_bytes):
+                self._output_comes(number, size_bytes, now)
             case FleetChanged(vehicle=vehicle):
                 self._fleet_changed(vehicle, now)
             case InteractiveTick():
@@ -137,6 +140,10 @@ class InteractiveCore:
     def is_mine(self, job: str, unit: int) -> bool:
         """Whether a chunk, or a verdict, is of a unit of this core."""
         return job == INTERACTIVE_JOB or unit in self._units or unit in self._ended
+
+    def is_out(self, unit: int) -> bool:
+        """Whether a car has this unit, and somebody waits for it."""
+        return unit in self._units
 
     @property
     def waiting(self) -> int:
@@ -307,8 +314,7 @@ class InteractiveCore:
         if not fleet.is_resident(row, requirement.model):
             patience_ms += limits.INTERACTIVE_COLD_MS
         if object_bytes := sum(request.ask.object_bytes for request in batch):
-            patience_ms += limits.INTERACTIVE_FETCH_MS
-            patience_ms += object_bytes // limits.INTERACTIVE_FETCH_BYTES_PER_MS
+            patience_ms += _exchange_ms(object_bytes)
         unit = Unit(
             number=number,
             fence=state.new_fence(),
@@ -475,6 +481,7 @@ class InteractiveCore:
                         queue_ms=unit.offered_ms - request.asked_ms,
                         busy_ms=result.busy_ms,
                         batch=unit.batch,
+                        ref=result.ref,
                     )
                 )
                 self.counters["interactive_answered"] += 1
@@ -531,6 +538,15 @@ class InteractiveCore:
                     avoid_ms = min(max(verdict.retry_after_ms, 50), avoid_ms)
                     self._rest(unit.row, avoid_ms, now)
                 self._give_back(unit, avoid_ms, now)
+
+    def _output_comes(self, number: int, size_bytes: int, now: Now) -> None:
+        """The car is not silent: it hands in what is too large for a chunk."""
+        unit = self._units.get(number)
+        if unit is not None:
+            unit.heard_ms, unit.is_silent = now.boot_ms, False
+            unit.patience_ms = max(
+                unit.patience_ms, limits.INTERACTIVE_SILENCE_MS + _exchange_ms(size_bytes)
+            )
 
     def _fleet_changed(self, vehicle: str | None, now: Now) -> None:
         """What is out on a car that went, or may do nothing now, is given to another."""
@@ -758,6 +774,11 @@ def _item(index: int, request: Request) -> Item:
     ask = request.ask
     data = ask.item if ask.resume is None else ask.resume(tuple(request.ids))
     return Item(index=index, media_type=ask.media_type, data=data, ref=ask.ref)
+
+
+def _exchange_ms(size_bytes: int) -> int:
+    """How long a car may be silent while so much is fetched, or handed in."""
+    return limits.INTERACTIVE_FETCH_MS + size_bytes // limits.INTERACTIVE_FETCH_BYTES_PER_MS
 
 
 def _held_bytes(ask: Ask) -> int:

@@ -72,6 +72,13 @@ class RequesterLeft(_Record, frozen=True, kw_only=True):
     number: int
 
 
+class OutputComes(_Record, frozen=True, kw_only=True):
+    """A car begins to hand in an output of a unit, of which so many bytes are still to come."""
+
+    unit: int
+    size_bytes: int
+
+
 class FleetChanged(_Record, frozen=True, kw_only=True):
     """A car said who or how it is, or went; None: something about several cars."""
 
@@ -83,7 +90,13 @@ class InteractiveTick(_Record, frozen=True, kw_only=True):
 
 
 InteractiveEvent = (
-    Asked | RequesterLeft | ChunkReceived | VerdictReceived | FleetChanged | InteractiveTick
+    Asked
+    | RequesterLeft
+    | ChunkReceived
+    | VerdictReceived
+    | OutputComes
+    | FleetChanged
+    | InteractiveTick
 )
 
 
@@ -115,7 +128,7 @@ class DisownChunk(_Record, frozen=True, kw_only=True):
 
 
 class Answered(_Record, frozen=True, kw_only=True):
-    """A request has its result: one MessagePack value.
+    """A request has its result: one MessagePack value, or a reference to what was handed in.
 
     `queue_ms` is from its coming to the offer of the unit that answered, `busy_ms` what the car
     computed; `batch` requests were in that unit.
@@ -127,6 +140,7 @@ class Answered(_Record, frozen=True, kw_only=True):
     queue_ms: int
     busy_ms: float
     batch: int
+    ref: Reference | None = None
 
 
 class Streamed(_Record, frozen=True, kw_only=True):

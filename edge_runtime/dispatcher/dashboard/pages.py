@@ -33,7 +33,7 @@ from edge_runtime.contract import limits
 from edge_runtime.contract.http import Problem
 from edge_runtime.contract.reasons import Availability, HoldReason
 from edge_runtime.contract.topics import ID_PATTERN
-from edge_runtime.dispatcher.api.problems import WrongMethod, named_limit, problem_of, refusal
+from edge_runtime.dispatcher.api.problems import WrongMethod, named_limit, problem_of
 from edge_runtime.dispatcher.api.streams import OpenStreams
 from edge_runtime.dispatcher.api.wire import (
     JSON,
@@ -44,7 +44,7 @@ from edge_runtime.dispatcher.api.wire import (
 )
 from edge_runtime.dispatcher.dashboard.access import Access, operators_only
 from edge_runtime.dispatcher.dashboard.picture import SHARDS, Picture
-from edge_runtime.dispatcher.front import Refusal
+from edge_runtime.dispatcher.front import Refusal, refusal
 from edge_runtime.dispatcher.metrics import Meter
 
 _PREFIX: Final = "/dashboard"

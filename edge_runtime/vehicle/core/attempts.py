@@ -328,7 +328,7 @@ def deadline_of(offer: UnitOffer, now: Now, *, is_clock_trusted: bool) -> int:
 def outputs_place(offer: UnitOffer) -> str:
     """Where large outputs of a unit may be put; empty where nowhere."""
     is_usable = len(offer.outputs) + 1 + _SHA256_CHARS <= limits.TEXT_MAX_CHARS
-    return offer.outputs if is_usable and not offer.interactive else ""
+    return offer.outputs if is_usable else ""
 
 
 def finished_item(

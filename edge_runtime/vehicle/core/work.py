@@ -108,6 +108,7 @@ from edge_runtime.vehicle.core.events import (
     RunOutcome,
     TokensProduced,
 )
+from edge_runtime.vehicle.core.handover import Handover, without_outputs
 from edge_runtime.vehicle.core.ledger import Ledger
 from edge_runtime.vehicle.core.link import Link
 from edge_runtime.vehicle.core.memory import (
@@ -137,6 +138,8 @@ class Work:
     runs: dict[int, int] = field(default_factory=dict)
     ledger: Ledger = field(default_factory=Ledger)
     outbox: Outbox = field(default_factory=Outbox)
+    handover: Handover = field(default_factory=Handover)
+    """As `outbox`, of interactive units; only what refers to large outputs is ever in it."""
     fences: FenceMemory = field(default_factory=FenceMemory)
     recent: FenceMemory = field(
         default_factory=lambda: FenceMemory(INTERACTIVE_FENCES_REMEMBERED_MAX)
@@ -601,6 +604,7 @@ class Work:
         """
         for attempt in self.attempts.values():
             attempt.chunk = OpenChunk()
+        self.handover.clear()
         for last in self.outbox.forget():
             unit, fence = last.key
             self.ledger.append(DropChunks(unit, fence, last.seq))
@@ -654,7 +658,10 @@ class Work:
         usage = self.energy.usage(attempt.chunk.wear_percent) if done else None
         chunk = attempt.close_chunk(ending, usage)
         if attempt.is_interactive:
-            self._once.append(encode(chunk))
+            self._once += map(encode, self.handover.add(chunk, outputs))
+            key = chunk.unit, chunk.fence
+            if refs := self.handover.references(key, chunk.seq):
+                self.out.append(UploadOutputs(*key, chunk.seq, refs))
             self.write_energy(ENERGY_RIDE_MS, now)
             return
         self._keep(chunk, ended_as, outputs)
@@ -728,9 +735,23 @@ class Work:
             refs = tuple(chunk.references.values())
             self.out.append(UploadOutputs(unit, fence, chunk.seq, refs))
 
+    def holds_outputs(self, key: Key) -> bool:
+        """Whether what a unit refers to is still to be handed over, or to be answered."""
+        return self.outbox.holds(key) or self.handover.holds(key)
+
     def outputs_ended(self, event: OutputsUploaded | OutputsFailed, now: Now) -> None:
         """What was handed over may be told of; what nobody takes ends its item instead."""
         key = event.unit, event.fence
+        if refs := self.handover.references(key, event.seq):
+            if isinstance(event, OutputsUploaded):
+                lost = event.refused
+            elif event.was_allowed and self.handover.may_try_again(key, event.seq):
+                self.out.append(UploadOutputs(*key, event.seq, refs))
+                return
+            else:
+                lost = tuple(RefusedOutput(ref.sha256, event.message) for ref in refs)
+            self._once += map(encode, self.handover.ended(key, event.seq, lost))
+            return
         if isinstance(event, OutputsUploaded):
             self.outbox.uploaded(key, event.seq)
             self.lose_outputs(key, event.seq, event.refused)
@@ -745,24 +766,15 @@ class Work:
         saved = self.outbox.find(key, seq)
         if saved is None or not lost:
             return
-        why = {output.sha256: output for output in lost}
-
-        def told(item: ItemResult) -> ItemResult:
-            output = why.get(item.ref.sha256) if isinstance(item, ItemDone) and item.ref else None
-            if output is None:
-                return item
-            code = ItemError.RESULT_TOO_LARGE if output.is_final else ItemError.OUTPUT_UNAVAILABLE
-            return failed_item(item.index, code, output.message)
-
-        chunk = _chunks.decode(saved.body)
-        body = encode(msgspec.structs.replace(chunk, items=tuple(map(told, chunk.items))))
-        self.outbox.rewrite(saved, body, frozenset(why))
+        body = encode(without_outputs(_chunks.decode(saved.body), lost))
+        self.outbox.rewrite(saved, body, frozenset(output.sha256 for output in lost))
         self.ledger.append(RewriteChunk(*key, seq, body))
 
     # --- endings ----------------------------------------------------------------------------
 
     def cancel(self, unit: int, fence: Fence, reason: CancelReason, now: Now) -> None:
         """Drop, stop or disown an attempt; always ends in an answer."""
+        self.handover.drop((unit, fence))
         attempt = self.attempts.get(unit)
         if attempt is None or attempt.fence != fence:
             self._disown(unit, fence, reason, now)
@@ -927,6 +939,7 @@ class Work:
         yield from self._feed_problems()
         yield from self.energy.problems()
         yield from self.outbox.problems()
+        yield from self.handover.problems()
 
     def _feed_problems(self) -> Iterator[str]:
         for unit, attempt in self.attempts.items():

@@ -779,9 +779,10 @@ _VISITORS = (
         "A car keeps the answers of interactive units as it keeps those of jobs.",
         "S13",
         "vehicle/core/work.py",
-        "        if attempt.is_interactive:\n            self._once.append(encode(chunk))\n",
+        "        if attempt.is_interactive:\n"
+        "            self._once += map(encode, self.handover.add(chunk, outputs))\n",
         "        if attempt.is_interactive and not chunk.items:\n"
-        "            self._once.append(encode(chunk))\n",
+        "            self._once += map(encode, self.handover.add(chunk, outputs))\n",
         needs=("visitors",),
     ),
 )
@@ -1018,6 +1019,47 @@ _OBJECTS = (
     ),
 )
 
+_ANSWERS = (
+    Mutation(
+        "answer-told-before-handed-in",
+        "A chunk for who waits is said while the output that it refers to is still on the car.",
+        "L1, L4",
+        "vehicle/core/handover.py",
+        "            self.size_bytes += waiting.size_bytes\n            return\n",
+        "            self.size_bytes += waiting.size_bytes\n"
+        "            yield chunk\n            return\n",
+        needs=("bulky",),
+    ),
+    Mutation(
+        "answer-of-wrong-bytes",
+        "An output for who waits is taken without a look at its hash.",
+        "S13",
+        "dispatcher/receiving.py",
+        "    if hashlib.sha256(data).hexdigest() != sha256:\n",
+        "    if not sha256:\n",
+        needs=("bulky",),
+    ),
+    Mutation(
+        "answer-of-anybody",
+        "An output for who waits may be put without its unit's ticket.",
+        "S10",
+        "dispatcher/receiving.py",
+        "not hmac.compare_digest(ticket.encode(), right.encode()):\n            return None\n"
+        "        unit =",
+        "not ticket:\n            return None\n        unit =",
+        needs=("bulky",),
+    ),
+    Mutation(
+        "answers-kept",
+        "Outputs that were handed in stay in the dispatcher's memory when their unit has ended.",
+        "S13",
+        "dispatcher/interactive.py",
+        "            self.receiver.forget_ended()\n",
+        "            len(self.receiver)\n",
+        needs=("bulky",),
+    ),
+)
+
 MUTATIONS = (
     *_DISPATCHER_CORE,
     *_SHARES,
@@ -1031,4 +1073,5 @@ MUTATIONS = (
     *_KEYS,
     *_BATCHES,
     *_OBJECTS,
+    *_ANSWERS,
 )

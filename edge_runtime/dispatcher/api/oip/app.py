@@ -232,21 +232,19 @@ class OpenInference:
             except InteractiveFailure as failure:
                 model.statistics.fail.add((time.monotonic_ns() - started_ns) / 1e6)
                 raise _refusal(failure.failed) from None
+        accepted = header(headers, b"accept-encoding")
         try:
-            answer, json_length = model.interface.answer(
-                inference, answered.output, model.name, model.version
-            )
-        except BadOutput as error:
+            with LargeBody(self._large, tenant) as large:
+                size = len(answered.output)
+                if size <= limits.OUTPUT_MAX_BYTES:
+                    answer = _answer(model, inference, answered, accepted)
+                else:
+                    large.hold(size)
+                    answer = await asyncio.to_thread(_answer, model, inference, answered, accepted)
+                await _send(send, HTTPStatus.OK, *answer)
+        except (OipError, Refusal):
             model.statistics.fail.add((time.monotonic_ns() - started_ns) / 1e6)
-            text = f"the output of car {answered.vehicle} is not the model's: {error}"
-            raise OipError(HTTPStatus.INTERNAL_SERVER_ERROR, text) from None
-        answer, encoding = packed(answer, header(headers, b"accept-encoding"))
-        more = [] if encoding is None else [(b"content-encoding", encoding.encode())]
-        media_type = _JSON
-        if json_length is not None:
-            media_type = _BINARY
-            more.append((_HEADER_LENGTH, str(json_length).encode()))
-        await _send(send, HTTPStatus.OK, answer, media_type, more)
+            raise
         model.statistics.answered(
             took_ms=(time.monotonic_ns() - started_ns) / 1e6,
             queue_ms=answered.queue_ms,
@@ -311,6 +309,25 @@ class OpenInference:
         else:
             async with self._lender.lend(tenant, inference.item) as ref:
                 yield _Sent(model.requirement._replace(by_reference=True), b"", ref)
+
+
+def _answer(
+    model: Model, inference: Inference, answered: Answered, accepted: str | None
+) -> tuple[bytes, bytes, list[tuple[bytes, bytes]]]:
+    """The body of an answer, its media type, and further headers. Raises `OipError`."""
+    try:
+        answer, json_length = model.interface.answer(
+            inference, answered.output, model.name, model.version
+        )
+    except BadOutput as error:
+        text = f"the output of car {answered.vehicle} is not the model's: {error}"
+        raise OipError(HTTPStatus.INTERNAL_SERVER_ERROR, text) from None
+    answer, encoding = packed(answer, accepted)
+    more = [] if encoding is None else [(b"content-encoding", encoding.encode())]
+    if json_length is None:
+        return answer, _JSON, more
+    more.append((_HEADER_LENGTH, str(json_length).encode()))
+    return answer, _BINARY, more
 
 
 def _refusal(failed: Failed) -> OipError:

@@ -272,6 +272,7 @@ class Interface:
                 view["parameters"] = {"binary_data_size": len(tensor.data)}
                 blobs.append(tensor.data)
             else:
+                _no_large_json(tensor)
                 view["data"] = _to_json(tensor)
             views.append(view)
         header: dict[str, Any] = {"model_name": name, "model_version": version, "outputs": views}
@@ -309,6 +310,16 @@ def _readable(value: Any) -> Any:
             return value
         case _:
             return str(value)
+
+
+def _no_large_json(tensor: _OutTensor) -> None:
+    """400 for an output that JSON would make several times as large."""
+    if len(tensor.data) > limits.OIP_JSON_OUTPUT_MAX_BYTES:
+        raise bad(
+            f"output {tensor.name!r} has {len(tensor.data)} bytes: over "
+            f"{limits.OIP_JSON_OUTPUT_MAX_BYTES} (OIP_JSON_OUTPUT_MAX_BYTES) it travels as binary "
+            "only; ask for it with binary_data"
+        )
 
 
 def _no_large_strings(tensor: Tensor) -> None:

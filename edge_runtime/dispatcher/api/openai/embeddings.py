@@ -10,9 +10,8 @@ from http import HTTPStatus
 from edge_runtime.contract.http import ItemInput
 from edge_runtime.dispatcher.api.failures import problem_of_failed
 from edge_runtime.dispatcher.api.openai.lines import Line
-from edge_runtime.dispatcher.api.problems import refusal
 from edge_runtime.dispatcher.core.placement import Requirement
-from edge_runtime.dispatcher.front import Refusal
+from edge_runtime.dispatcher.front import Refusal, refusal
 from edge_runtime.dispatcher.interactive import InteractiveFailure
 from edge_runtime.dispatcher.service import DispatcherService
 

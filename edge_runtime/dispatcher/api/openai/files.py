@@ -21,7 +21,7 @@ import structlog
 
 from edge_runtime.contract import limits
 from edge_runtime.dispatcher.accounts_quotas import Load, Quotas
-from edge_runtime.dispatcher.api.problems import refusal
+from edge_runtime.dispatcher.front import refusal
 from edge_runtime.dispatcher.storage import Record, Store
 from edge_runtime.pki.files import sync_path
 

@@ -37,9 +37,9 @@ from edge_runtime.dispatcher.api.openai.lines import (
 )
 from edge_runtime.dispatcher.api.openai.refusals import openai_problem
 from edge_runtime.dispatcher.api.presence import ClientLeft, Receive, while_client_stays
-from edge_runtime.dispatcher.api.problems import refusal
 from edge_runtime.dispatcher.core.interactive_parts import Answered, Resume
 from edge_runtime.dispatcher.core.placement import Requirement
+from edge_runtime.dispatcher.front import refusal
 from edge_runtime.dispatcher.service import DispatcherService
 
 PATHS: Final = (CHAT[1:], COMPLETIONS[1:])

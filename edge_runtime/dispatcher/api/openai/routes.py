@@ -27,9 +27,9 @@ from edge_runtime.dispatcher.api.openai.lines import (
 from edge_runtime.dispatcher.api.openai.refusals import openai_problem
 from edge_runtime.dispatcher.api.openai.uploads import Upload
 from edge_runtime.dispatcher.api.presence import ClientLeft, Receive, while_client_stays
-from edge_runtime.dispatcher.api.problems import named_limit, refusal
+from edge_runtime.dispatcher.api.problems import named_limit
 from edge_runtime.dispatcher.api.wire import JSON, Answer, encode_body
-from edge_runtime.dispatcher.front import Front, Refusal
+from edge_runtime.dispatcher.front import Front, Refusal, refusal
 
 _Request = Request[Any, Any, Any]
 

@@ -14,7 +14,8 @@ from multipart import MultipartError, MultipartSegment, PushMultipartParser, par
 from edge_runtime.contract import limits
 from edge_runtime.dispatcher.api.openai.files import Writing
 from edge_runtime.dispatcher.api.pace import Pace
-from edge_runtime.dispatcher.api.problems import named_limit, refusal
+from edge_runtime.dispatcher.api.problems import named_limit
+from edge_runtime.dispatcher.front import refusal
 
 _FORM: Final = "multipart/form-data"
 
