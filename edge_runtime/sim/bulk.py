@@ -179,7 +179,7 @@ class _Ear:
         )
         payload = codec.encode(Results(vehicle=vehicle, boot=1, chunks=(chunk,)))
         self._world.ledger.fault("false_reference", vehicle)
-        self._world.ledger.doubted.add(offer.job)
+        self._world.ledger.doubted[offer.job] += 1
         self._world.ledger.lies.add(payload)
         self._bus.publish_soon(Message(self._world.topics.up(vehicle, Up.RESULT), payload))
 

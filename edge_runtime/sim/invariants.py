@@ -25,7 +25,7 @@ from edge_runtime.dispatcher.core.events import JobSpec
 from edge_runtime.dispatcher.storage import StoreDamaged
 from edge_runtime.dispatcher.storage.schema import ITEM_BITS
 from edge_runtime.sim.car import answer
-from edge_runtime.sim.ledger import Submitted
+from edge_runtime.sim.ledger import BULK, Submitted
 from edge_runtime.sim.world import TENANT, World
 
 _ENDED: Final = frozenset(
@@ -168,8 +168,9 @@ def s2_failures_have_causes(world: World, db: sqlite3.Connection) -> None:
 def s2_blame_has_grounds(world: World, db: sqlite3.Connection) -> None:
     """S2. An item fails as one that kills only where it was in hand at enough deaths.
 
-    With `POISON_DISTINCT_CARS` different cars, or twice as many deaths. A journal that went back
-    may name an item of long ago.
+    With `POISON_DISTINCT_CARS` different cars, or twice as many deaths. What a car's identity said
+    falsely of its output counts like one: the car is not believed, and struck. So is one that what
+    is bulky does not reach, or leave. A journal that went back may name an item of long ago.
     """
     if "stale_journals" in world.chosen:
         return
@@ -180,10 +181,11 @@ def s2_blame_has_grounds(world: World, db: sqlite3.Connection) -> None:
     )
     for job, item, blob in rows:
         code, submitted = _error.decode(blob).code, world.ledger.jobs.get(job)
-        if code not in _DEADLY or submitted is None:
+        if code not in _DEADLY or submitted is None or submitted.key.startswith(BULK):
             continue
         deaths = world.ledger.deaths.get(submitted.data[item], [])
-        if len(set(deaths)) < k and len(deaths) < 2 * k:
+        lies = world.ledger.doubted[job]
+        if len(set(deaths)) + lies < k and len(deaths) + lies < 2 * k:
             world.ledger.violated("S2", f"{job} item {item} is {code.value} after {deaths}")
 
 

@@ -74,7 +74,7 @@ class Ledger:
         self.feed: list[tuple[int, str, int]] = []
         self.readers: list[object] = []
         self.lies: set[bytes] = set()
-        self.doubted: set[str] = set()
+        self.doubted: Counter[str] = Counter()
         """Jobs of which somebody has said that outputs are there, and they are not."""
         self.unanswered: set[str] = set()
         """Who asks and waits, and has had no answer since faults have stopped."""
