@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 from brokers import make_mosquitto
+from node_tools import node, node_modules
 from paho.mqtt import client as mqtt
 from paho.mqtt.enums import CallbackAPIVersion
 
@@ -89,9 +91,12 @@ def test_it_stays_until_it_is_told_to_go(tmp_path: Path) -> None:
                 assert time.monotonic() < deadline_s
                 time.sleep(0.1)
             lines = (tmp_path / "said").read_text().splitlines()
-            (page,) = [line.split()[-1] for line in lines if line.startswith("dashboard ")]
+            page = address_in(lines, "dashboard")
             with urllib.request.urlopen(page, timeout=10) as answer:  # noqa: S310 - the demo's own
                 assert b"edge-runtime" in answer.read()
+            run_examples(address_in(lines, "HTTP API"), address_in(lines, "MQTT broker"), tmp_path)
+            for _ in range(2):
+                kill_car(demo.pid, "car-2", tmp_path / "said")
             children = psutil.Process(demo.pid).children(recursive=True)
             demo.send_signal(signal.SIGINT)
             assert demo.wait(60) == 0
@@ -101,6 +106,63 @@ def test_it_stays_until_it_is_told_to_go(tmp_path: Path) -> None:
                 demo.wait()
     assert json.loads((tmp_path / "out").read_text())["lost"] == 0
     assert psutil.wait_procs(children, timeout=10)[1] == []
+
+
+def address_in(lines: list[str], name: str) -> str:
+    """What the demo says of where something is."""
+    (said,) = [line for line in lines if line.startswith(f"{name} ")]
+    return said.removeprefix(name).split()[0]
+
+
+def run_examples(api: str, broker: str, folder: Path) -> None:
+    """Every example does real work on the demo's stack, with nothing of ours on its way."""
+    examples = folder / "examples"
+    shutil.copytree(ROOT / "examples", examples)
+    script = examples / "subscribe" / "javascript"
+    (script / "node_modules").symlink_to(node_modules("examples/subscribe/javascript"))
+    request = urllib.request.Request(f"{api}/jobs", headers={"X-Tenant": "demo"})  # noqa: S310 - the demo's own
+    with urllib.request.urlopen(request, timeout=10) as answer:  # noqa: S310 - the demo's own
+        job = json.loads(answer.read())[0]
+    address = api.removeprefix("http://").removesuffix("/v1")
+
+    def said_by(*command: str | Path) -> str:
+        done = subprocess.run(
+            [str(part) for part in command],
+            capture_output=True,
+            text=True,
+            timeout=90,
+            check=True,
+            cwd=folder,
+            env={**os.environ, "PYTHONPATH": "", "OPENAI_BASE_URL": api},
+        )
+        return done.stdout
+
+    name, _, value = said_by(
+        sys.executable, examples / "triton_infer.py", address, "minilm", "Where is my car?"
+    ).partition(" ")
+    assert name == "output"
+    assert json.loads(value)["shape"] == [384]
+    text = said_by(sys.executable, examples / "chat" / "chat.py", "Tell me of a car.")
+    assert len(text.split()) > ITEMS
+    for reader in (
+        (sys.executable, examples / "subscribe" / "python" / "subscribe.py"),
+        (node(), script / "subscribe.js"),
+    ):
+        told = said_by(*reader, broker, "demo", "--job", job["job"]).splitlines()
+        assert len([line for line in told if "cursor" in json.loads(line)]) == job["items"]
+
+
+def kill_car(demo: int, name: str, said: Path) -> None:
+    """SIGKILL one car of a demo that stays; it is started again, and the demo says so."""
+    (car,) = [p for p in psutil.Process(demo).children() if f"--id={name}" in p.cmdline()]
+    line = f"{name} ended; it was started again"
+    before = said.read_text().count(line)
+    car.kill()
+    deadline_s = time.monotonic() + 20
+    while said.read_text().count(line) == before:
+        assert psutil.pid_exists(demo)
+        assert time.monotonic() < deadline_s, said.read_text()
+        time.sleep(0.05)
 
 
 def retained_on(url: str) -> list[str]:

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 from edge_runtime.cli.demo.processes import Child, ProcessEnded, last_line, stop_all
 from edge_runtime.contract.errors import LocalError
+from edge_runtime.contract.topics import DEFAULT_NAMESPACE
 
 EMBEDDED: Final = "embedded"
 TENANT: Final = "demo"
@@ -19,6 +20,7 @@ _HOST: Final = "127.0.0.1"
 _START_TIMEOUT_S: Final = 30.0
 _POLL_S: Final = 0.05
 _QUIET_S: Final = 1.0
+_SETTLED_S: Final = 5.0
 
 _POLICY: Final = """\
 # The owners of the demo agreed, and let their cars begin again a second after they left.
@@ -44,8 +46,9 @@ class House:
 
     def __init__(self, options: HouseOptions) -> None:
         self._options = options
-        # A name of its own: the broker may serve others, or an earlier demo.
-        self.namespace = f"demo{secrets.token_hex(3)}"
+        # On a broker that may serve others, or an earlier demo, a name of its own.
+        is_shared = options.broker != EMBEDDED
+        self.namespace = f"demo{secrets.token_hex(3)}" if is_shared else DEFAULT_NAMESPACE
         self._logs = options.state_dir / "logs"
         port = _free_port() if options.broker == EMBEDDED else 0
         self.broker_url = f"mqtt://{_HOST}:{port}" if port else options.broker
@@ -58,6 +61,7 @@ class House:
             for name in (f"car-{number}" for number in range(1, options.cars + 1))
         }
         self.subscriber = self._child("subscriber", self._subscriber_arguments(), has_stdout=True)
+        self._restarted_s: dict[str, float] = {}
 
     @property
     def children(self) -> list[Child]:
@@ -70,11 +74,22 @@ class House:
         for child in self.children:
             child.check()
 
-    def check_services(self) -> None:
-        """As `check`, without the subscriber, which has counted and may go."""
-        for child in self.children:
-            if child is not self.subscriber:
+    async def restart_ended(self) -> list[str]:
+        """Start again, as systemd would, whoever ended by itself; returns a line about each.
+
+        Not the subscriber, which has counted and may go. Raises `ProcessEnded` for one that ends,
+        by no signal, within `_SETTLED_S` of being started again: it cannot run.
+        """
+        now_s = asyncio.get_running_loop().time()
+        ended = [child for child in self.children if child is not self.subscriber and not child.pid]
+        for child in ended:
+            was_just_started = now_s - self._restarted_s.get(child.name, -_SETTLED_S) < _SETTLED_S
+            if was_just_started and not child.was_killed:
                 child.check()
+            self._restarted_s[child.name] = now_s
+            await child.stop()
+            await child.start()
+        return [f"{child.name} ended; it was started again" for child in ended]
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator["House"]:

@@ -65,6 +65,12 @@ class Child:
         process = self._process
         return process.pid if process is not None and process.returncode is None else None
 
+    @property
+    def was_killed(self) -> bool:
+        """Whether a signal ended it."""
+        process = self._process
+        return process is not None and process.returncode is not None and process.returncode < 0
+
     async def start(self) -> None:
         """Start the process; returns once it exists."""
         self._log_file = self.log.open("ab")

@@ -385,18 +385,21 @@ async def run_demo(
 
 
 async def _stay(house: House, view: View) -> None:
-    """Say where everything is, and keep it running until cancelled."""
+    """Say where everything is, and keep it running until cancelled, whoever is killed."""
     for name, url in (
         ("dashboard", f"{house.url}/dashboard/"),
         ("HTTP API", f"{house.url}/v1"),
         ("its description", f"{house.url}/openapi.json"),
         ("metrics", f"{house.url}/metrics"),
-        ("MQTT broker", f"{house.broker_url} (namespace {house.namespace})"),
+        ("MQTT broker", f"{house.broker_url} (namespace {house.namespace}, tenant {TENANT})"),
+        ("OpenAI's client", f"export OPENAI_BASE_URL={house.url}/v1"),
+        ("Triton's client", f"triton_infer.py {house.url.removeprefix('http://')} minilm Hello"),
     ):
         view.say(f"{name:<16} {url}")
-    view.say("everything keeps running until Ctrl-C")
+    view.say("everything keeps running until Ctrl-C; whom you kill is started again")
     while True:
-        house.check_services()
+        for line in await house.restart_ended():
+            view.say(line)
         await asyncio.sleep(_POLL_S)
 
 
