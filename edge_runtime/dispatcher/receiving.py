@@ -32,7 +32,7 @@ from edge_runtime.dispatcher.front import Refusal, refusal
 from edge_runtime.dispatcher.objects import CARS_PATH
 
 _SECRET_BYTES: Final = 32
-_TICKET_CHARS: Final = 32
+_TICKET_BYTES: Final = 16
 _NAME: Final = "unit-"
 _any_value: Final = msgspec.msgpack.Decoder(msgspec.Raw)
 
@@ -78,8 +78,9 @@ class Receiver:
         return f"{CARS_PATH}/{tenant}/{self._ticket(tenant, name)}/{name}"
 
     def _ticket(self, tenant: str, name: str) -> str:
-        digest = hmac.digest(self._secret, f"{tenant}/{name}".encode(), "sha256")
-        return digest.hex()[:_TICKET_CHARS]
+        # Keyed BLAKE2 (RFC 7693): each offer has one, and OpenSSL's HMAC takes three times as long.
+        place = f"{tenant}/{name}".encode()
+        return hashlib.blake2b(place, key=self._secret, digest_size=_TICKET_BYTES).hexdigest()
 
     # --- for cars ---
 
