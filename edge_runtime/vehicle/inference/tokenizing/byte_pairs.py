@@ -88,9 +88,14 @@ class BytePairs:
     def tokens(self, text: str) -> Iterator[int]:
         """The numbers of the text's pieces, one after another, as they are wanted."""
         pattern = _word_pattern()
+        # A text repeats its words: each is joined once a text.
+        known: dict[str, list[int]] = {}
         for part in self._digits.split(text) if self._digits else (text,):
             for word in pattern.findall(part):
-                yield from self._pieces(word)
+                pieces = known.get(word)
+                if pieces is None:
+                    pieces = known[word] = self._pieces(word)
+                yield from pieces
 
     def _pieces(self, word: str) -> list[int]:
         data = word.encode()
