@@ -101,7 +101,7 @@ openapi: $(STAMPS)/dev
 chaos: $(STAMPS)/dev $(STAMPS)/models mosquitto
 	@$(BIN)/python tests/chaos/run.py $(ARGS)
 
-# About ten minutes: every mutation of tests/sim/planted, until a seed notices. Writes the table.
+# Up to ten minutes: every mutation of tests/sim/planted, until a seed notices. Writes the table.
 planted: $(STAMPS)/dev
 	@PYTHONPATH=tests/sim $(BIN)/python -m planted.hunt $(ARGS)
 

@@ -4,7 +4,18 @@ import re
 from pathlib import Path
 
 import pytest
-from planted.hunt import ROOT, TABLE, Catch, copy_package, hunt, plant, row_of, table
+from planted.hunt import (
+    ROOT,
+    TABLE,
+    Catch,
+    copy_package,
+    hunt,
+    plant,
+    row_of,
+    rows_in,
+    seeds_in,
+    table,
+)
 from planted.mutations import MUTATIONS, Mutation
 
 PACKAGE = ROOT / "edge_runtime"
@@ -47,16 +58,32 @@ def test_the_table_tells_what_got_away() -> None:
     assert "0 of 1 caught" in text
 
 
-@pytest.mark.parametrize("name", EASY)
+def test_the_seeds_of_a_table_are_read_back() -> None:
+    caught, away = by_name(EASY[0]), by_name(EASY[1])
+    page = table(
+        [row_of(Catch(caught, 17, "L1: x | y"), "a"), row_of(Catch(away, None, ""), "a")], 5
+    )
+    assert seeds_in(rows_in(page)) == {caught.name: 17}
+    assert len(seeds_in(rows_in(TABLE.read_text()))) == len(MUTATIONS)
+
+
+@pytest.mark.parametrize("seed_before", [None, 4, EASY_SEEDS + 5])
+def test_whatever_caught_it_before_it_is_caught(seed_before: int | None, tmp_path: Path) -> None:
+    catch = hunt(by_name(EASY[0]), copy_package(tmp_path), EASY_SEEDS, seed_before)
+    assert catch.seed is not None, catch.violation
+    assert catch.seed < EASY_SEEDS
+
+
+@pytest.mark.parametrize("name", EASY[1:])
 def test_an_easy_one_is_caught_within_a_few_seeds(name: str, tmp_path: Path) -> None:
     clean = copy_package(tmp_path)
-    catch = hunt(by_name(name), clean, 0, EASY_SEEDS)
+    catch = hunt(by_name(name), clean, EASY_SEEDS)
     assert catch.seed is not None, catch.violation
 
 
 def test_what_breaks_the_import_is_not_caught(tmp_path: Path) -> None:
     broken = Mutation("x", "", "", "sim/runner.py", "import asyncio\n", "import asyncioo\n")
-    catch = hunt(broken, copy_package(tmp_path), 0, 1)
+    catch = hunt(broken, copy_package(tmp_path), 1)
     assert catch.seed is None
     assert "broke" in catch.violation
 
