@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from objects_cars import Garage
 from objects_house import ObjectsHouse, open_house
 
 from edge_runtime.bus import MemoryBroker
@@ -21,6 +22,11 @@ def models(tmp_path: Path) -> Path:
     folder.mkdir()
     write_synthetic("noop", folder)
     return folder
+
+
+@pytest.fixture
+def garage(tmp_path: Path, broker: MemoryBroker) -> Garage:
+    return Garage(tmp_path, broker)
 
 
 @pytest.fixture

@@ -16,9 +16,9 @@ import tritonclient.http as triton
 from fill_model import filled, write_fill
 from objects_buckets import narrows
 from objects_cars import Garage
-from objects_house import OFFSET_TYPE, TUS, Answer, ObjectsHouse, digest_of, eventually
+from objects_house import TUS, Answer, ObjectsHouse, digest_of, eventually
 
-from edge_runtime.bus import MemoryBroker, Message
+from edge_runtime.bus import Message
 from edge_runtime.contract import codec, limits
 from edge_runtime.contract.messages import (
     INTERACTIVE_JOB,
@@ -45,11 +45,6 @@ INFER = "/v2/models/fill/infer"
 def models(tmp_path: Path) -> Path:
     write_fill(tmp_path / "models")
     return tmp_path / "models"
-
-
-@pytest.fixture
-def garage(tmp_path: Path, broker: MemoryBroker) -> Garage:
-    return Garage(tmp_path, broker)
 
 
 def _ask_as_usual(url: str, values: int, **how: Any) -> int:
@@ -342,8 +337,7 @@ async def test_over_http_only_the_ticket_opens_and_only_while_the_unit_is_out(
         place.replace(place.split("/")[4], "0" * 32),
     ):
         assert (await house.ask("POST", wrong, **TUS)).status == HTTPStatus.NOT_FOUND
-        sent = {**TUS, "Upload-Offset": "0", "Content-Type": OFFSET_TYPE}
-        put = await house.ask("PATCH", f"{wrong}/{digest_of(DATA)}", io.BytesIO(DATA), **sent)
+        put = await house.patch(digest_of(DATA), 0, io.BytesIO(DATA), wrong)
         assert put.status == HTTPStatus.NOT_FOUND
 
 

@@ -29,11 +29,6 @@ def models(tmp_path: Path) -> Path:
     return tmp_path / "models"
 
 
-@pytest.fixture
-def garage(tmp_path: Path, broker: MemoryBroker) -> Garage:
-    return Garage(tmp_path, broker)
-
-
 async def test_a_large_input_is_uploaded_fetched_and_computed(
     house: ObjectsHouse, garage: Garage
 ) -> None:

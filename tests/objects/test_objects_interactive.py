@@ -14,7 +14,6 @@ from objects_buckets import narrows
 from objects_cars import Garage, write_sum
 from objects_house import ObjectsHouse, digest_of, eventually
 
-from edge_runtime.bus import MemoryBroker
 from edge_runtime.contract import limits
 from edge_runtime.contract.http import Quota
 from edge_runtime.dispatcher.api.oip.bodies import LargeBodies, LargeBody, read_body, unpacked
@@ -33,11 +32,6 @@ HEADER_LENGTH = "Inference-Header-Content-Length"
 def models(tmp_path: Path) -> Path:
     write_sum(tmp_path / "models")
     return tmp_path / "models"
-
-
-@pytest.fixture
-def garage(tmp_path: Path, broker: MemoryBroker) -> Garage:
-    return Garage(tmp_path, broker)
 
 
 def body_of(values: int, *, of: float = 1.0, timeout_us: int | None = None) -> tuple[bytes, str]:

@@ -1,7 +1,6 @@
 """Large outputs from engine to requester: real dispatcher, sockets, store, cars and engine."""
 
 import asyncio
-import base64
 import io
 from http import HTTPStatus
 from pathlib import Path
@@ -10,7 +9,7 @@ import msgspec
 import pytest
 from fill_model import count, filled, write_fill
 from objects_cars import Garage
-from objects_house import OFFSET_TYPE, TUS, ObjectsHouse, digest_of, eventually, open_house
+from objects_house import TUS, ObjectsHouse, digest_of, eventually, open_house
 
 from edge_runtime.bus import BusSettings, MemoryBroker, MemoryBus, Message
 from edge_runtime.client import ContractBroken, ItemResult
@@ -33,11 +32,6 @@ NAME = digest_of(LARGE)
 def models(tmp_path: Path) -> Path:
     write_fill(tmp_path / "models")
     return tmp_path / "models"
-
-
-@pytest.fixture
-def garage(tmp_path: Path, broker: MemoryBroker) -> Garage:
-    return Garage(tmp_path, broker)
 
 
 def values_in(result: ItemResult) -> int:
@@ -175,28 +169,6 @@ async def test_what_is_gone_or_damaged_is_said_of_its_item(
 # --- the dispatcher's door ----------------------------------------------------------------------
 
 
-def begin(data: bytes, length: int | None = None) -> dict[str, str]:
-    name = base64.b64encode(digest_of(data).encode()).decode()
-    return {
-        **TUS,
-        "Upload-Length": str(len(data) if length is None else length),
-        "Upload-Metadata": f"sha256 {name}",
-    }
-
-
-async def put(house: ObjectsHouse, place: str, data: bytes) -> int:
-    """The status of an upload to its end."""
-    begun = await house.ask("POST", place, **begin(data))
-    if begun.status != HTTPStatus.CREATED:
-        return begun.status
-    if begun.headers["upload-offset"] == str(len(data)):
-        return HTTPStatus.OK
-    headers = {**TUS, "Upload-Offset": begun.headers["upload-offset"], "Content-Type": OFFSET_TYPE}
-    return (
-        await house.ask("PATCH", f"{place}/{digest_of(data)}", io.BytesIO(data), **headers)
-    ).status
-
-
 async def test_an_output_is_put_only_with_the_ticket_of_its_open_job(house: ObjectsHouse) -> None:
     async with house.client() as client, house.client("other") as other:
         job = (await client.submit("fill", [count(VALUES)])).job
@@ -210,9 +182,9 @@ async def test_an_output_is_put_only_with_the_ticket_of_its_open_job(house: Obje
             house.objects.output_place("default", theirs),
             house.objects.output_place("default", "nothing"),
         ):
-            assert await put(house, wrong, LARGE) == HTTPStatus.NOT_FOUND, wrong
-        assert await put(house, place, LARGE) == HTTPStatus.NO_CONTENT
-        assert await put(house, place, LARGE) == HTTPStatus.OK, "it is there"
+            assert await house.put_output(wrong, LARGE) == HTTPStatus.NOT_FOUND, wrong
+        assert await house.put_output(place, LARGE) == HTTPStatus.NO_CONTENT
+        assert await house.put_output(place, LARGE) == HTTPStatus.OK, "it is there"
         # A ticket of a job reads nothing, and the other tenant's reads nothing of ours.
         for method in ("GET", "HEAD", "DELETE"):
             answer = await house.ask(method, f"{place}/{NAME}", **TUS)
@@ -220,7 +192,7 @@ async def test_an_output_is_put_only_with_the_ticket_of_its_open_job(house: Obje
         assert (await house.ask("GET", f"/objects/{NAME}", X_Tenant="other")).status == 404
         assert (await house.ask("GET", f"/objects/{NAME}")).body == LARGE
         await client.cancel(job)
-        assert await put(house, place, b"late") == HTTPStatus.GONE
+        assert await house.put_output(place, b"late") == HTTPStatus.GONE
 
 
 async def test_wrong_bytes_and_too_many_are_refused(
@@ -229,12 +201,11 @@ async def test_wrong_bytes_and_too_many_are_refused(
     async with house.client() as client:
         job = (await client.submit("fill", [count(VALUES)])).job
         place = house.objects.output_place("default", job)
-        assert (await house.ask("POST", place, **begin(LARGE))).status == HTTPStatus.CREATED
+        assert (await house.create(LARGE, place=place)).status == HTTPStatus.CREATED
         lies = io.BytesIO(bytes(len(LARGE)))
-        headers = {**TUS, "Upload-Offset": "0", "Content-Type": OFFSET_TYPE}
-        wrong = await house.ask("PATCH", f"{place}/{NAME}", lies, **headers)
+        wrong = await house.patch(NAME, 0, lies, place)
         assert (wrong.status, wrong.code) == (HTTPStatus.UNPROCESSABLE_ENTITY, "wrong_hash")
-        too_long = await house.ask("POST", place, **begin(LARGE, limits.OBJECT_MAX_BYTES + 1))
+        too_long = await house.create(LARGE, limits.OBJECT_MAX_BYTES + 1, place)
         assert too_long.status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE
         monkeypatch.setattr(limits, "STORE_RESERVE_BYTES", 1 << 60)
-        assert await put(house, place, LARGE) == HTTPStatus.INSUFFICIENT_STORAGE
+        assert await house.put_output(place, LARGE) == HTTPStatus.INSUFFICIENT_STORAGE

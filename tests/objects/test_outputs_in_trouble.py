@@ -1,8 +1,7 @@
 """Large outputs where something is wrong: cars that lie, quotas, disks, owners, crashes."""
 
 import asyncio
-import base64
-import io
+from http import HTTPStatus
 from pathlib import Path
 
 import msgspec
@@ -10,7 +9,7 @@ import pytest
 from fill_model import count, filled, write_fill
 from lying_car import lying_car
 from objects_cars import Garage
-from objects_house import OFFSET_TYPE, TUS, ObjectsHouse, digest_of, eventually
+from objects_house import ObjectsHouse, digest_of, eventually
 
 from edge_runtime.bus import MemoryBroker
 from edge_runtime.contract import limits
@@ -35,22 +34,6 @@ def models(tmp_path: Path) -> Path:
     return tmp_path / "models"
 
 
-@pytest.fixture
-def garage(tmp_path: Path, broker: MemoryBroker) -> Garage:
-    return Garage(tmp_path, broker)
-
-
-async def put(house: ObjectsHouse, place: str, data: bytes) -> None:
-    """An output, put by hand and to its end."""
-    name = digest_of(data)
-    metadata = f"sha256 {base64.b64encode(name.encode()).decode()}"
-    begun = {**TUS, "Upload-Length": str(len(data)), "Upload-Metadata": metadata}
-    assert (await house.ask("POST", place, **begun)).status == 201
-    headers = {**TUS, "Upload-Offset": "0", "Content-Type": OFFSET_TYPE}
-    put = await house.ask("PATCH", f"{place}/{name}", io.BytesIO(data), **headers)
-    assert put.status == 204, put
-
-
 # --- cars that lie ------------------------------------------------------------------------------
 
 
@@ -66,7 +49,7 @@ async def test_a_reference_that_leads_nowhere_fails_and_the_next_car_does_better
             unit = await liar.offered()
             assert (unit.tenant, theirs.tenant) == ("default", "other")
             # What another tenant's job put is whole there, and is not this job's.
-            await put(house, theirs.outputs, LARGE)
+            assert await house.put_output(theirs.outputs, LARGE) == HTTPStatus.NO_CONTENT
             ref = Reference(sha256=NAME, length=len(LARGE), url=f"{theirs.outputs}/{NAME}")
             await liar.claim(unit, ref)
             await eventually(lambda: house.service.core.state.counters["strike_output_unavailable"])
@@ -93,13 +76,13 @@ async def test_lies_about_outputs_are_strikes_and_never_results(
             case "half":
                 await house.objects.create_output("default", job, NAME, len(LARGE))
             case "length":
-                await put(house, unit.outputs, LARGE)
+                assert await house.put_output(unit.outputs, LARGE) == HTTPStatus.NO_CONTENT
                 ref = msgspec.structs.replace(ref, length=len(LARGE) - 1)
             case "address":
                 await house.upload(LARGE)
                 ref = msgspec.structs.replace(ref, url=house.path_for_cars("default", NAME))
             case _:
-                await put(house, unit.outputs, LARGE)
+                assert await house.put_output(unit.outputs, LARGE) == HTTPStatus.NO_CONTENT
                 ref = msgspec.structs.replace(ref, sha256=digest_of(b"other"))
         await liar.claim(unit, ref)
         await eventually(lambda: house.service.core.state.counters["strike_output_unavailable"])
