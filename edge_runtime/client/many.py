@@ -4,8 +4,8 @@ Jobs travel up to 256 a request with several requests in flight; all results com
 tenant's feed, which is opened before the first request and resumed by its position.
 
 Invariants
-- Each result is given once: per job only the cursor that follows the last one is taken. A repeat
-  is dropped; a gap is filled from the job's own results.
+- Each result is given once: of the feed only the cursor that follows a job's last one is taken. A
+  repeat is dropped; at a gap the job's own results are read, of which whatever follows is taken.
 - Every request ends: with all its results, or with a `problem` (refused, cancelled, deleted).
 - Memory is bounded: open jobs, results that came before their request's answer, and results that
   wait for the consumer each have a bound, and reaching one stops what feeds it.
@@ -67,12 +67,16 @@ class _Waiting(msgspec.Struct):
 
 
 class _Open(msgspec.Struct):
-    """An accepted job whose results are not all here; `cursor` is the last one given out."""
+    """An accepted job whose results are not all here; `cursor` is the last one given out.
+
+    `given` has a 1 for each item of which a result was given out, `items_left` counts the others.
+    """
 
     job: str
     index: int
     key: str
-    items: int
+    items_left: int
+    given: bytearray
     cursor: int
     heard_s: float
 
@@ -289,7 +293,16 @@ class _Run:
             message = f"the same idempotency key as request {first}, which is still open"
             page.append(_refused(waiting, _problem("duplicate_key", message, 409)))
             return
-        job = _Open(status.job, waiting.index, waiting.key, status.items, 0, self._loop.time())
+        given = bytearray(status.items)
+        job = _Open(
+            job=status.job,
+            index=waiting.index,
+            key=waiting.key,
+            items_left=len(given),
+            given=given,
+            cursor=0,
+            heard_s=self._loop.time(),
+        )
         self._open[status.job] = job
         is_behind = status.last_cursor > 0 or status.state.is_terminal
         for result in self._early.take(status.job):
@@ -336,14 +349,24 @@ class _Run:
         elif self._unanswered:
             self._early.keep(entry.job, entry.result, self._sent_requests)
 
-    def _take(self, job: _Open, result: ItemResult, page: list[ManyResult]) -> bool:
-        """Give a result out if it is the next one; False where one before it is missing."""
-        if result.cursor != job.cursor + 1:
-            return result.cursor <= job.cursor
+    def _take(
+        self, job: _Open, result: ItemResult, page: list[ManyResult], *, is_whole: bool = False
+    ) -> bool:
+        """Give a result out if it is the next one; False where one before it may be missing.
+
+        `is_whole` says that nothing is: a failed item that is run again leaves its cursor unused.
+        """
+        if result.cursor <= job.cursor or job.job not in self._open:
+            return True
+        if result.cursor != job.cursor + 1 and not is_whole:
+            return False
         job.cursor = result.cursor
         job.heard_s = self._loop.time()
         page.append(ManyResult(job.index, job.key, job.job, result))
-        if job.cursor == job.items:
+        if result.item < len(job.given) and not job.given[result.item]:
+            job.given[result.item] = True
+            job.items_left -= 1
+        if not job.items_left:
             self._close(job)
         return True
 
@@ -361,7 +384,7 @@ class _Run:
                         self._close_if_ended(job, found, page)
                     else:
                         for result in found:
-                            self._take(job, result, page)
+                            self._take(job, result, page, is_whole=True)
                     await self.outbox.put(page)
         except DispatcherRefused as refused:
             if refused.problem.status != _NOT_FOUND:
@@ -371,8 +394,8 @@ class _Run:
 
     def _close_if_ended(self, job: _Open, status: JobStatus, page: list[ManyResult]) -> None:
         if status.state.is_terminal and job.cursor >= status.last_cursor:
-            missing = job.items - job.cursor
-            message = f"{status.state.value} with {missing} of {job.items} items unfinished"
+            left, items = job.items_left, len(job.given)
+            message = f"{status.state.value} with {left} of {items} items unfinished"
             page += self._give_up(job, _problem("job_ended", message, _GONE))
 
     def _give_up(self, job: _Open, problem: Problem) -> list[ManyResult]:

@@ -152,6 +152,9 @@ JOB_DEADLINE_DEFAULT_S: Final = 24 * 3600
 JOB_RETENTION_MAX_S: Final = 365 * 24 * 3600
 JOB_RETENTION_DEFAULT_S: Final = 7 * 24 * 3600
 JOB_STATUS_RETAINED_S: Final = 24 * 3600
+JOB_STATUS_AGAIN_S: Final = 600
+"""Of jobs that ended so lately the status is published again after each reconnect: a broker that
+crashed may have lost what it acknowledged since its last snapshot."""
 OPEN_JOBS_MAX: Final = 1_000_000
 """Open jobs in the store; a submission above it is refused with 429."""
 WINDOW_JOBS_MAX: Final = 20_000
@@ -257,6 +260,8 @@ FENCES_REMEMBERED_MAX: Final = 4_096
 JOURNAL_RESERVE_BYTES: Final = 64 * 1024 * 1024
 STATE_REFRESH_MS: Final = 10_000
 SENSOR_STALE_MS: Final = 5_000
+DECISION_MAX_AGE_MS: Final = 1_000
+"""Nothing is begun by an older decision to go on: it is taken again first."""
 THAW_GRACE_MS: Final = 5_000
 """How long a frozen engine waits for a reason that may pass: who fetches something from the boot
 takes about 3 s. Far below a lease, which runs on."""

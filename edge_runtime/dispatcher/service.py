@@ -156,6 +156,7 @@ class DispatcherService:
         self._inbox: list[_Tick] = []
         self._inbox_events = 0
         self._wake = asyncio.Event()
+        self._has_told_all = False
         self._drained = asyncio.Event()
         self._failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._tasks: list[asyncio.Task[None]] = []
@@ -333,8 +334,7 @@ class DispatcherService:
                     self.publish(self._host_message(online=True))
                     self.core.ask_who_is_there(self.clock())
                     self._wake.set()
-                    if not session_present:
-                        await self._publish_retained_again()
+                    await self._publish_retained_again(is_kept=session_present)
                 case Disconnected():
                     self.bus_tried.set()
                     self.counters["bus_disconnects"] += 1
@@ -357,14 +357,25 @@ class DispatcherService:
             self._drained.clear()
             await self._drained.wait()
 
-    async def _publish_retained_again(self) -> None:
-        """The broker kept nothing of us: publish the retained status topics again."""
+    async def _publish_retained_again(self, *, is_kept: bool) -> None:
+        """The broker may have kept nothing of us: publish the retained status topics again.
+
+        Where it kept the session, only those are missing that were acknowledged since its last
+        snapshot. Of this process's first connection even that is not believed: the one before may
+        have died while it told a broker that had forgotten everything.
+        """
         for job in list(self.core.state.jobs.values()):
             self.publisher.status(job.status())
-        now_ms = self.clock().utc_ms
-        since = now_ms - limits.JOB_STATUS_RETAINED_S * 1000
-        for status in await self.store.ended_between(since, now_ms, limits.STATUSES_WAITING_MAX):
+        is_recent = is_kept and self._has_told_all
+        back_s = limits.JOB_STATUS_AGAIN_S if is_recent else limits.JOB_STATUS_RETAINED_S
+        since_ms = self.clock().utc_ms - back_s * 1000
+        # Not only up to now: the clock may have been set back since they ended.
+        ended = await self.store.ended_between(
+            since_ms, limits.COUNT_MAX, limits.STATUSES_WAITING_MAX
+        )
+        for status in ended:
             self.publisher.status(status)
+        self._has_told_all = True
 
     def publish(self, message: Message) -> None:
         """Queue a message; what does not fit is counted."""

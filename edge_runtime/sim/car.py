@@ -50,6 +50,7 @@ _TOKEN_S: Final = 0.25
 _TOKENS_AT_ONCE: Final = 3
 _WRITES: Final = "text-generation"
 SLOW_ITEM_S: Final = 8.0
+_CONSENT: Final = "consent"
 _CHARGE_STOP_PERCENT: Final = 50.0
 _COMPUTE_STOP_C: Final = 85.0
 _encode: Final = msgspec.msgpack.Encoder().encode
@@ -118,32 +119,45 @@ class Truth:
     loop: SimLoop
     signals: dict[str, float | bool | int | None] = field(default_factory=good_signals)
     has_consent: bool = True
-    wrong_since_s: float | None = None
+    _wrong_since_s: dict[str, float] = field(default_factory=dict)
 
     def note(self) -> None:
-        """Something changed: keep the time since which computing is wrong."""
-        if self.may_compute():
-            self.wrong_since_s = None
-        elif self.wrong_since_s is None:
-            self.wrong_since_s = self.loop.time()
+        """Something changed: keep the time since which computing is wrong, by each cause."""
+        wrong = [*self._wrong_signals(), *(() if self.has_consent else (_CONSENT,))]
+        now_s = self.loop.time()
+        self._wrong_since_s = {cause: self._wrong_since_s.get(cause, now_s) for cause in wrong}
 
-    def may_compute(self) -> bool:
-        """Whether the owner's policy, on the true signals, lets work that runs go on."""
-        return self.has_consent and self.do_signals_allow()
+    @property
+    def wrong_since_s(self) -> float | None:
+        """Since when what forbids computing the longest does so.
+
+        Times are not added up: where one cause ends just after another began, behind a sensor that
+        is dead, a car may believe for a moment that all is well.
+        """
+        return min(self._wrong_since_s.values(), default=None)
+
+    @property
+    def wrong_by_signals_since_s(self) -> float | None:
+        """As `wrong_since_s`, consent aside."""
+        signals = (at for cause, at in self._wrong_since_s.items() if cause != _CONSENT)
+        return min(signals, default=None)
 
     def do_signals_allow(self) -> bool:
-        """As `may_compute`, consent aside: that is in a file, which is read once a second."""
+        """Whether they let work that runs go on; consent is in a file, read once a second."""
+        return not self._wrong_signals()
+
+    def _wrong_signals(self) -> list[str]:
+        """Those that the owner's policy stops work for."""
         signals = self.signals
         charge, heat = signals["charge_percent"], signals["compute_temperature_c"]
-        return bool(
-            signals["is_plugged"]
-            and signals["is_parked"]
-            and not signals["is_occupied"]
-            and charge is not None
-            and charge >= _CHARGE_STOP_PERCENT
-            and heat is not None
-            and heat < _COMPUTE_STOP_C
-        )
+        is_right = {
+            "is_plugged": bool(signals["is_plugged"]),
+            "is_parked": bool(signals["is_parked"]),
+            "is_occupied": not signals["is_occupied"],
+            "charge_percent": charge is not None and charge >= _CHARGE_STOP_PERCENT,
+            "compute_temperature_c": heat is not None and heat < _COMPUTE_STOP_C,
+        }
+        return [name for name, is_good in is_right.items() if not is_good]
 
 
 class SimSensors:

@@ -44,6 +44,11 @@ from edge_runtime.sim.visitors import visitors
 from edge_runtime.sim.world import TENANT, Car, World
 
 _HOUR_S: Final = 3_600.0
+_HOUR_MS: Final = 3_600_000
+_CLOCK_SET_S: Final = 5.0
+_STALE_CLOCK: Final = 0.4
+_NEW_DISK: Final = 0.25
+_TELLER_DIES: Final = 0.2
 _PARTITIONS: Final = (Partition.TO_BROKER, Partition.FROM_BROKER, Partition.BOTH)
 
 
@@ -88,13 +93,19 @@ async def http_cuts(world: World, rng: random.Random) -> None:
 
 
 async def broker_deaths(world: World, rng: random.Random) -> None:
-    """The broker dies and comes back with nothing."""
+    """The broker dies and comes back with nothing; at times who is to tell it all dies then."""
 
     async def strike() -> None:
         world.ledger.fault("broker_death")
         world.broker.kill()
         await asyncio.sleep(rng.choice((0.1, 2.0, 15.0)))
         world.broker.start()
+        if rng.random() < _TELLER_DIES:
+            while world.service is None or not world.service.bus.is_connected:  # noqa: ASYNC110 - it has no event
+                await asyncio.sleep(0.05)
+            await asyncio.sleep(rng.uniform(0, 0.5))
+            world.ledger.fault("death_before_it_told_all")
+            world.kill(world.dispatcher, 0.5)
 
     await often(world, rng, 25, strike)
 
@@ -253,7 +264,7 @@ async def clock_jumps(world: World, rng: random.Random) -> None:
 
     async def strike() -> None:
         host = rng.choice(hosts_of(world))
-        jump_ms = rng.choice((-1, 1)) * 3_600_000
+        jump_ms = rng.choice((-1, 1)) * _HOUR_MS
         world.ledger.fault("clock_jump", f"{host.name} {jump_ms}")
         host.utc_offset_ms += jump_ms
         await asyncio.sleep(rng.choice((1.0, 30.0)))
@@ -321,7 +332,13 @@ async def power_cuts(world: World, rng: random.Random) -> None:
 
 
 async def stale_journals(world: World, rng: random.Random) -> None:
-    """A car's disk goes back to an earlier state, as after a restored image."""
+    """A car's disk goes back to an earlier state, as after a restored image, or is a new one.
+
+    In some of these cars the clock stands still while they are off, until the network sets it.
+    """
+
+    def set_clock(host: Host) -> None:
+        host.utc_offset_ms = max(0, host.utc_offset_ms)
 
     async def strike() -> None:
         car = rng.choice(world.cars)
@@ -329,6 +346,16 @@ async def stale_journals(world: World, rng: random.Random) -> None:
         copy_files(car.host.folder, saved)
         await asyncio.sleep(rng.choice((3.0, 20.0)))
         if world.is_healed or not car.host.is_up:
+            return
+        if rng.random() < _STALE_CLOCK:
+            world.ledger.fault("stale_clock", car.name)
+            car.host.utc_offset_ms -= _HOUR_MS
+            world.loop.call_later(_CLOCK_SET_S, set_clock, car.host)
+        if rng.random() < _NEW_DISK:
+            world.ledger.fault("new_disk", car.name)
+            world.kill(car.host, 1.0)
+            for name in ("journal.db", "journal.db-wal", "journal.db-shm"):
+                (car.host.folder / name).unlink(missing_ok=True)
             return
         world.ledger.fault("stale_journal", car.name)
         world.kill(car.host, 1.0)
@@ -344,8 +371,8 @@ async def stale_journals(world: World, rng: random.Random) -> None:
 async def restored_backups(world: World, rng: random.Random) -> None:
     """The dispatcher's store is replaced by an older backup of it; once is enough for a world.
 
-    Whoever does that looks at the clock first: an older store and a clock that is back agree on an
-    epoch that was given out already.
+    Whoever does that looks at the clock first: an older store and a clock that is back, or still
+    in the second in which the last dispatcher started, agree on an epoch that was given out.
     """
     await asyncio.sleep(rng.uniform(5, world.scale.faults_s / 2))
     host = world.dispatcher
@@ -356,7 +383,8 @@ async def restored_backups(world: World, rng: random.Random) -> None:
         return
     world.ledger.fault("restored_backup")
     restart_s = rng.choice((0.5, 10.0))
-    world.loop.call_later(restart_s, _set_clock_right, host)
+    epoch = 0 if world.service is None else world.service.core.state.epoch
+    world.loop.call_later(restart_s, _set_clock_right, host, epoch)
     world.kill(host, restart_s)
     shutil.rmtree(host.folder)
     copy_files(backup, host.folder)
@@ -369,8 +397,10 @@ async def restored_backups(world: World, rng: random.Random) -> None:
         world.loop.call_later(back_s, requester.start)
 
 
-def _set_clock_right(host: Host) -> None:
-    host.utc_offset_ms = max(0, host.utc_offset_ms)
+def _set_clock_right(host: Host, last_epoch: int) -> None:
+    """Beyond the moment for which the last dispatcher's epoch stands, and not behind."""
+    behind_ms = (last_epoch + 1) * 1_000 - host.now().utc_ms
+    host.utc_offset_ms = max(0, host.utc_offset_ms, host.utc_offset_ms + behind_ms)
 
 
 # --- owners and hardware ----------------------------------------------------------------------
@@ -501,7 +531,7 @@ def _has_dead(world: World, job: str) -> bool:
 async def _requeue(world: World, client: EdgeClient, job: str) -> None:
     submitted = world.ledger.jobs[job]
     world.ledger.fault("requeue", job)
-    submitted.was_requeued = True
+    submitted.was_requeued, submitted.was_read_again = True, False
     try:
         await client.requeue(job)
     finally:  # it may have come to pass although nobody heard
@@ -759,6 +789,9 @@ FAULT_KINDS: Final = (
     "disk_error",
     "power_cut",
     "stale_journal",
+    "stale_clock",
+    "new_disk",
+    "death_before_it_told_all",
     "restored_backup",
     "owner_returns",
     "thermal_trip",

@@ -43,6 +43,13 @@ class Submitted:
     read: list[Seen] = field(default_factory=list)
     is_done: bool = False
     was_requeued: bool = False
+    was_read_again: bool = False
+    """By somebody without a cursor, after it was requeued."""
+
+    @property
+    def needs_reading_again(self) -> bool:
+        """Whether that is still to be done."""
+        return self.was_requeued and not self.was_read_again
 
 
 class Ledger:

@@ -28,7 +28,7 @@ _CHAT: Final = "/v1/chat/completions"
 _OK: Final = 200
 _NOT_FOUND: Final = 404
 _CONFLICT: Final = 409
-_PASSING: Final = frozenset({429, 500, 502, 503, 504, 507})
+_PASSING: Final = frozenset({408, 429, 500, 502, 503, 504, 507})
 _OVER: Final = frozenset({"completed", "expired", "cancelled", "failed"})
 _BOUNDARY: Final = "cut-here"
 _FORM: Final = f"multipart/form-data; boundary={_BOUNDARY}"

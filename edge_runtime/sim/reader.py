@@ -17,8 +17,11 @@ _AWAY_S: Final = (0.5, 10.0)
 class Reader(ABC):
     """`read` has (cursor, item, whether good) by job, as they were taken.
 
-    While there are faults it stays for one of `stays_s` at a time.
+    While there are faults it stays for one of `stays_s` at a time. Who `knows_by_topics` hears of a
+    job by them alone: never, where a broker loses what it has acknowledged.
     """
+
+    knows_by_topics = False
 
     def __init__(
         self,

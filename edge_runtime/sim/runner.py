@@ -6,7 +6,7 @@ import gc
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -173,11 +173,17 @@ async def _live(world: World, chosen: tuple[str, ...]) -> None:
     await asyncio.gather(*tasks, return_exceptions=True)
     heal(world)  # what a nemesis had in hand when it was stopped
     healing = asyncio.ensure_future(end_quarantine(world))
-    for task in tasks:
-        if not task.cancelled() and task.exception() is not None:
-            raise task.exception()  # type: ignore[misc] # it is not None
+    _raise_of(tasks)
     await _drain(world)
+    _raise_of(world.keepers)
     await healing
+
+
+def _raise_of(tasks: Iterable[asyncio.Future[None]]) -> None:
+    """What ended one of these unasked: a part of the world that is silently gone proves nothing."""
+    for task in tasks:
+        if task.done() and not task.cancelled() and (error := task.exception()) is not None:
+            raise error
 
 
 async def _drain(world: World) -> None:
@@ -209,7 +215,8 @@ def _is_at_rest(world: World) -> bool:
     """Whether all is told, every car holds what it should and none keeps what it should not."""
     journals = [car.host.folder / "journal.db" for car in world.cars]
     is_kept = any(any(kept_rows(path).values()) for path in journals if path.exists())
-    has_said_all = world.has_told_all and not world.holders_of_answers
+    is_told = world.has_told_all and not world.unretained
+    has_said_all = is_told and not world.holders_of_answers
     return has_said_all and not world.has_wishes and not is_kept
 
 

@@ -280,8 +280,9 @@ class Car:
                 self._in_doubt.popleft()
         self.world.ledger.starts[item.data] += 1
         self.world.ledger.note(f"{self.name} computes {item.data[-4:].hex()}")
-        since_s = self.truth.wrong_since_s
-        if since_s is not None and self.world.loop.time() - since_s > _STOP_BOUND_S:
+        since_s = self.truth.wrong_by_signals_since_s
+        is_wrong = since_s is not None and self.world.loop.time() - since_s > _STOP_BOUND_S
+        if is_wrong or self.must_keep_quiet:
             self.world.ledger.violated("S9", f"{self.name} starts an item without leave")
 
     def _open_bus(self, settings: BusSettings) -> Bus:
@@ -474,6 +475,17 @@ class World:
             return db.execute("SELECT 1 FROM job WHERE published < cursor").fetchone() is None
 
     @property
+    def unretained(self) -> list[str]:
+        """Jobs of the store whose status the broker does not keep, though it loses nothing."""
+        fired = self.dispatcher_faults.fired
+        if fired["loss"] or fired["refused"]:
+            return []  # acknowledged, or refused, and not there
+        path = self.dispatcher.folder / "dispatcher.db"
+        with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as db:
+            jobs = [job for (job,) in db.execute("SELECT id FROM job")]
+        return [job for job in jobs if not self.broker.retains_of(job)]
+
+    @property
     def has_wishes(self) -> bool:
         """Whether a car lacks a model that it was told to hold ready."""
         return any(car.missing for car in self.cars)
@@ -482,7 +494,9 @@ class World:
     def is_served(self) -> bool:
         """Whether every job has been read to its end, and nobody waits for anything."""
         jobs = self.ledger.jobs.values()
-        is_read = len(jobs) == len(self.plan) and all(job.is_done for job in jobs)
+        is_read = len(jobs) == len(self.plan) and all(
+            job.is_done and not job.needs_reading_again for job in jobs
+        )
         # Some jobs have no reader; they end all the same.
         is_idle = self.service is not None and not self.service.core.state.jobs
         return is_read and is_idle and all(is_true() for is_true in self.waits_for)
@@ -642,7 +656,22 @@ class World:
         submitted = self.was_accepted(job, status)
         while True:  # a dead letter may be requeued long after its job's end
             await self._read(client, submitted)
+            if self.is_healed and submitted.needs_reading_again:
+                await self._read_again(client, submitted)
             await asyncio.sleep(_LOOK_S)
+
+    async def _read_again(self, client: EdgeClient, submitted: Submitted) -> None:
+        """As somebody new would, who has no cursor: he comes to the end as well."""
+        cursors: list[int] = []
+        try:
+            cursors += [result.cursor async for result in client.results(submitted.job)]
+        except DispatcherUnreachable as error:
+            self.ledger.note(f"requester: {submitted.job} unreachable: {error}")
+            return
+        submitted.was_read_again = True
+        is_whole = self.ledger.has_gone_back or cursors[-1:] == [submitted.read[-1].cursor]
+        if not is_whole or cursors != sorted(set(cursors)):
+            self.ledger.violated("S4", f"{submitted.job} was read again as {cursors}")
 
     def was_accepted(self, job: Planned, status: JobStatus) -> Submitted:
         """Somebody has just been told that a job is accepted: it must be the one of its key."""

@@ -11,12 +11,13 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from scripted_car import ScriptedCar
+from scripted_car import ScriptedCar, echo
 
 from edge_runtime.bus import BusSettings, MemoryBroker, MemoryBus
 from edge_runtime.client import DispatcherRefused, EdgeClient, JobRefused
 from edge_runtime.contract.http import ItemInput, JobRequest
-from edge_runtime.contract.reasons import JobState
+from edge_runtime.contract.messages import ItemFailed, ItemResult
+from edge_runtime.contract.reasons import ItemError, JobState
 from edge_runtime.contract.tensors import Tensor
 from edge_runtime.dispatcher.api import HttpServer, build_app, serve
 from edge_runtime.dispatcher.desk import FrontDesk
@@ -140,3 +141,38 @@ async def test_many_jobs_over_a_restart_of_the_dispatcher(
             assert len(await client.jobs(limit=1000)) == jobs
         await client.__aexit__()
     assert got == Counter(range(jobs))
+
+
+async def test_who_reads_a_job_whose_failures_were_run_again_reads_all_of_it(
+    dispatcher: Dispatch, broker: MemoryBroker
+) -> None:
+    """Their cursors are in use no more: that is no gap."""
+    wrong = {1, 2}
+
+    def answer(index: int) -> ItemResult:
+        if index in wrong:
+            return ItemFailed(index=index, code=ItemError.RESULT_TOO_LARGE, message="large")
+        return echo(index)
+
+    request = JobRequest(model="noop", items=(ITEM,) * 5, idempotency_key="night")
+    async with (
+        asyncio.timeout(WAIT_S),
+        dispatcher() as server,
+        ScriptedCar(broker, "car1", answer=answer),
+        EdgeClient(server.url) as client,
+    ):
+        handle = client.submit("noop", [ITEM] * 5, idempotency_key="night")
+        first = [result async for result in handle]
+        assert sorted(result.item for result in first if not result.ok) == [1, 2]
+        wrong.clear()
+        assert await client.requeue(handle.id) == 2
+        again = [result async for result in client.results(handle.id, first[-1].cursor)]
+        assert [(result.cursor, result.ok) for result in again] == [(6, True), (7, True)]
+        from_start = [result async for result in client.results(handle.id)]
+        cursors = [result.cursor for result in from_start]
+        assert cursors == sorted(cursors)
+        assert sorted(result.item for result in from_start) == list(range(5))
+        assert all(result.ok for result in from_start)
+        many = [found async for found in client.submit_many([request])]
+    assert all(found.problem is None for found in many)
+    assert sorted(found.result.item for found in many if found.result) == list(range(5))

@@ -13,7 +13,7 @@ from edge_runtime.contract import limits
 from edge_runtime.contract.errors import Rejected, RejectionReason
 from edge_runtime.contract.messages import Offline
 from edge_runtime.contract.reasons import Availability, HoldReason
-from edge_runtime.dispatcher.core.events import VehicleWent
+from edge_runtime.dispatcher.core.events import VehicleBorn, VehicleWent
 from edge_runtime.dispatcher.core.fleet import Fleet, Names
 from edge_runtime.dispatcher.core.placement import Placement, Requirement
 
@@ -52,6 +52,19 @@ def test_a_birth_of_an_older_boot_or_connection_is_rejected(fleet: Fleet) -> Non
     assert fleet.view(0, NOW_MS).region == "default"
     assert fleet.born(msgspec.structs.replace(old, connection=4, region="moon")) == 0
     assert fleet.view(0, NOW_MS).region == "moon"
+
+
+def test_a_live_birth_of_an_older_boot_is_taken_but_of_no_older_connection(fleet: Fleet) -> None:
+    """A car with a new disk and a clock that is behind counts its boots anew."""
+    car = born(fleet, "a", boot=5, connection=3)
+    car.boot, car.connection, car.seq = 4, 2, 0
+    assert fleet.born(car.birth().birth, is_live=True) == 0
+    assert not fleet.is_available(0, NOW_MS), "nothing of its state is known"
+    fleet.reported(car.state().state, NOW_MS)
+    assert fleet.is_available(0, NOW_MS)
+    stale = msgspec.structs.replace(car.birth().birth, connection=1)
+    with pytest.raises(Rejected):
+        fleet.born(stale, is_live=True)
 
 
 def test_a_birth_may_be_repeated(fleet: Fleet) -> None:
@@ -106,6 +119,42 @@ def test_a_new_boot_starts_its_numbers_and_says_nothing_of_its_state(fleet: Flee
     assert not fleet.is_available(0, NOW_MS)
     fleet.reported(car.state().state, NOW_MS)
     assert fleet.is_available(0, NOW_MS)
+
+
+def test_a_car_that_counts_its_boots_anew_works_again() -> None:
+    world = World()
+    car = world.car(boot=30)
+    world.settle()
+    car.boot, car.connection, car.seq = 7, 1, 0
+    world.tick(car.state())
+    assert world.rejected[RejectionReason.OLD_BOOT] == 1
+    world.settle()
+    assert car.rebirths == 1, "it is asked who it is"
+    assert world.core.fleet.boot[0] == car.boot
+    assert world.core.fleet.is_available(0, world.now.boot_ms)
+
+
+def test_a_late_birth_of_an_earlier_boot_is_soon_corrected() -> None:
+    world = World()
+    car = world.car(boot=30)
+    late = msgspec.structs.replace(car.birth().birth, boot=29)
+    world.tick(VehicleBorn(birth=late))
+    assert world.core.fleet.boot[0] == late.boot
+    world.tick(car.state())
+    world.settle()
+    assert world.core.fleet.boot[0] == car.boot
+    assert world.core.fleet.is_available(0, world.now.boot_ms)
+
+
+def test_what_a_broker_kept_of_an_earlier_boot_is_not_believed_and_the_car_is_asked() -> None:
+    world = World()
+    car = world.car(boot=30)
+    kept = msgspec.structs.replace(car.birth().birth, boot=29)
+    world.tick(VehicleBorn(birth=kept, is_retained=True))
+    assert world.rejected[RejectionReason.OLD_BOOT] == 1
+    world.settle()
+    assert world.core.fleet.boot[0] == car.boot
+    assert car.rebirths == 1
 
 
 def test_an_old_offline_is_answered_with_a_rebirth() -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import sqlite3
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -19,6 +20,7 @@ from edge_runtime.bus import (
     Message,
 )
 from edge_runtime.contract import codec, limits
+from edge_runtime.contract.clock import Now
 from edge_runtime.contract.http import ItemInput, JobRequest
 from edge_runtime.contract.messages import (
     Fence,
@@ -33,7 +35,7 @@ from edge_runtime.contract.reasons import ChunkVerdict, ItemError, JobState
 from edge_runtime.contract.topics import Topics, Up
 from edge_runtime.dispatcher.chores import Chores
 from edge_runtime.dispatcher.front import Refusal
-from edge_runtime.dispatcher.service import DispatcherService, DispatcherSettings
+from edge_runtime.dispatcher.service import DispatcherService, DispatcherSettings, system_clock
 from edge_runtime.dispatcher.storage import SqliteStore, StoreBusy, StoreFull
 
 OpenHouse = Callable[..., Any]
@@ -388,6 +390,69 @@ async def test_results_committed_while_the_broker_is_away_are_published_later(
         async with open_house(broker):
             await _read(bus, take)
     assert seen == [5, 6, 7, 8, 9, 10]
+
+
+async def _retained_states(broker: MemoryBroker, expected: int) -> dict[str, JobState]:
+    """What the broker keeps of a tenant's jobs, once it is so many."""
+    states: dict[str, JobState] = {}
+    filters = ((Topics().tenant_all("t1"), 1),)
+    settings = BusSettings(url="memory://", client_id="third", subscriptions=filters)
+
+    def take(message: Message) -> bool:
+        told = codec.decode_public(message.payload)
+        if isinstance(told, JobStatus):
+            states[told.job] = told.state
+        return len(states) == expected
+
+    async with MemoryBus(settings, broker) as bus:
+        await _read(bus, take)
+    return states
+
+
+async def test_a_broker_that_forgot_everything_is_told_all_though_the_clock_was_set_back(
+    tmp_path: Path, models_dir: Path
+) -> None:
+    broker, back_ms = MemoryBroker(), 0
+
+    def clock() -> Now:
+        now = system_clock()
+        return Now(now.boot_ns, now.utc_ms - back_ms)
+
+    settings = DispatcherSettings("memory://", models_dir=models_dir)
+    store = SqliteStore(tmp_path / "store.db")
+    async with (
+        DispatcherService(settings, store, lambda s: MemoryBus(s, broker), clock) as service,
+        ScriptedCar(broker, "car1"),
+    ):
+        house = House(service, broker)
+        jobs = [await house.submit(1) for _ in range(3)]
+        for job in jobs:
+            await house.collect(job)
+        await _retained_states(broker, 3)
+        back_ms = 3_600_000
+        broker.kill()
+        broker.start()
+        assert await _retained_states(broker, 3) == dict.fromkeys(jobs, JobState.DONE)
+
+
+async def test_a_dispatcher_that_died_while_it_told_an_empty_broker_tells_it_all_again(
+    open_house: OpenHouse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next one finds the session of the one before: that proves nothing."""
+    monkeypatch.setattr(limits, "JOB_STATUS_AGAIN_S", -60)
+    first, second = MemoryBroker(), MemoryBroker()
+    async with open_house(first) as house, ScriptedCar(first, "car1"):
+        jobs = [await house.submit(1) for _ in range(3)]
+        for job in jobs:
+            await house.collect(job)
+        await _retained_states(first, 3)
+        await house.service.publisher.flush()
+    # It came as far as its session on the new broker, and no further.
+    settings = BusSettings("memory://", "er-dispatcher-dispatcher", session_expiry_s=3_600)
+    async with MemoryBus(settings, second) as bus:
+        await anext(bus.events())
+    async with open_house(second):
+        assert await _retained_states(second, 3) == dict.fromkeys(jobs, JobState.DONE)
 
 
 async def test_fetch_since_answers_on_a_topic_of_the_same_tenant_only(house: House) -> None:

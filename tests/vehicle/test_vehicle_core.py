@@ -299,6 +299,19 @@ def test_a_held_car_refuses_with_its_hold() -> None:
     assert verdict.retry_after_ms > 0
 
 
+def test_a_process_that_stood_still_begins_nothing_by_what_it_saw_before() -> None:
+    """It was stopped for longer than a reading lasts; no tick came, no sensor has told since."""
+    car = Bench().open()
+    car.take(offer(1))
+    car.start(1, 0)
+    car._turn_to(car.boot_ns + (limits.SENSOR_STALE_MS + 100) * MS)
+    said = car.send(e.UnitsOffered((offer(2),)))
+    (refused,) = verdicts(said)
+    assert isinstance(refused, Refused)
+    assert refused.hold is HoldReason.SENSOR_STALE
+    assert only(c.FreezeEngine, said), "and what runs stops"
+
+
 def test_a_full_car_refuses_the_next_unit() -> None:
     car = Bench().open()
     said = car.take(*(offer(unit) for unit in range(1, 6)))

@@ -4,7 +4,7 @@ Eligibility is one vector expression over a million cars.
 
 Invariants
 - A row is never reused: a car keeps its row for the life of the process.
-- `boot, connection` only grow per row; `seq` only grows within a boot.
+- `connection` and `seq` only grow within a boot; `boot` falls only by a live Birth.
 - `in_flight` and `backlog_ms` are what this dispatcher has offered and not seen end; they are
   never taken from the car's word.
 
@@ -156,12 +156,19 @@ class Fleet:
 
     # --- what cars say ---
 
-    def born(self, birth: Birth) -> int:
-        """Apply a Birth; returns the row. Rejects one of an older boot or connection."""
+    def born(self, birth: Birth, *, is_live: bool = False) -> int:
+        """Apply a Birth; returns the row. Rejects one of an older boot or connection.
+
+        Of an older boot one is taken that is `is_live`, said now and not kept by a broker: a car
+        whose disk was replaced, with a clock that is behind, counts its boots anew. Should it be
+        a late one after all, the next state is of a boot that is not known, and asks for another.
+        """
         row = self.row_of.get(birth.vehicle)
         if row is None:
             row = self._add(birth.vehicle)
-        elif (birth.boot, birth.connection) < (self.boot[row], self.connection[row]):
+        boot, connection = self.boot[row], self.connection[row]
+        is_older = (birth.boot, birth.connection) < (boot, connection)
+        if is_older and not (is_live and birth.boot < boot):
             raise Rejected(RejectionReason.OLD_BOOT, birth.vehicle)
         if birth.boot != self.boot[row]:
             self.seq[row] = -1

@@ -124,10 +124,10 @@ class DispatcherCore:
             case ItemsLoaded():
                 self._items_loaded(event)
             case VehicleBorn(birth=birth):
-                self._state.fleet.born(birth)
-                self._state.emit(PutVehicle(birth=birth))
                 if event.is_retained:
                     self._ask_rebirth(birth.vehicle)  # its state is not retained
+                self._state.fleet.born(birth, is_live=not event.is_retained)
+                self._state.emit(PutVehicle(birth=birth))
             case VehicleWent():
                 self._went(event, now)
             case AttemptFound():
@@ -180,7 +180,7 @@ class DispatcherCore:
         try:
             self._state.fleet.reported(state, now.boot_ms)
         except Rejected as rejected:
-            if rejected.reason is RejectionReason.UNKNOWN_VEHICLE:
+            if rejected.reason is not RejectionReason.OLD_SEQUENCE:
                 self._ask_rebirth(state.vehicle)
             raise
 

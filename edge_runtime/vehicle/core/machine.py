@@ -141,6 +141,7 @@ class VehicleCore:
         self._ladder = Ladder(self._work)
         self._herald = Herald(facts)
         self._decision: Decision = Hold(HoldReason.SENSOR_STALE, stop=True)
+        self._decided_ns = now.boot_ns
         self._is_draining = False
         self._leave_ns: int | None = None
         self._leave_hold = HoldReason.DRAINING
@@ -295,6 +296,7 @@ class VehicleCore:
         is_blocked = work.ledger.trouble is not None or work.outbox.is_full
         if is_blocked or self._has_budget() or _stops(self._decision):
             self._reconsider(now)
+        self._reconsider_if_old(now)
         if self._ladder.is_going and not _stops(self._decision):
             work.feed(now)
             self._prefetch(now)
@@ -395,11 +397,17 @@ class VehicleCore:
     def _reconsider(self, now: Now) -> None:
         """Decide again, and carry the stop ladder one rung on where that asks for it."""
         decision = self._decision = self._decide(now)
+        self._decided_ns = now.boot_ns
         if not isinstance(decision, Ready) and decision.stop:
             is_leaving = self._leave_ns is not None
             self._ladder.demand(decision.reason, now, is_leaving=is_leaving)
         else:
             self._ladder.relent(now)
+
+    def _reconsider_if_old(self, now: Now) -> None:
+        """A process that was stopped for a while must not go by what it saw before."""
+        if now.boot_ns - self._decided_ns > limits.DECISION_MAX_AGE_MS * NS_PER_MS:
+            self._reconsider(now)
 
     def _decide(self, now: Now) -> Decision:
         admission, energy, policy = self._admission, self._work.energy, self._owners_policy
@@ -446,6 +454,7 @@ class VehicleCore:
     # --- offers, orders, the journal -------------------------------------------------------------
 
     def _offered(self, event: UnitsOffered, now: Now) -> None:
+        self._reconsider_if_old(now)
         work = self._work
         policy = self._owners_policy
         allowed = policy.allowed if policy is not None else Allowed()

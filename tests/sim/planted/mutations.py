@@ -1060,6 +1060,36 @@ _ANSWERS = (
     ),
 )
 
+_RECOVERY = (
+    Mutation(
+        "older-boot-for-ever",
+        "A car that counts its boots anew is not believed, whatever it says.",
+        "L1",
+        "dispatcher/core/fleet.py",
+        "        if is_older and not (is_live and birth.boot < boot):\n",
+        "        if is_older:\n",
+        needs=("stale_journals",),
+    ),
+    Mutation(
+        "stream-ends-at-an-unused-cursor",
+        "The SDK takes the cursor of a failure that was run again for something that is missing.",
+        "S4",
+        "client/results.py",
+        "            elif element.cursor > self.cursor:\n",
+        "            elif element.cursor == self.cursor + 1:\n",
+        needs=("operators",),
+    ),
+    Mutation(
+        "ended-up-to-now",
+        "Of jobs that ended later than the clock says an empty broker is not told.",
+        "S4",
+        "dispatcher/service.py",
+        "            since_ms, limits.COUNT_MAX, limits.STATUSES_WAITING_MAX\n",
+        "            since_ms, self.clock().utc_ms, limits.STATUSES_WAITING_MAX\n",
+        needs=("broker_deaths", "clock_jumps"),
+    ),
+)
+
 MUTATIONS = (
     *_DISPATCHER_CORE,
     *_SHARES,
@@ -1074,4 +1104,5 @@ MUTATIONS = (
     *_BATCHES,
     *_OBJECTS,
     *_ANSWERS,
+    *_RECOVERY,
 )
