@@ -61,8 +61,8 @@ class Chores:
         ended = await store.ended_between(after, until, limits.SWEEP_JOBS)
         for status in ended:
             publisher.clear_status(status.tenant, status.job)
-        through = ended[-1].finished_ms if len(ended) == limits.SWEEP_JOBS else until
-        if through is not None and through > after:
+        through = ended[-1].finished_ms if len(ended) >= limits.SWEEP_JOBS else until
+        if through is not None and through != after:  # back where a clock was ahead
             await store.set_meta(_CLEARED_THROUGH, through)
 
     # --- totals ---

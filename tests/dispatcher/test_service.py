@@ -496,6 +496,34 @@ async def test_retention_deletes_and_status_topics_are_cleared(house: House) -> 
     assert await house.service.store.job(kept) is not None
 
 
+async def test_statuses_are_cleared_though_the_clock_was_years_ahead_for_a_while(
+    tmp_path: Path, models_dir: Path
+) -> None:
+    broker, ahead_ms = MemoryBroker(), 0
+    day_ms = limits.JOB_STATUS_RETAINED_S * 1000
+
+    def clock() -> Now:
+        now = system_clock()
+        return Now(now.boot_ns, now.utc_ms + ahead_ms)
+
+    settings = DispatcherSettings("memory://", models_dir=models_dir)
+    store = SqliteStore(tmp_path / "store.db")
+    async with (
+        DispatcherService(settings, store, lambda s: MemoryBus(s, broker), clock) as service,
+        ScriptedCar(broker, "car1"),
+    ):
+        house, chores = House(service, broker), Chores(service)
+        ahead_ms = 3_650 * day_ms
+        await chores.sweep()
+        ahead_ms = 0
+        await chores.sweep()
+        await house.collect(await house.submit(1))
+        await _retained_states(broker, 1)
+        ahead_ms = day_ms + 60_000
+        await chores.sweep()
+        await house.until(lambda: not [t for t in broker._retained if "/jobs/" in t])
+
+
 async def test_the_feed_follows_all_jobs_of_a_tenant(house: House) -> None:
     feed = house.desk.feed("t1", position=None, follow=True)
     assert list(await anext(feed)) == []

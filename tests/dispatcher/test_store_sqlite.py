@@ -385,6 +385,9 @@ async def test_jobs_that_ended_in_a_time(store: SqliteStore) -> None:
     assert await names(0, 100, 10) == ["job2", "job3", "job1"]
     assert await names(10, 30, 10) == ["job3", "job1"]
     assert await names(0, 29, 1) == ["job2"]
+    await store.commit([ended(4, at_ms=20)])
+    assert await names(0, 100, 2) == ["job2", "job3", "job4"], "no two of a millisecond are parted"
+    assert await names(20, 100, 2) == ["job1"]
 
 
 async def test_the_published_cursor_only_grows(store: SqliteStore) -> None:

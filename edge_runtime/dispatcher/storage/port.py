@@ -244,7 +244,10 @@ class Store(RecordStore, Protocol):
         ...
 
     async def ended_between(self, after_ms: int, until_ms: int, limit: int) -> list[JobStatus]:
-        """Jobs that ended after `after_ms` and not after `until_ms`, oldest first."""
+        """Jobs that ended after `after_ms` and not after `until_ms`, oldest first.
+
+        Over `limit` only those that ended in the same millisecond as the last of them.
+        """
         ...
 
     async def get_meta(self, key: str) -> int:

@@ -478,13 +478,21 @@ class SqliteStore:
         return await self._run(read)
 
     async def ended_between(self, after_ms: int, until_ms: int, limit: int) -> list[JobStatus]:
-        """Jobs that ended after `after_ms` and not after `until_ms`, oldest first."""
+        """Jobs that ended after `after_ms` and not after `until_ms`, oldest first.
+
+        Over `limit` only those that ended in the same millisecond as the last of them.
+        """
 
         def read() -> list[JobStatus]:
+            last = self._db.execute(
+                "SELECT finished_ms FROM job WHERE finished_ms > ? AND finished_ms <= ?"
+                " ORDER BY finished_ms LIMIT 1 OFFSET ?",
+                (after_ms, until_ms, limit - 1),
+            ).fetchone()
             rows = self._db.execute(
                 f"SELECT {JOB_COLUMNS} FROM job WHERE finished_ms IS NOT NULL"  # noqa: S608 - constant columns
-                " AND finished_ms > ? AND finished_ms <= ? ORDER BY finished_ms LIMIT ?",
-                (after_ms, until_ms, limit),
+                " AND finished_ms > ? AND finished_ms <= ? ORDER BY finished_ms",
+                (after_ms, until_ms if last is None else last[0]),
             )
             return [job_status(row) for row in rows]
 
