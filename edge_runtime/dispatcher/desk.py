@@ -78,9 +78,7 @@ class FrontDesk:
             await self._spec(tenant, job, names[2 * _ID_BYTES * n : 2 * _ID_BYTES * (n + 1)])
             for n, job in enumerate(jobs)
         ]
-        keys = [spec.idempotency_key for spec in specs if isinstance(spec, JobSpec)]
-        named = [key for key in keys if key is not None]
-        known = await self._store.find_keys(tenant, named) if named else {}
+        known = await self._known(tenant, specs)
         new = [
             request
             for request, spec in zip(jobs, specs, strict=True)
@@ -88,7 +86,16 @@ class FrontDesk:
         ]
         async with self._quotas.hold(tenant, lambda: _load(new)):
             await self._use_objects(tenant, jobs, specs, known)
+            # Others may have been accepted under the same keys meanwhile: nothing may wait between
+            # this and `_submit`, which says what is being accepted.
+            known = await self._known(tenant, specs)
             return await self._submit(tenant, jobs, specs, known)
+
+    async def _known(self, tenant: str, specs: Sequence[JobSpec | Problem]) -> dict[str, KnownKey]:
+        """Jobs that are in the store under the keys of these."""
+        keys = [spec.idempotency_key for spec in specs if isinstance(spec, JobSpec)]
+        named = [key for key in keys if key is not None]
+        return await self._store.find_keys(tenant, named) if named else {}
 
     async def _use_objects(
         self,

@@ -64,6 +64,8 @@ _DRAIN_SLACK_S: Final = 1.0
 _POLICY: Final = "dwell_s = 1\n[consent]\ngiven = {consent}\nversion = 1\n"
 _SENSOR_PERIODS_S: Final = (1.0, 2.0)
 _STOP_BOUND_S: Final = 5.0
+_TOLD_S: Final = 0.01
+"""So long after an engine began an item its agent has heard of it."""
 _LEAVE_BOUND_S: Final = 20.0
 _POLICY_READ_S: Final = 2.0
 """After so long a car has read a new policy; not if it is paused or its process is dead."""
@@ -280,6 +282,16 @@ class Car:
                 self._in_doubt.popleft()
         self.world.ledger.starts[item.data] += 1
         self.world.ledger.note(f"{self.name} computes {item.data[-4:].hex()}")
+        context = contextvars.Context()
+        self.world.loop.call_later(_TOLD_S, self._goes_on, item, context=context)
+
+    def _goes_on(self, item: Item) -> None:
+        """An item has begun, and the agent, who was told, lets it."""
+        life = self.host.life
+        if not self.is_computing or life is None or life.is_paused:
+            return
+        if self.engine is None or self.engine.in_hand is not item.data:
+            return
         since_s = self.truth.wrong_by_signals_since_s
         is_wrong = since_s is not None and self.world.loop.time() - since_s > _STOP_BOUND_S
         if is_wrong or self.must_keep_quiet:

@@ -3,6 +3,7 @@
 import asyncio
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from objects_cars import POLICY, Garage, sum_in, vector, write_sum
@@ -268,3 +269,29 @@ async def test_two_who_upload_the_same_bytes_at_once_both_have_them(house: Objec
         names = await asyncio.gather(*(who.upload(data) for who in (one, other, one, other)))
     assert set(names) == {digest_of(data)}
     assert len(house.objects) == 1
+
+
+async def test_one_key_twice_at_once_is_one_job_though_one_of_them_keeps_its_objects_later(
+    house: ObjectsHouse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both find that nobody knows the key; the second is at its objects until the first is done."""
+    use, is_second, may_go_on = house.objects.use, asyncio.Event(), asyncio.Event()
+
+    async def slow_use(*arguments: Any) -> None:
+        await use(*arguments)
+        if not is_second.is_set():
+            is_second.set()
+            await may_go_on.wait()
+
+    monkeypatch.setattr(house.objects, "use", slow_use)
+    name = await house.upload(LARGE)
+    items = [ItemInput(ref=name)]
+    async with asyncio.timeout(WAIT_S), house.client() as client:
+        slow = client.submit("sum", items, idempotency_key="night")
+        accepting = asyncio.create_task(slow.status())
+        await is_second.wait()
+        quick = await client.submit("sum", items, idempotency_key="night")
+        may_go_on.set()
+        assert (await accepting).job == quick.job
+        assert (await client.status(quick.job)).state is JobState.ACCEPTED
+        assert house.service.store_state == "ok"
