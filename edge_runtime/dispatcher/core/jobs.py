@@ -362,9 +362,11 @@ class Turns:
             place.pop(queue.tenant, None)
 
     def resume(self) -> None:
-        """A new tick: nothing is blocked."""
+        """A new tick: nothing is blocked, and who was given back what it owed is served again."""
         for queue in self._queues.values():
             queue.resume()
+        for tenant in [tenant for tenant in self._owe if self.shares.left_ms(tenant) > 0.0]:
+            self._ring[tenant] = self._owe.pop(tenant)
 
     def next(self, blocked: set[Requirement]) -> Job | None:
         """The job whose turn it is, or None when no tenant has one that is not blocked."""
