@@ -85,10 +85,10 @@ class FrontDesk:
             if isinstance(spec, JobSpec) and spec.idempotency_key not in known
         ]
         async with self._quotas.hold(tenant, lambda: _load(new)):
-            await self._use_objects(tenant, jobs, specs, known)
-            # Others may have been accepted under the same keys meanwhile: nothing may wait between
-            # this and `_submit`, which says what is being accepted.
-            known = await self._known(tenant, specs)
+            if await self._use_objects(tenant, jobs, specs, known):
+                # Others may have been accepted under the same keys meanwhile: nothing may wait
+                # between this and `_submit`, which says what is being accepted.
+                known = await self._known(tenant, specs)
             return await self._submit(tenant, jobs, specs, known)
 
     async def _known(self, tenant: str, specs: Sequence[JobSpec | Problem]) -> dict[str, KnownKey]:
@@ -103,8 +103,11 @@ class FrontDesk:
         jobs: Sequence[JobRequest],
         specs: Sequence[JobSpec | Problem],
         known: dict[str, KnownKey],
-    ) -> None:
-        """Keep what new jobs refer to; before they are accepted, so that it cannot go between."""
+    ) -> bool:
+        """Keep what new jobs refer to, before they are accepted: it cannot go between.
+
+        Whether there was anything, which takes its time.
+        """
         uses: dict[str, list[str]] = {}
         until_ms = 0
         for request, spec in zip(jobs, specs, strict=True):
@@ -114,8 +117,10 @@ class FrontDesk:
             if digests:
                 uses[spec.id] = digests
                 until_ms = max(until_ms, spec.deadline_ms + spec.retention_ms)
-        if uses and self._objects is not None:
-            await self._objects.use(tenant, uses, until_ms)
+        if not uses or self._objects is None:
+            return False
+        await self._objects.use(tenant, uses, until_ms)
+        return True
 
     async def _submit(
         self,

@@ -337,9 +337,6 @@ async def stale_journals(world: World, rng: random.Random) -> None:
     In some of these cars the clock stands still while they are off, until the network sets it.
     """
 
-    def set_clock(host: Host) -> None:
-        host.utc_offset_ms = max(0, host.utc_offset_ms)
-
     async def strike() -> None:
         car = rng.choice(world.cars)
         saved = world.folder / f"{car.name}.image.{rng.getrandbits(32)}"
@@ -350,7 +347,7 @@ async def stale_journals(world: World, rng: random.Random) -> None:
         if rng.random() < _STALE_CLOCK:
             world.ledger.fault("stale_clock", car.name)
             car.host.utc_offset_ms -= _HOUR_MS
-            world.loop.call_later(_CLOCK_SET_S, set_clock, car.host)
+            world.loop.call_later(_CLOCK_SET_S, _set_clock_right, car.host)
         if rng.random() < _NEW_DISK:
             world.ledger.fault("new_disk", car.name)
             world.kill(car.host, 1.0)
@@ -397,8 +394,8 @@ async def restored_backups(world: World, rng: random.Random) -> None:
         world.loop.call_later(back_s, requester.start)
 
 
-def _set_clock_right(host: Host, last_epoch: int) -> None:
-    """Beyond the moment for which the last dispatcher's epoch stands, and not behind."""
+def _set_clock_right(host: Host, last_epoch: int = 0) -> None:
+    """Not behind, and beyond the moment for which the last dispatcher's epoch stands."""
     behind_ms = (last_epoch + 1) * 1_000 - host.now().utc_ms
     host.utc_offset_ms = max(0, host.utc_offset_ms, host.utc_offset_ms + behind_ms)
 

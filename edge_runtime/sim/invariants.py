@@ -202,7 +202,7 @@ def s2_forgotten_jobs_stay_away(world: World, db: sqlite3.Connection) -> None:
             world.ledger.violated("S2", f"{count} of {table} belong to no job")
     if world.ledger.has_gone_back:
         return
-    is_heard = not _lost_at_broker(world)
+    is_heard = not world.has_lost_at_broker
     is_repeated = world.dispatcher_faults.fired["duplicate"] > 0
     for job in sorted(world.ledger.deleted):
         if db.execute("SELECT 1 FROM job WHERE id=?", (job,)).fetchone() is not None:
@@ -233,7 +233,7 @@ def s3_memory_and_store_agree(world: World, db: sqlite3.Connection) -> None:
 
 def s4_topics_skip_nothing(world: World, db: sqlite3.Connection) -> None:
     """S4. Raw topics may repeat and never skip, where the broker loses and refuses nothing."""
-    if _lost_at_broker(world):
+    if world.has_lost_at_broker:
         return
     for job, cursor in db.execute(
         "SELECT j.id, r.cursor FROM result r JOIN job j ON j.no=r.job_no ORDER BY r.position"
@@ -286,7 +286,7 @@ def s4_third_parties(world: World, db: sqlite3.Connection) -> None:
                 for entry in third.read.get(submitted.job, [])
                 if entry[2] or entry[0] in cursors or not submitted.was_requeued
             ]
-            is_unheard_of = third.knows_by_topics and not heard and _lost_at_broker(world)
+            is_unheard_of = third.knows_by_topics and not heard and world.has_lost_at_broker
             if heard != stored and not is_unheard_of:
                 world.ledger.violated(
                     "S4", f"{submitted.job}: {third.name} has {heard}, stored {stored}"
@@ -475,12 +475,6 @@ def l4_who_waits_is_answered(world: World, db: sqlite3.Connection) -> None:
     del db
     for name in world.ledger.unanswered:
         world.ledger.violated("L4", f"{name} asks, waits, and is not answered")
-
-
-def _lost_at_broker(world: World) -> bool:
-    """Whether something of the dispatcher's was acknowledged, or refused, and is not there."""
-    fired = world.dispatcher_faults.fired
-    return fired["loss"] > 0 or fired["refused"] > 0
 
 
 def _stored(db: sqlite3.Connection, job: str) -> list[tuple[int, int, int]]:

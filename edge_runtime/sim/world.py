@@ -482,20 +482,27 @@ class World:
         """Whether the dispatcher is connected and the broker has every result that it keeps."""
         if self.service is None or not self.service.bus.is_connected:
             return False
-        path = self.dispatcher.folder / "dispatcher.db"
-        with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as db:
-            return db.execute("SELECT 1 FROM job WHERE published < cursor").fetchone() is None
+        return not self._in_store("SELECT 1 FROM job WHERE published < cursor LIMIT 1")
 
     @property
     def unretained(self) -> list[str]:
         """Jobs of the store whose status the broker does not keep, though it loses nothing."""
+        if self.has_lost_at_broker:
+            return []
+        jobs = self._in_store("SELECT id FROM job")
+        return [job for (job,) in jobs if not self.broker.retains_of(job)]
+
+    @property
+    def has_lost_at_broker(self) -> bool:
+        """Whether something of the dispatcher's was acknowledged, or refused, and is not there."""
         fired = self.dispatcher_faults.fired
-        if fired["loss"] or fired["refused"]:
-            return []  # acknowledged, or refused, and not there
+        return fired["loss"] > 0 or fired["refused"] > 0
+
+    def _in_store(self, query: str) -> list[Any]:
+        """The rows that the dispatcher's store has for a query."""
         path = self.dispatcher.folder / "dispatcher.db"
         with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as db:
-            jobs = [job for (job,) in db.execute("SELECT id FROM job")]
-        return [job for job in jobs if not self.broker.retains_of(job)]
+            return db.execute(query).fetchall()
 
     @property
     def has_wishes(self) -> bool:

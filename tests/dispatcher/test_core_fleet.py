@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from edge_runtime.contract import limits
 from edge_runtime.contract.errors import Rejected, RejectionReason
-from edge_runtime.contract.messages import Offline
+from edge_runtime.contract.messages import Birth, Offline
 from edge_runtime.contract.reasons import Availability, HoldReason
 from edge_runtime.dispatcher.core.events import VehicleBorn, VehicleWent
 from edge_runtime.dispatcher.core.fleet import Fleet, Names
@@ -134,10 +134,15 @@ def test_a_car_that_counts_its_boots_anew_works_again() -> None:
     assert world.core.fleet.is_available(0, world.now.boot_ms)
 
 
-def test_a_late_birth_of_an_earlier_boot_is_soon_corrected() -> None:
+def car_and_an_earlier_birth() -> tuple[World, ModelCar, Birth]:
+    """A car that is known, and what it said in the boot before."""
     world = World()
     car = world.car(boot=30)
-    late = msgspec.structs.replace(car.birth().birth, boot=29)
+    return world, car, msgspec.structs.replace(car.birth().birth, boot=29)
+
+
+def test_a_late_birth_of_an_earlier_boot_is_soon_corrected() -> None:
+    world, car, late = car_and_an_earlier_birth()
     world.tick(VehicleBorn(birth=late))
     assert world.core.fleet.boot[0] == late.boot
     world.tick(car.state())
@@ -147,9 +152,7 @@ def test_a_late_birth_of_an_earlier_boot_is_soon_corrected() -> None:
 
 
 def test_what_a_broker_kept_of_an_earlier_boot_is_not_believed_and_the_car_is_asked() -> None:
-    world = World()
-    car = world.car(boot=30)
-    kept = msgspec.structs.replace(car.birth().birth, boot=29)
+    world, car, kept = car_and_an_earlier_birth()
     world.tick(VehicleBorn(birth=kept, is_retained=True))
     assert world.rejected[RejectionReason.OLD_BOOT] == 1
     world.settle()

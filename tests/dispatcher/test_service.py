@@ -521,7 +521,9 @@ async def test_statuses_are_cleared_though_the_clock_was_years_ahead_for_a_while
         await _retained_states(broker, 1)
         ahead_ms = day_ms + 60_000
         await chores.sweep()
+        await house.until(lambda: not service.publisher._statuses)
         await house.until(lambda: not [t for t in broker._retained if "/jobs/" in t])
+    assert not [topic for topic in broker._retained if "/jobs/" in topic]
 
 
 async def test_the_feed_follows_all_jobs_of_a_tenant(house: House) -> None:
