@@ -68,7 +68,8 @@ def demo(
     """Run the whole system on this machine: real models, real input, three faults, a count.
 
     Exit code 0 means that a separate subscriber counted exactly one canonical result for every
-    item, and that every fault struck a unit that was running.
+    item, and that every fault struck a unit that was running; where the cars are done before that,
+    there are 20 more pictures to read, up to five times.
     """
     from edge_runtime.cli.demo.live import open_view
     from edge_runtime.cli.demo.run import DemoOptions

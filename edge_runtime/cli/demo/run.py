@@ -1,7 +1,8 @@
 """The demo's course: start, submit, disturb, count, tell.
 
 The demo succeeds only where the separate subscriber counted exactly one canonical result for
-every item, and every fault struck a running unit.
+every item, and every fault struck a running unit. Where the cars were done before that, there is
+an encore: pictures to read, which are counted as all items are.
 """
 
 import asyncio
@@ -10,7 +11,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, assert_never
 
@@ -48,6 +49,7 @@ _COUNT_TIMEOUT_S: Final = 20.0
 _POLL_S: Final = 0.2
 _PAGE: Final = 1_000
 _PAIRS_SHOWN: Final = 2
+_ENCORES_MAX: Final = 5
 _OWNER_IN: Final = {"is_occupied": True}
 _OWNER_OUT: Final = {"is_occupied": False}
 _HOT: Final = {"compute_temperature_c": 97.0}
@@ -81,6 +83,7 @@ class _Job:
     question: Question
     handle: "JobHandle"
     answers: JobAnswers
+    is_encore: bool
     marks: list[ResultMark] = field(default_factory=list)
 
     @property
@@ -98,16 +101,27 @@ class Outcome:
     faults: list[str]
 
 
-def gather_questions(options: DemoOptions, view: View) -> list[Question]:
-    """Make the three jobs' items (blocking). Raises `LocalError` where the data is missing."""
+@dataclass(frozen=True, slots=True)
+class Programme:
+    """The jobs, and one more for where they were done before every fault had struck."""
+
+    questions: Sequence[Question]
+    encore: Question
+
+
+def make_programme(options: DemoOptions, view: View) -> Programme:
+    """Make the jobs' items (blocking). Raises `LocalError` where the data is missing."""
     from edge_runtime.vehicle.models.importers.data import fetch_demo_data
 
     data = fetch_demo_data(options.cache, options.data, view.say)
-    return [
-        ask_faces(data.frames_video, options.items or FACES_DEFAULT),
-        ask_texts(data.text_images, options.items or TEXTS_DEFAULT),
-        ask_sentences(options.items or SENTENCES_DEFAULT, options.seed),
-    ]
+    return Programme(
+        questions=(
+            ask_faces(data.frames_video, options.items or FACES_DEFAULT),
+            ask_texts(data.text_images, options.items or TEXTS_DEFAULT),
+            ask_sentences(options.items or SENTENCES_DEFAULT, options.seed),
+        ),
+        encore=replace(ask_texts(data.text_images, TEXTS_DEFAULT), label="text again"),
+    )
 
 
 class Demo:
@@ -118,12 +132,13 @@ class Demo:
         self._house = house
         self._view = view
         self._jobs: list[_Job] = []
+        self._collecting: list[asyncio.Task[None]] = []
         self._attempts: list[AttemptView] = []
         self._killed = 0
         wanted = [FaultKind.OWNER_RETURNED, FaultKind.KILLED, FaultKind.OVERHEATED]
         self._director = Director(wanted if options.faults else [])
 
-    async def run(self, questions: Sequence[Question]) -> Outcome:
+    async def run(self, programme: Programme) -> Outcome:
         """Run the whole course in a house that is running. Raises `EdgeError`."""
         from edge_runtime.client import EdgeClient
 
@@ -131,16 +146,14 @@ class Demo:
             await self._await_ready(client)
         async with EdgeClient(self._house.url, TENANT) as client:
             started_ms = _now_ms()
-            await self._submit(client, questions)
-            collecting = [
-                asyncio.create_task(self._collect(job), name=job.name) for job in self._jobs
-            ]
             try:
-                await self._watch(client, collecting)
+                for question in programme.questions:
+                    await self._ask(client, question)
+                await self._watch(client, programme.encore)
             finally:
-                for task in collecting:
+                for task in self._collecting:
                     task.cancel()
-                await asyncio.gather(*collecting, return_exceptions=True)
+                await asyncio.gather(*self._collecting, return_exceptions=True)
             finished_ms = max(
                 (mark.at_ms for job in self._jobs for mark in job.marks), default=_now_ms()
             )
@@ -172,17 +185,19 @@ class Demo:
             await asyncio.sleep(_POLL_S)
         self._view.say(f"{len(cars)} cars are ready")
 
-    async def _submit(self, client: "EdgeClient", questions: Sequence[Question]) -> None:
-        for question in questions:
-            handle = client.submit(
-                question.model, question.items, deadline_s=self._options.timeout_s
-            )
-            status = await handle
-            self._jobs.append(_Job(question, handle, JobAnswers(question)))
-            await self._house.subscriber.send({"job": status.job, "items": len(question.items)})
-            self._view.say(
-                f"submitted {question.label}: {len(question.items)} items for {question.model}"
-            )
+    async def _ask(
+        self, client: "EdgeClient", question: Question, *, is_encore: bool = False
+    ) -> None:
+        """Submit a job, and take in its results from now on."""
+        handle = client.submit(question.model, question.items, deadline_s=self._options.timeout_s)
+        status = await handle
+        job = _Job(question, handle, JobAnswers(question), is_encore)
+        self._jobs.append(job)
+        await self._house.subscriber.send({"job": status.job, "items": len(question.items)})
+        self._view.say(
+            f"submitted {question.label}: {len(question.items)} items for {question.model}"
+        )
+        self._collecting.append(asyncio.create_task(self._collect(job), name=job.name))
 
     # --- while ------------------------------------------------------------
 
@@ -194,21 +209,23 @@ class Demo:
                 job.answers.failed[result.item] = result.error.code.value
             else:
                 job.answers.by_item[result.item] = Answer(result.output, result.vehicle)
-        for line in few_lines(job.answers):
-            self._view.say(f"  {line}")
+        if not job.is_encore:
+            for line in few_lines(job.answers):
+                self._view.say(f"  {line}")
 
-    async def _watch(self, client: "EdgeClient", collecting: Sequence[asyncio.Task[None]]) -> None:
+    async def _watch(self, client: "EdgeClient", encore: Question) -> None:
         """Show, and disturb, until the jobs have ended and the disturbed cars are back."""
         deadline_s = time.monotonic() + self._options.timeout_s
         over_s: float | None = None
+        encores = 0
         while True:
             self._house.check()
             fleet, attempts = await asyncio.gather(client.fleet(limit=_PAGE), _all_attempts(client))
             self._show(fleet.cars, attempts)
-            for task in collecting:
+            for task in self._collecting:
                 if task.done():
                     task.result()
-            is_over = all(task.done() for task in collecting)
+            is_over = all(task.done() for task in self._collecting)
             for action in self._director.observe(
                 fleet.cars,
                 attempts,
@@ -217,7 +234,10 @@ class Demo:
                 items_waiting=self._items_waiting(attempts),
             ):
                 await self._act(action)
-            if is_over:
+            if is_over and self._director.wanted and encores < _ENCORES_MAX:
+                encores += 1
+                await self._ask(client, encore, is_encore=True)
+            elif is_over:
                 over_s = over_s or time.monotonic()
                 is_late = time.monotonic() > over_s + _RECOVER_TIMEOUT_S
                 if self._director.is_done or self._director.wanted or is_late:
@@ -306,7 +326,7 @@ class Demo:
         )
 
     def _report(self, summary: Summary, started_ms: int, finished_ms: int) -> ReportData:
-        answered = [job.answers for job in self._jobs]
+        answered = [job.answers for job in self._jobs if not job.is_encore]
         pairs = [
             pair
             for answers in answered
@@ -377,9 +397,9 @@ async def run_demo(
             state_dir=options.state_dir,
         )
     )
-    questions = asyncio.create_task(asyncio.to_thread(gather_questions, options, view))
+    programme = asyncio.create_task(asyncio.to_thread(make_programme, options, view))
     async with house.running():
-        tell(await Demo(options, house, view).run(await questions))
+        tell(await Demo(options, house, view).run(await programme))
         if stay:
             await _stay(house, view)
 
