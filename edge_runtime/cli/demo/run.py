@@ -49,7 +49,7 @@ _COUNT_TIMEOUT_S: Final = 20.0
 _POLL_S: Final = 0.2
 _PAGE: Final = 1_000
 _PAIRS_SHOWN: Final = 2
-_ENCORES_MAX: Final = 5
+_ENCORES_ALLOWED: Final = 5
 _OWNER_IN: Final = {"is_occupied": True}
 _OWNER_OUT: Final = {"is_occupied": False}
 _HOT: Final = {"compute_temperature_c": 97.0}
@@ -234,7 +234,7 @@ class Demo:
                 items_waiting=self._items_waiting(attempts),
             ):
                 await self._act(action)
-            if is_over and self._director.wanted and encores < _ENCORES_MAX:
+            if is_over and self._director.wanted and encores < _ENCORES_ALLOWED:
                 encores += 1
                 await self._ask(client, encore, is_encore=True)
             elif is_over:
