@@ -2,7 +2,8 @@
 
 Looks at what each tick has begun. A tenant counts as passed over when a unit of another was
 placed while it had an item to offer to the same cars and something left in its round; a turn of
-its own, or one moment without either, begins the count anew.
+its own, or one moment without either, begins the count anew. One tick may be several rounds: who
+owed when it began, or was served in it, may have owed while others were served, and is not counted.
 """
 
 from collections import Counter
@@ -25,6 +26,8 @@ class FairShares:
         self._core = core
         self._ledger = ledger
         self._passed_over: Counter[str] = Counter()
+        self._known: set[str] = set()
+        self._may_owe: set[str] = set()
 
     def watch(self, commands: Sequence[Command]) -> None:
         """Judge a tick."""
@@ -36,7 +39,8 @@ class FairShares:
             if job is None:
                 continue
             tenant, requirement = job.spec.tenant, job.spec.requirement
-            waiting = self._waiting(requirement) - {tenant}
+            self._may_owe.add(tenant)
+            waiting = self._waiting(requirement) - self._may_owe
             self._passed_over = Counter(
                 {other: self._passed_over[other] + 1 for other in sorted(waiting)}
             )
@@ -44,6 +48,9 @@ class FairShares:
             for other, count in self._passed_over.items():
                 if count > most:
                     self._ledger.violated("S15", f"{other} was passed over {count} times")
+        self._known |= {queue.tenant for queue in state.turns}
+        shares = state.turns.shares
+        self._may_owe = {tenant for tenant in self._known if shares.left_ms(tenant) <= 0.0}
 
     def _waiting(self, requirement: Requirement) -> set[str]:
         """Tenants with an item to offer to such a car, and something left in their round."""

@@ -10,7 +10,7 @@ Invariants
   next turn: its first unit waits for the next free car and for nobody's queue.
 - It cannot gain by going and coming: what it owes is remembered while it is away.
 - A tenant with work is never passed over for ever: between two of its turns every other one
-  gets at most its quantum and one unit.
+  gets at most its quantum and one unit, and a quantum more for each that this one owed.
 
 Deliberately absent: priorities between tenants. A priority orders a tenant's own jobs; to let
 it order others' would make every job the most urgent one.
