@@ -93,7 +93,7 @@ async def upload(transport: Transport, data: bytes) -> str:
         except DispatcherRefused as refused:
             if refused.problem.status != HTTPStatus.LOCKED:
                 raise JobRefused(refused.problem) from None
-            # Somebody else begins to upload the same bytes.
+            # Somebody else uploads the same bytes.
             await patience.wait(Interrupted(refused.problem.message, refused.problem))
         else:
             return sha256

@@ -253,14 +253,21 @@ class Objects:
             self._busy.discard(name)
 
     async def look(self, tenant: str, sha256: str) -> Upload:
-        """How far an upload is; one that has all its bytes is brought to its end."""
+        """How far an upload is; one that has all its bytes is brought to its end.
+
+        `Refusal` 423 while another request does that: who hears that all bytes are there may
+        refer to them.
+        """
         stored = self._find(tenant, sha256)
         if stored.is_whole:
             return Upload(stored, stored.length)
         with _disk_faults():
             offset = await asyncio.to_thread(_size_of, self._spooled(stored))
-        if offset < stored.length or stored.name in self._busy:
-            return Upload(stored, min(offset, stored.length))
+        stored = self._find(tenant, sha256)  # another request may have brought it to its end
+        if stored.is_whole:
+            return Upload(stored, stored.length)
+        if offset < stored.length:
+            return Upload(stored, offset)
         with self._alone(stored.name):
             return Upload(await self._finish(stored), stored.length)
 

@@ -101,7 +101,8 @@ class Receiver:
     def create(self, unit: int, sha256: str, length: int) -> int:
         """Begin an output, or find one that was begun; how many bytes have come.
 
-        Raises `Refusal`: 409, 413 or 422 for a wrong length, 503 where there is no room for it.
+        Raises `Refusal`: 409, 413 or 422 for a wrong length, 423 while all its bytes are being
+        proven, 503 where there is no room for it.
         """
         outputs = self._units.get(unit, {})
         known = outputs.get(sha256)
@@ -111,6 +112,10 @@ class Receiver:
         elif known.length != length:
             message = f"this output was begun with {known.length} bytes"
             raise refusal(HTTPStatus.CONFLICT, "other_length", message, field="Upload-Length")
+        elif len(known.data) == length and not known.is_whole:
+            if known.is_busy:
+                raise _locked()
+            known.data.clear()  # their proof was broken off
         self._comes(unit, length - len(known.data))
         return len(known.data)
 
@@ -152,7 +157,7 @@ class Receiver:
         if output is None:
             raise refusal(HTTPStatus.NOT_FOUND, "unknown_object", "this output was not begun")
         if output.is_busy:
-            raise refusal(HTTPStatus.LOCKED, "locked", "another request is writing this output")
+            raise _locked()
         if output.is_whole or offset != len(output.data):
             message = f"the output goes on at byte {len(output.data)}, not {offset}"
             raise refusal(HTTPStatus.CONFLICT, "wrong_offset", message, field="Upload-Offset")
@@ -211,6 +216,10 @@ class Receiver:
         """Drop what units were handed in that no car has any more."""
         for unit in [unit for unit in self._units if not self._is_out(unit)]:
             del self._units[unit]
+
+
+def _locked() -> Refusal:
+    return refusal(HTTPStatus.LOCKED, "locked", "another request is writing this output")
 
 
 def _problem_with(data: bytes, sha256: str) -> Refusal | None:

@@ -253,6 +253,28 @@ async def test_what_was_handed_in_is_taken_by_its_address_alone() -> None:
     assert len(units.receiver) == 0
 
 
+async def test_no_car_hears_of_all_bytes_before_they_are_proven() -> None:
+    units = Units()
+    ref = units.reference(DATA)
+    have_come = asyncio.Event()
+
+    async def slow() -> AsyncIterator[bytes]:
+        yield DATA
+        have_come.set()
+        await asyncio.Event().wait()
+
+    units.receiver.create(7, ref.sha256, ref.length)
+    first = asyncio.create_task(units.receiver.append(7, ref.sha256, 0, slow()))
+    await have_come.wait()
+    with pytest.raises(Refusal, match="another request"):
+        units.receiver.create(7, ref.sha256, ref.length)
+    first.cancel()
+    await asyncio.wait([first])
+    assert units.receiver.create(7, ref.sha256, ref.length) == 0, "they were never proven"
+    await units.put(DATA)
+    assert units.receiver.problem(ref) is None
+
+
 async def test_what_is_not_what_was_announced_is_not_kept() -> None:
     units = Units()
     nested = b"\x91" * 200_000 + b"\xc0"

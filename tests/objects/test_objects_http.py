@@ -137,6 +137,26 @@ async def test_one_writer_at_a_time(house: ObjectsHouse) -> None:
     assert (await first).status == HTTPStatus.NO_CONTENT
 
 
+async def test_nobody_hears_of_all_bytes_before_they_are_proven(house: ObjectsHouse) -> None:
+    data = os.urandom(limits.UPLOAD_WRITE_BYTES)
+    name = digest_of(data)
+    await house.create(data)
+    may_end = asyncio.Event()
+
+    async def slow() -> AsyncIterator[bytes]:
+        yield data
+        await may_end.wait()
+
+    first = asyncio.create_task(house.patch(name, 0, slow()))
+    await eventually(lambda: [path.stat().st_size for path in house.spool.iterdir()] == [len(data)])
+    looked = await house.ask("HEAD", f"/objects/{name}", **TUS)
+    begun = await house.create(data)
+    may_end.set()
+    assert (looked.status, begun.status) == (HTTPStatus.LOCKED, HTTPStatus.LOCKED)
+    assert (await first).status == HTTPStatus.NO_CONTENT
+    assert await house.offset(name) == len(data)
+
+
 async def test_a_silent_upload_is_given_up(
     house: ObjectsHouse, monkeypatch: pytest.MonkeyPatch
 ) -> None:
