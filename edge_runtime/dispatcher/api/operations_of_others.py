@@ -313,7 +313,7 @@ OBJECTS: Final = (
         "/objects",
         "create",
         "Begin an upload",
-        *(409, 413, 507),
+        *(409, 413, 423, 503, 507),
         answers={201: None},
         parameters=(
             _size("Upload-Length", "How many bytes it will have."),
@@ -334,13 +334,13 @@ OBJECTS: Final = (
         *(404, 416),
         answers={200: bytes, 206: bytes},
     ),
-    _tus("HEAD", _ONE, "look", "How much of it is there", 404, answers={200: None}),
+    _tus("HEAD", _ONE, "look", "How much of it is there", *(404, 423, 503), answers={200: None}),
     _tus(
         "PATCH",
         _ONE,
         "append",
         "Go on with an upload",
-        *(404, 408, 409, 413, 415, 507),
+        *(404, 408, 409, 413, 415, 423, 503, 507),
         parameters=(_size("Upload-Offset", "Where these bytes belong."),),
         sends={
             "application/offset+octet-stream": {"schema": {"type": "string", "format": "binary"}}
