@@ -308,8 +308,20 @@ class SimJournal(LoopJournal):
         done = super()._commit(batch)
         self._host.synced(self._connection)
         if not all(isinstance(write, WriteStarted) for _, write in batch):
-            self._look([write.offer for _, write in batch if isinstance(write, WriteAttempt)])
+            offers = {n: write.offer for n, write in batch if isinstance(write, WriteAttempt)}
+            self._look(list(offers.values()))
+            if isinstance(done, WritesCommitted):
+                self._note_overtaken([x for n, x in offers.items() if n not in done.refused])
         return done
+
+    def _note_overtaken(self, written: Sequence[UnitOffer]) -> None:
+        """An attempt whose place a newer one took in the same commit was held until then.
+
+        The car may still say that it took it, and by then have let go of the newer one: its
+        dispatcher, who gave out both, knows better.
+        """
+        newest = {offer.unit: offer.fence for offer in written}
+        self._host.has_held |= {(x.unit, *x.fence) for x in written if x.fence != newest[x.unit]}
 
     def _look(self, written: Sequence[UnitOffer]) -> None:
         """Note what the file holds, and which chunks it no longer does.
