@@ -16,7 +16,9 @@ from services import FourProcesses, four_processes
 from edge_runtime.vehicle.models.importers.tiny_text import write_tiny_text
 
 WAIT_S = 90.0
-LINES = 600
+# A car writes for seconds: long enough to be found in the middle of it.
+LINES = 1_200
+TOKENS = 128
 TWICE = 2
 BROKEN = b'{"custom_id": "broken"}\n'
 FORM = (
@@ -28,7 +30,7 @@ T = TypeVar("T")
 
 
 def line(number: int) -> bytes:
-    body = {"model": "tiny-text", "prompt": f"the {number}", "max_tokens": 1}
+    body = {"model": "tiny-text", "prompt": f"the {number}", "max_tokens": TOKENS}
     request = {
         "custom_id": f"line-{number}",
         "method": "POST",
@@ -73,7 +75,8 @@ def text_of(client: openai.OpenAI, file_id: str | None) -> list[Any]:
     if file_id is None:
         return []
     content = until(lambda: client.files.content(file_id)).text
-    return [json.loads(entry) for entry in content.splitlines()]
+    # Not `splitlines`: what was written may hold U+0085, U+2028 or U+2029, which end no line here.
+    return [json.loads(entry) for entry in content.split("\n") if entry]
 
 
 def batch_over(client: openai.OpenAI, batch_id: str) -> Any:

@@ -126,7 +126,7 @@ async def test_the_owners_return_freezes_the_engine_and_gives_the_work_back(
 async def test_a_short_visit_loses_nothing(garage: Garage, synthetic: Make) -> None:
     chain = synthetic("chain")
     async with garage.both(chain) as (_, peer):
-        peer.offer(unit_offer(chain, [row(160)] * 10))
+        peer.offer(unit_offer(chain, [row(160)] * 100))
         await peer.until(peer.of)
         garage.sensors.command(b'{"is_occupied": true}')
         await peer.until(lambda: peer.states[-1].availability is Availability.STOPPING)
@@ -134,7 +134,7 @@ async def test_a_short_visit_loses_nothing(garage: Garage, synthetic: Make) -> N
         chunk = await peer.ending()
         assert chunk.ending is not None
         assert chunk.ending.outcome is Outcome.COMPLETED
-        assert len(peer.results()) == 10
+        assert len(peer.results()) == 100
 
 
 async def test_driving_off_gives_everything_back_without_a_grace(

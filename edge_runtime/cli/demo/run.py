@@ -12,6 +12,7 @@ import platform
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, assert_never
 
@@ -106,7 +107,8 @@ class Programme:
     """The jobs, and one more for where they were done before every fault had struck."""
 
     questions: Sequence[Question]
-    encore: Question
+    encore: Callable[[], Question]
+    """Makes it (blocking): most runs need none."""
 
 
 def make_programme(options: DemoOptions, view: View) -> Programme:
@@ -120,7 +122,7 @@ def make_programme(options: DemoOptions, view: View) -> Programme:
             ask_texts(data.text_images, options.items or TEXTS_DEFAULT),
             ask_sentences(options.items or SENTENCES_DEFAULT, options.seed),
         ),
-        encore=replace(ask_texts(data.text_images, TEXTS_DEFAULT), label="text again"),
+        encore=partial(ask_texts, data.text_images, TEXTS_DEFAULT),
     )
 
 
@@ -213,7 +215,7 @@ class Demo:
             for line in few_lines(job.answers):
                 self._view.say(f"  {line}")
 
-    async def _watch(self, client: "EdgeClient", encore: Question) -> None:
+    async def _watch(self, client: "EdgeClient", encore: Callable[[], Question]) -> None:
         """Show, and disturb, until the jobs have ended and the disturbed cars are back."""
         deadline_s = time.monotonic() + self._options.timeout_s
         over_s: float | None = None
@@ -236,7 +238,8 @@ class Demo:
                 await self._act(action)
             if is_over and self._director.wanted and encores < _ENCORES_ALLOWED:
                 encores += 1
-                await self._ask(client, encore, is_encore=True)
+                question = replace(await asyncio.to_thread(encore), label="text again")
+                await self._ask(client, question, is_encore=True)
             elif is_over:
                 over_s = over_s or time.monotonic()
                 is_late = time.monotonic() > over_s + _RECOVER_TIMEOUT_S
