@@ -10,8 +10,10 @@ from memory_front import MemoryFront
 from serving import MSGPACK, Served, job, wait_until
 from structlog.testing import capture_logs
 
+from edge_runtime.client import EdgeClient
 from edge_runtime.contract import limits
 from edge_runtime.contract.http import Problem
+from edge_runtime.dispatcher.storage import StoreBusy, StoreError, StoreFull
 
 ITEM = {"text": "x"}
 
@@ -283,6 +285,30 @@ async def test_unknown_paths_and_methods_are_problems(api: Served, accept: str) 
 async def test_an_unsupported_content_type_is_refused(api: Served) -> None:
     status, problem = await api.send(b"<job/>", Content_Type="text/xml")
     assert (status, problem["field"]) == (415, "Content-Type")
+
+
+@pytest.mark.parametrize("refused", [StoreFull("disk is full"), StoreBusy("locked")])
+async def test_a_store_that_has_no_room_now_is_asked_again_later(
+    api: Served, monkeypatch: pytest.MonkeyPatch, refused: StoreError
+) -> None:
+    """As clients take 507: found by chaos, whose requester gave up where DELETE answered 500."""
+    errors = iter([refused])
+    delete = MemoryFront.delete
+
+    async def full_once(self: MemoryFront, tenant: str | None, name: str) -> None:
+        for error in errors:
+            raise error
+        await delete(self, tenant, name)
+
+    monkeypatch.setattr(MemoryFront, "delete", full_once)
+    await api.call("POST", "/v1/jobs", body=job(), status=201)
+    problem = await api.call("DELETE", "/v1/jobs/job-0", status=507)
+    assert problem["code"] == "store_unavailable"
+    assert str(refused) in problem["message"]
+    async with EdgeClient(api.url("")) as client:
+        errors = iter([refused])
+        await client.delete("job-0")
+    await api.call("GET", "/v1/jobs/job-0", status=404)
 
 
 async def test_a_failing_front_is_a_500_that_says_nothing_of_it(

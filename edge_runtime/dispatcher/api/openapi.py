@@ -48,6 +48,8 @@ _COMMON: Final = (400, 401, 403, 422, 429, 431, 503)
 """Refusals before any route: the request itself, its key, its tenant's name and quota; no room."""
 _OF_BODIES: Final = (408, 413, 415)
 """Refusals of whatever reads a body: too slow, too large, in a form that is none."""
+_OF_CHANGES: Final = (507,)
+"""Refusals of whatever the store may have to write: it is full or locked."""
 _KEYS: Final = {
     "bearer": {"type": "http", "scheme": "bearer"},
     "header": {"type": "apiKey", "in": "header", "name": API_KEY_HEADER},
@@ -157,7 +159,8 @@ def _responses(operation: Operation, schema_of: Any) -> dict[str, Any]:
         responses[str(status)] = response
     problem = _forms(operation, schema_of(operation.refusal))
     of_bodies = _OF_BODIES if operation.body is not None or operation.sends is not None else ()
-    for status in sorted({*_COMMON, *of_bodies, *operation.problems}):
+    of_changes = () if operation.method in {"GET", "HEAD"} else _OF_CHANGES
+    for status in sorted({*_COMMON, *of_bodies, *of_changes, *operation.problems}):
         if str(status) in responses:
             continue
         refused: dict[str, Any] = {"description": HTTPStatus(status).phrase}

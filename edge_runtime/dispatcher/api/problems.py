@@ -21,6 +21,7 @@ from edge_runtime.contract.http import Problem
 from edge_runtime.dispatcher.api.forms import refusal_body, refusal_headers
 from edge_runtime.dispatcher.api.wire import media_type_for
 from edge_runtime.dispatcher.front import Refusal
+from edge_runtime.dispatcher.storage import StoreBusy, StoreFull
 
 _log = structlog.get_logger(__name__)
 
@@ -107,17 +108,26 @@ def malformed(error: Exception) -> Problem:
 
 def problem_of(error: Exception) -> Problem:
     """The `Problem` that answers for any exception; the unexpected ones say nothing of it."""
-    if isinstance(error, Refusal):
-        return error.problem
-    if isinstance(error, HTTPException):
-        status = HTTPStatus(error.status_code)
-        code = _ROUTING_CODES.get(status, "http_error")
-        return Problem(code=code, message=status.phrase, status=int(status))
-    return Problem(
-        code="internal",
-        message="the dispatcher failed on this request; its log says why",
-        status=int(HTTPStatus.INTERNAL_SERVER_ERROR),
-    )
+    match error:
+        case Refusal():
+            return error.problem
+        case HTTPException():
+            status = HTTPStatus(error.status_code)
+            code = _ROUTING_CODES.get(status, "http_error")
+            return Problem(code=code, message=status.phrase, status=int(status))
+        case StoreFull() | StoreBusy():
+            # Nothing of the request was done: asked again when there is room, it will be.
+            return Problem(
+                code="store_unavailable",
+                message=f"the store could not take this: {error}",
+                status=int(HTTPStatus.INSUFFICIENT_STORAGE),
+            )
+        case _:
+            return Problem(
+                code="internal",
+                message="the dispatcher failed on this request; its log says why",
+                status=int(HTTPStatus.INTERNAL_SERVER_ERROR),
+            )
 
 
 def answer_exception(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
